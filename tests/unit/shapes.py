@@ -1,0 +1,37 @@
+"""Objects with the shape of torchtitan's, for tests that need no torchtitan."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+
+def model_args(n_heads: Any = 8, n_kv_heads: Any = 2, n_layers: Any = 2, **more: Any) -> Any:
+    """Model args of 0.2.x."""
+    return SimpleNamespace(n_heads=n_heads, n_kv_heads=n_kv_heads, n_layers=n_layers, **more)
+
+
+def attention_layer(n_heads: Any = 8, n_kv_heads: Any = 2) -> Any:
+    """A full-attention layer's config of 0.3.x."""
+    return SimpleNamespace(
+        attention=SimpleNamespace(n_heads=n_heads, n_kv_heads=n_kv_heads), delta_net=None, moe=None
+    )
+
+
+def delta_layer(n_key_heads: int = 4, n_value_heads: int = 8, head_dim: int = 16) -> Any:
+    """A gated-delta layer's config of 0.3.x."""
+    return SimpleNamespace(
+        attention=None,
+        moe=None,
+        delta_net=SimpleNamespace(
+            key_head_dim=head_dim,
+            value_head_dim=head_dim,
+            in_proj_q=SimpleNamespace(out_features=n_key_heads * head_dim),
+            in_proj_v=SimpleNamespace(out_features=n_value_heads * head_dim),
+        ),
+    )
+
+
+def config_tree(*layers: Any, **more: Any) -> Any:
+    """A model config of 0.3.x."""
+    return SimpleNamespace(layers=list(layers), **more)

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import torchtitan_tp_validate as tpv
+from tests.unit.shapes import attention_layer, config_tree, delta_layer, model_args
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv", "tp", "works"),
+    [
+        (8, 2, 2, True),
+        (8, 2, 4, False),
+        (8, 2, 8, False),
+        (12, 6, 4, False),  # more KV heads than ranks, and still uneven
+        (6, 6, 3, True),
+        (10, 4, 4, False),  # the query heads alone do not fit
+        (8, None, 8, True),
+        (8, None, 3, False),
+    ],
+)
+def test_a_degree_works_when_it_divides_both_head_counts(
+    heads: int, kv: int | None, tp: int, works: bool
+) -> None:
+    for model in (model_args(heads, kv), config_tree(attention_layer(heads, kv))):
+        assert (tp in tpv.valid_tp_degrees(model)) is works
+        if works:
+            tpv.validate_tp_compat(model, tp)
+        else:
+            with pytest.raises(tpv.TPCompatError):
+                tpv.validate_tp_compat(model, tp)
+
+
+def test_parallel_dims_and_int_mean_the_same() -> None:
+    tpv.validate_tp_compat(model_args(), SimpleNamespace(tp=2))
+    with pytest.raises(tpv.TPCompatError, match=re.escape("Tensor parallel degree (4)")):
+        tpv.validate_tp_compat(model_args(), SimpleNamespace(tp=4))
+
+
+def test_a_later_layer_alone_is_refused_and_named() -> None:
+    model = config_tree(attention_layer(8, 4), attention_layer(8, 2), attention_layer(8, 4))
+    with pytest.raises(tpv.TPCompatError, match=re.escape("in layer 1 (1 of 3)")) as caught:
+        tpv.validate_tp_compat(model, 4)
+    assert caught.value.violations[0].layers == (1,)
+
+
+@pytest.mark.parametrize("model", [None, object(), model_args("x"), config_tree()], ids=repr)
+def test_tp_of_one_is_accepted_whatever_the_model(model: Any) -> None:
+    tpv.validate_tp_compat(model, 1)
+    tpv.validate_tp_compat(model, SimpleNamespace(tp=1))
+
+
+@pytest.mark.parametrize("tp", [0, -1, -8, True, False, 2.0, 2.5, "4", None, [2], float("nan")], ids=repr)
+def test_a_degree_that_is_no_positive_int_is_named(tp: Any) -> None:
+    with pytest.raises(tpv.TPDegreeError, match=re.escape(f"got {tp!r} of type {type(tp).__name__}.")):
+        tpv.validate_tp_compat(model_args(), tp)
+    with pytest.raises(
+        tpv.TPDegreeError, match=re.escape(f"{tp!r} of type {type(tp).__name__} (from Simple")
+    ):
+        tpv.validate_tp_compat(model_args(), SimpleNamespace(tp=tp))
+
+
+def test_any_integer_type_is_a_degree() -> None:
+    class Index:
+        def __index__(self) -> int:
+            return 4
+
+    with pytest.raises(tpv.TPCompatError, match=re.escape("(4) must divide n_kv_heads (2)")):
+        tpv.validate_tp_compat(model_args(), Index())
+
+
+@pytest.mark.parametrize("model", [None, 7, "llama3", {}, object(), SimpleNamespace(dim=4)], ids=repr)
+def test_an_object_without_head_counts_is_never_compatible(model: Any) -> None:
+    with pytest.raises(tpv.PlanError, match="Not validated: cannot find head counts in"):
+        tpv.validate_tp_compat(model, 2)
+    with pytest.raises(tpv.PlanError, match="Not validated: cannot find head counts in"):
+        tpv.valid_tp_degrees(model)
+
+
+@pytest.mark.parametrize("value", [0, -2, True, 2.0, "8", [8]], ids=repr)
+@pytest.mark.parametrize("field", ["n_heads", "n_kv_heads", "n_layers"])
+def test_a_head_count_that_is_no_positive_int_is_named(field: str, value: Any) -> None:
+    args = model_args(**{field: value})
+    message = re.escape(
+        f"Not validated: SimpleNamespace.{field} must be a positive whole number, got {value!r}."
+    )
+    with pytest.raises(tpv.PlanError, match=message):
+        tpv.validate_tp_compat(args, 2)
+
+
+def test_a_plan_of_no_layers_is_never_compatible() -> None:
+    with pytest.raises(tpv.PlanError, match="has 0 layers"):
+        tpv.validate_tp_compat(config_tree(), 2)
+
+
+def test_an_unreadable_layer_is_never_compatible_but_a_violation_beside_it_is_found() -> None:
+    unknown = SimpleNamespace(attention=None, mixer="mamba")
+    half_read = config_tree(attention_layer(8, 4), unknown)
+    with pytest.raises(tpv.PlanError, match=re.escape("has 2 layers, and 1 of them have no attention or")):
+        tpv.validate_tp_compat(half_read, 4)
+    with pytest.raises(tpv.PlanError, match=re.escape("layers[1]")):
+        tpv.valid_tp_degrees(half_read)
+    with pytest.raises(tpv.TPCompatError):
+        tpv.validate_tp_compat(half_read, 8)
+
+
+def test_gated_delta_heads_count_too() -> None:
+    model = config_tree(delta_layer(2, 8), attention_layer(8, 8))
+    assert tpv.valid_tp_degrees(model) == [1, 2]
+    with pytest.raises(tpv.TPCompatError, match=re.escape("must divide n_key_heads (2)")) as caught:
+        tpv.validate_tp_compat(model, 4)
+    assert [v.code for v in caught.value.violations] == ["TP003"]
+
+
+def test_model_name_overrides_the_derived_name() -> None:
+    with pytest.raises(tpv.TPCompatError, match="For My-Model, max supported TP is 2"):
+        tpv.validate_tp_compat(model_args(), 4, model_name="My-Model")

@@ -1,0 +1,43 @@
+"""From a real object to the `Plan` of what its parallelization shards, or a clear "not validated"."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torchtitan_tp_validate.errors import PlanError
+from torchtitan_tp_validate.plans import torchtitan_0_2, torchtitan_0_3
+from torchtitan_tp_validate.rules import Plan
+
+_READERS = (torchtitan_0_3, torchtitan_0_2)
+
+
+def read_plan(model_or_config: Any, *, model_name: str | None = None) -> Plan:
+    """Read the sharded dimensions of a model, its config or its model args.
+
+    A pipeline stage is judged by the whole model's config, which it carries: every stage, and so every
+    rank, reaches the same verdict.
+
+    Args:
+        model_or_config: the object; recognised by its shape, not by its class, so that forks and
+            user-defined models are read too.
+        model_name: the name to show instead of the one derived from the object.
+
+    Raises:
+        PlanError: nothing here knows how to read the object, or what it holds is not a head count.
+    """
+    for reader in _READERS:
+        config = reader.find_config(model_or_config)
+        if config is not None:
+            plan: Plan = reader.read(config, model_or_config)
+            return plan if model_name is None else replace(plan, model=model_name)
+    raise PlanError(
+        f"Not validated: cannot find head counts in {_describe(model_or_config)}. Expected a torchtitan "
+        "model, its config (0.3.x: with .layers) or its model args (0.2.x: with .n_heads)."
+    )
+
+
+def _describe(value: Any) -> str:
+    text = repr(value)
+    shown = text if len(text) <= 80 else f"{text[:77]}..."
+    return f"{shown} of type {type(value).__module__}.{type(value).__qualname__}"

@@ -1,0 +1,63 @@
+"""What the readers share: sizes taken only when they are sizes, and names for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torchtitan_tp_validate.errors import PlanError
+
+Heads = dict[str, int]
+"""Rule code -> number of heads, of one layer."""
+
+# Packages under torchtitan.models and torchtitan.experiments, as their authors write the model's name.
+_FAMILIES = {
+    "llama3": "Llama 3",
+    "llama4": "Llama 4",
+    "qwen3": "Qwen3",
+    "qwen3_5": "Qwen3.5",
+    "qwen3_5_moe": "Qwen3.5",
+    "deepseek_v3": "DeepSeek-V3",
+    "gpt_oss": "gpt-oss",
+    "kimi_k2_7": "Kimi K2",
+    "muse_glimmer": "Muse Glimmer",
+}
+# Families with dense and mixture-of-experts models in one package.
+_DENSE_AND_MOE = {"qwen3", "qwen3_5", "qwen3_5_moe"}
+
+
+def positive_int(holder: Any, field: str, where: str) -> int:
+    """``holder.field`` as an int of at least 1.
+
+    Args:
+        where: how to name the holder in the error.
+
+    Raises:
+        PlanError: it is missing or something else: named with its value, never guessed.
+    """
+    value = getattr(holder, field, None)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise PlanError(f"Not validated: {where}.{field} must be a positive whole number, got {value!r}.")
+    return value
+
+
+def attention_heads(holder: Any, where: str) -> Heads:
+    """The heads that a column-wise split of wq, wk and wv must keep whole.
+
+    Args:
+        holder: whatever carries ``n_heads`` and perhaps ``n_kv_heads``. None for the latter means
+            multi-head attention, and no such field means MLA: both are split by ``n_heads`` alone.
+        where: how to name the holder in an error.
+    """
+    heads = {"TP001": positive_int(holder, "n_heads", where)}
+    if getattr(holder, "n_kv_heads", None) is not None:
+        heads["TP002"] = positive_int(holder, "n_kv_heads", where)
+    return heads
+
+
+def family_name(config: Any, *, has_experts: bool) -> str:
+    """The model's name for people: of the family that its module belongs to, else of its class."""
+    family = next((part for part in reversed(type(config).__module__.split(".")) if part in _FAMILIES), None)
+    if family is None:
+        # A 0.3.x config is a nested class: MyModel.Config describes MyModel.
+        return type(config).__qualname__.removesuffix(".Config")
+    return _FAMILIES[family] + ("-MoE" if has_experts and family in _DENSE_AND_MOE else "")
