@@ -1,0 +1,311 @@
+"""Put the guards in place in the torchtitan at hand, and take them away again.
+
+``install()`` replaces every known entry point by its guard: in the module that defines it, in every
+module that imported it by name, and in every train or model spec built before. Modules imported later
+are covered as they are imported. It also guards the Trainer's start, so that a job is refused before
+its first process group. ``uninstall()`` puts the original objects back wherever the guard still stands,
+and a guard that somebody else wrapped in the meantime goes quiet.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import ModuleType, TracebackType
+from typing import Any
+
+from torchtitan_tp_validate.errors import InstallError
+from torchtitan_tp_validate.job import check_job
+from torchtitan_tp_validate.wrappers import TARGETS
+from torchtitan_tp_validate.wrappers.guard import guard
+from torchtitan_tp_validate.wrappers.target import KNOWN_RELEASES, EntryPoint, torchtitan_version
+
+Function = Callable[..., Any]
+
+# 0.3.x defines the Trainer in the first, 0.2.x in the second.
+_TRAINER_MODULES = ("torchtitan.trainer", "torchtitan.train")
+
+
+class InstallWarning(UserWarning):
+    """``install()`` could not guard something; the text says what and why."""
+
+
+@dataclass(frozen=True)
+class TargetState:
+    """Whether one entry point is guarded.
+
+    Attributes:
+        model: the wrapper's name, e.g. ``llama3``.
+        entry_point: the dotted name of upstream's function, or of the wrapper when there is none.
+        guarded: True when a call is checked now, or as soon as its module is imported.
+        detail: which of the two, or why not.
+        faulty: True when torchtitan has the model, and yet it is not guarded.
+    """
+
+    model: str
+    entry_point: str
+    guarded: bool
+    detail: str
+    faulty: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.model}: {self.entry_point}: {self.detail}"
+
+
+class Installation:
+    """The state of the guards, and a context manager that installs them for a while.
+
+    Leaving the context uninstalls, unless the guards were in place when it was entered.
+    """
+
+    def __init__(self) -> None:
+        self._was_active: list[bool] = []
+
+    @property
+    def active(self) -> bool:
+        """Whether the guards are in place."""
+        return _active
+
+    @property
+    def targets(self) -> tuple[TargetState, ...]:
+        """The state of every entry point that this package knows, in the torchtitan at hand."""
+        with _lock:
+            return tuple(_states())
+
+    @property
+    def guarded(self) -> tuple[TargetState, ...]:
+        """The entry points whose calls are checked."""
+        return tuple(state for state in self.targets if state.guarded)
+
+    @property
+    def not_guarded(self) -> tuple[TargetState, ...]:
+        """The entry points whose calls are not, and the models that this torchtitan does not have."""
+        return tuple(state for state in self.targets if not state.guarded)
+
+    def __bool__(self) -> bool:
+        return self.active
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.targets))
+
+    def __enter__(self) -> Installation:
+        with _lock:
+            self._was_active.append(_active)
+            install()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with _lock:
+            if not self._was_active.pop():
+                uninstall()
+
+
+def install(*, strict: bool = False) -> Installation:
+    """Guard every known entry point of the torchtitan at hand. Calling it again changes nothing.
+
+    Args:
+        strict: raise instead of warning when something cannot be guarded; nothing is then installed.
+
+    Raises:
+        InstallError: under ``strict``, naming what cannot be guarded: torchtitan itself is missing or of
+            an unknown release, or an entry point is gone or has another signature.
+    """
+    global _active
+    with _lock:
+        problems = _problems()
+        if strict and problems:
+            raise InstallError("Cannot guard this torchtitan:\n  " + "\n  ".join(problems))
+        was_active, _active = _active, True
+        _watch_imports()
+        _guard_trainer()
+        _guard_loaded()
+    if not was_active:
+        for problem in problems:
+            warnings.warn(problem, InstallWarning, stacklevel=2)
+    return Installation()
+
+
+def uninstall() -> None:
+    """Put the original objects back wherever our guard still stands. Calling it again changes nothing."""
+    global _active
+    with _lock:
+        _active = False
+        _replace({id(guarded): original for original, guarded in _guards.values()})
+        for trainer, (original, guarded) in _trainers.items():
+            if trainer.__dict__.get("__init__") is guarded:
+                setattr(trainer, "__init__", original)  # noqa: B010
+        _guards.clear()
+        _trainers.clear()
+
+
+def installed() -> Installation:
+    """The state of the guards; ``with installed():`` puts them in place for the block."""
+    return Installation()
+
+
+# What is in place. _guards maps id(original) to (original, guard): ids, since a callable need not hash.
+_lock = threading.RLock()
+_active = False
+_guards: dict[int, tuple[Function, Function]] = {}
+_trainers: dict[type, tuple[Function, Function]] = {}
+_watched: set[str] = set()
+
+
+def is_guard(function: object) -> bool:
+    """Whether this very object is one of the guards in place."""
+    return any(function is guarded for _, guarded in _guards.values())
+
+
+def _entry_points() -> Iterator[tuple[str, EntryPoint]]:
+    for model, target in TARGETS.items():
+        for entry_point in target.entry_points():
+            yield model, entry_point
+
+
+def _states() -> Iterator[TargetState]:
+    version = torchtitan_version()
+    for model, target in TARGETS.items():
+        found = False
+        for entry_point in target.entry_points():
+            found = True
+            yield _state(model, entry_point)
+        if not found:
+            absent = f"torchtitan {version} has no such model" if version else "torchtitan is not installed"
+            yield TargetState(model, target.name, False, absent)
+
+
+def _state(model: str, entry_point: EntryPoint) -> TargetState:
+    name = str(entry_point)
+    if entry_point.problem is not None:
+        return TargetState(model, name, False, entry_point.problem, faulty=True)
+    if not _active:
+        return TargetState(model, name, False, "not installed")
+    module = sys.modules.get(entry_point.module)
+    if module is None:
+        return TargetState(model, name, True, "guarded when its module is imported")
+    function = vars(module).get(entry_point.function)
+    if function is None:
+        return TargetState(model, name, False, "its module is loaded, but does not hold it yet", faulty=True)
+    if is_guard(function):
+        return TargetState(model, name, True, "guarded")
+    return TargetState(model, name, False, "replaced by somebody else after install()", faulty=True)
+
+
+def _problems() -> list[str]:
+    """What stands in the way of guarding everything, a sentence each."""
+    version = torchtitan_version()
+    entry_points = list(_entry_points())
+    if not entry_points:
+        return ["torchtitan is not installed here, or has no entry point that is known: nothing is guarded."]
+    problems = [
+        f"{entry_point} is not guarded: {entry_point.problem}."
+        for _, entry_point in entry_points
+        if entry_point.problem is not None
+    ]
+    if version not in KNOWN_RELEASES:
+        problems.append(
+            f"torchtitan {version or 'of unknown version'} is not a release that the guards were tested with "
+            f"({', '.join(sorted(KNOWN_RELEASES))}): {len(entry_points) - len(problems)} entry points were "
+            "found in it and are guarded."
+        )
+    return problems
+
+
+def _watch_imports() -> None:
+    """Have every target that is not imported yet guarded as soon as it is."""
+    # Deferred: the check itself must load without it, and fast.
+    from wrapt import register_post_import_hook
+
+    modules = {point.module for _, point in _entry_points() if point.problem is None}
+    for name in modules.union(_TRAINER_MODULES) - _watched:
+        if name not in sys.modules:
+            _watched.add(name)
+            register_post_import_hook(_on_import, name)
+
+
+def _on_import(module: ModuleType) -> None:
+    with _lock:
+        _watched.discard(module.__name__)
+        if _active:
+            _guard_trainer()
+            _guard_loaded(module.__name__)
+
+
+def _guard_loaded(only: str | None = None) -> None:
+    """Guard the entry points whose modules are loaded, everywhere they are bound."""
+    for _, entry_point in _entry_points():
+        module = sys.modules.get(entry_point.module)
+        if module is None or entry_point.problem is not None or only not in (None, entry_point.module):
+            continue
+        function = vars(module).get(entry_point.function)
+        if function is None or is_guard(function) or id(function) in _guards:
+            continue
+        _guards[id(function)] = (function, guard(function, active=lambda: _active))
+    _replace({id(original): guarded for original, guarded in _guards.values()})
+
+
+def _replace(replacements: Mapping[int, Function]) -> None:
+    """Put ``replacements[id(x)]`` in place of x in every loaded module and every spec."""
+    if not replacements:
+        return
+    for module in list(sys.modules.values()):
+        if not isinstance(module, ModuleType):
+            continue
+        namespace = vars(module)
+        for name, value in list(namespace.items()):
+            if id(value) in replacements:
+                namespace[name] = replacements[id(value)]
+    for spec in _specs():
+        replacement = replacements.get(id(spec.parallelize_fn))
+        if replacement is not None:
+            object.__setattr__(spec, "parallelize_fn", replacement)
+
+
+def _specs() -> Iterator[Any]:
+    """Every live dataclass instance with a ``parallelize_fn``: torchtitan's specs and users' own."""
+    is_spec: dict[type, bool] = {}
+    for candidate in gc.get_objects():
+        kind = type(candidate)
+        known = is_spec.get(kind)
+        if known is None:
+            fields = kind.__dict__.get("__dataclass_fields__", {})
+            known = is_spec[kind] = "parallelize_fn" in fields
+        if known:
+            yield candidate
+
+
+def _guard_trainer() -> None:
+    """Check the job as the Trainer starts: before its device, process groups and first collective."""
+    for module_name in _TRAINER_MODULES:
+        trainer = getattr(sys.modules.get(module_name), "Trainer", None)
+        if not isinstance(trainer, type) or trainer.__module__ != module_name or trainer in _trainers:
+            continue
+        original = trainer.__dict__["__init__"]
+        guarded = _checked_init(original)
+        _trainers[trainer] = (original, guarded)
+        setattr(trainer, "__init__", guarded)  # noqa: B010 - mypy knows that __init__ is special
+
+
+def _checked_init(original: Function) -> Function:
+    @functools.wraps(original)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        if _active:
+            config = args[0] if args else kwargs.get("config", kwargs.get("job_config"))
+            recorded_check(config)
+        original(self, *args, **kwargs)
+
+    return __init__
+
+
+def recorded_check(config: Any) -> None:
+    """`check_job`, whose refusal torchrun's own failure summary shows."""
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    record(functools.partial(check_job, is_guarded=is_guard))(config)

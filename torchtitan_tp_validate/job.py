@@ -1,0 +1,83 @@
+"""From the job that torchtitan parsed from its own command line to the model and degree it asks for."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torchtitan_tp_validate.errors import NotValidatedWarning, PlanError
+from torchtitan_tp_validate.validate import tp_degree, validate_tp_compat
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a torchtitan job is about to parallelize.
+
+    Attributes:
+        name: model and flavor as torchtitan calls them.
+        model_config: the model's config (0.3.x) or model args (0.2.x).
+        tp: ``parallelism.tensor_parallel_degree``.
+        parallelize_fn: the function that the model's spec names.
+    """
+
+    name: str
+    model_config: Any
+    tp: Any
+    parallelize_fn: Callable[..., Any]
+
+
+def read_job(config: Any) -> Job | None:
+    """Read a ``Trainer.Config`` (0.3.x) or ``JobConfig`` (0.2.x), or None when it names no known model.
+
+    A job without a model is torchtitan's to complain about, and it does so first thing.
+    """
+    tp = config.parallelism.tensor_parallel_degree
+    if hasattr(config, "model_spec"):
+        spec = config.model_spec
+        if spec is None:
+            return None
+        return Job(f"{spec.name} {spec.flavor}", spec.model, tp, spec.parallelize_fn)
+    if config.experimental.custom_import:
+        # The Trainer imports it first too: it may register the model.
+        importlib.import_module(config.experimental.custom_import)
+    train_spec = importlib.import_module("torchtitan.protocols.train_spec")
+    try:
+        spec = train_spec.get_train_spec(config.model.name)
+    except ValueError:
+        return None
+    args = spec.model_args.get(config.model.flavor)
+    if args is None:
+        return None
+    return Job(f"{config.model.name} {config.model.flavor}", args, tp, spec.parallelize_fn)
+
+
+def check_job(config: Any, *, is_guarded: Callable[[Callable[..., Any]], bool]) -> None:
+    """Refuse a job whose degree does not fit its model, before a device or process group exists.
+
+    Only a model whose parallelize function is guarded is judged: what other functions shard is theirs to
+    know. Nor is a config judged that is completed later (the transformers backend reads its head counts
+    when the model is built); the guard of the parallelize function then has the last word, and says so
+    if it cannot read the model either.
+
+    Raises:
+        TPCompatError: the degree does not fit.
+        TPDegreeError: the degree is not a positive whole number.
+    """
+    job = read_job(config)
+    if job is None or tp_degree(job.tp) == 1:
+        return
+    if not is_guarded(job.parallelize_fn):
+        function = f"{job.parallelize_fn.__module__}.{job.parallelize_fn.__qualname__}"
+        warnings.warn(
+            f"Not validated at startup: {job.name} is parallelized by {function}, which is not guarded.",
+            NotValidatedWarning,
+            stacklevel=2,
+        )
+        return
+    try:
+        validate_tp_compat(job.model_config, job.tp)
+    except PlanError:
+        return

@@ -1,0 +1,71 @@
+"""``torchrun ... -m torchtitan_tp_validate.train <torchtitan's own arguments>``: torchtitan.train, guarded.
+
+torchtitan parses its own command line; the job is checked before any device or process group is
+touched; a compatible one is handed over to ``torchtitan.train`` untouched, guards in place.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from datetime import timedelta
+from typing import Any
+
+from torchtitan_tp_validate.errors import TPCompatError
+from torchtitan_tp_validate.install import install, recorded_check
+
+_PATIENCE = timedelta(seconds=60)
+
+
+def main() -> None:
+    """Check the job on the command line, then run ``torchtitan.train`` with it.
+
+    Exits with status 1 on refusal: the full message on rank 0, its first line on the others.
+    """
+    install()
+    try:
+        recorded_check(parse_command_line())
+    except TPCompatError as error:
+        rank = int(os.environ.get("RANK", "0"))
+        print(error if rank == 0 else f"[rank {rank}] {error.headline}", file=sys.stderr, flush=True)
+        _wait_for_all_ranks()
+        raise SystemExit(1) from None
+    runpy.run_module("torchtitan.train", run_name="__main__", alter_sys=True)
+
+
+def parse_command_line() -> Any:
+    """The job that torchtitan makes of this process's arguments."""
+    from torchtitan.config import ConfigManager
+
+    # Explicit, since 0.2.x binds its default when it is imported.
+    return ConfigManager().parse_args(sys.argv[1:])
+
+
+def _wait_for_all_ranks() -> None:
+    """Let every rank of this torchrun speak before one exits, since torchrun then stops the others.
+
+    Uses the store that torchrun itself runs; no process group is created. Without torchrun there is
+    nobody to wait for.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    from torch.distributed import TCPStore
+
+    attempt = f"torchtitan_tp_validate/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    try:
+        store = TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=False,
+            timeout=_PATIENCE,
+        )
+        if store.add(f"{attempt}/spoken", 1) == int(os.environ["WORLD_SIZE"]):
+            store.set(f"{attempt}/all", b"")
+        store.wait([f"{attempt}/all"])
+    except RuntimeError as error:
+        print(f"Not every rank has spoken yet, but this one stops now: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""The wrapper itself: the same function, with the check in front of it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from torchtitan_tp_validate.errors import InstallError, NotValidatedWarning, PlanError
+from torchtitan_tp_validate.validate import validate_tp_compat
+from torchtitan_tp_validate.wrappers.target import Target, torchtitan_version, unbindable
+
+
+def guard(function: Callable[..., Any], *, active: Callable[[], bool] = lambda: True) -> Callable[..., Any]:
+    """A drop-in replacement of a parallelize function that checks before anything is touched.
+
+    It keeps the signature, name and docstring of ``function`` and returns what ``function`` returns.
+
+    Args:
+        function: any function with the parameters ``model`` and ``parallel_dims``.
+        active: asked at each call; when it says no, the call goes straight through.
+
+    Raises:
+        InstallError: ``function`` lacks one of the two parameters.
+    """
+    signature = inspect.signature(function)
+    problem = unbindable(getattr(function, "__name__", repr(function)), tuple(signature.parameters))
+    if problem is not None:
+        raise InstallError(f"{problem}, so it cannot be guarded.")
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        if active():
+            arguments = signature.bind(*args, **kwargs).arguments
+            check(arguments["model"], arguments["parallel_dims"])
+        return function(*args, **kwargs)
+
+    return guarded
+
+
+def check(model_or_config: Any, parallel_dims: Any) -> None:
+    """`validate_tp_compat`, except that what cannot be read is let through with a warning.
+
+    A guard must not stop a run that may well work: that it was not validated is said aloud instead.
+    """
+    try:
+        validate_tp_compat(model_or_config, parallel_dims)
+    except PlanError as error:
+        warnings.warn(f"{error} The run goes on unchecked.", NotValidatedWarning, stacklevel=3)
+
+
+def drop_in(target: Target, module_name: str, attribute: str) -> Callable[..., Any]:
+    """What ``__getattr__`` of a wrapper module answers: the guarded function of the torchtitan at hand.
+
+    Looked up at first use, so that importing a wrapper module does not load torchtitan, and then kept
+    in the module.
+
+    Raises:
+        AttributeError: ``attribute`` is not the target's name.
+        ImportError: the torchtitan at hand has no such entry point.
+    """
+    if attribute != target.name:
+        raise AttributeError(f"module {module_name!r} has no attribute {attribute!r}")
+    entry_point = next(target.entry_points(), None)
+    if entry_point is None:
+        raise ImportError(
+            f"torchtitan {torchtitan_version() or '(not installed)'} has no {target.name}: looked for "
+            f"{' or '.join(target.functions)} in {' and '.join(target.packages)}."
+        )
+    guarded = guard(entry_point.load())
+    # Pickled by reference, a function must be found where it says it lives.
+    guarded.__module__, guarded.__qualname__ = module_name, target.name
+    setattr(sys.modules[module_name], target.name, guarded)
+    return guarded

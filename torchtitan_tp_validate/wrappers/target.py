@@ -1,0 +1,134 @@
+"""Where a torchtitan keeps an entry point, found by looking at its files: nothing is imported.
+
+The releases moved files around (``models/<m>/infra/parallelize.py`` in 0.2.x, ``models/<m>/parallelize.py``
+in 0.3.x and in the qwen3_5_moe fork), so a target is found by what is there, not by a version number.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from torchtitan_tp_validate.errors import InstallError
+
+KNOWN_RELEASES = frozenset({"0.2.0", "0.2.1", "0.2.2", "0.3.0"})
+"""The torchtitan releases that this package is tested with."""
+
+REQUIRED_PARAMETERS = ("model", "parallel_dims")
+"""What a guard reads from the call; every release has had both."""
+
+_LAYOUTS = ("parallelize", "infra.parallelize")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One model's parallelize function, under whatever name and path a release has it.
+
+    Attributes:
+        name: our name of the drop-in.
+        functions: upstream's names of the function, one of which a release has.
+        packages: the packages that define one, the model's own first; the others are experiments with
+            a copy that shards the same dimensions.
+    """
+
+    name: str
+    functions: tuple[str, ...]
+    packages: tuple[str, ...]
+
+    def entry_points(self) -> Iterator[EntryPoint]:
+        """The entry points of this target in the torchtitan at hand; none when it has no such model."""
+        for package in self.packages:
+            folder = _package_folder(package)
+            if folder is not None:
+                yield self._entry_point_in(package, folder)
+
+    def _entry_point_in(self, package: str, folder: Path) -> EntryPoint:
+        for layout in _LAYOUTS:
+            file = folder.joinpath(*layout.split(".")).with_suffix(".py")
+            if not file.is_file():
+                continue
+            defined = _functions_in(file)
+            for function in self.functions:
+                if function in defined:
+                    problem = unbindable(function, defined[function])
+                    return EntryPoint(f"{package}.{layout}", function, problem)
+            wanted = " or ".join(self.functions)
+            return EntryPoint(
+                f"{package}.{layout}", self.functions[0], f"its module does not define {wanted}"
+            )
+        wanted = " or ".join(f"{layout.replace('.', '/')}.py" for layout in _LAYOUTS)
+        return EntryPoint(f"{package}.{_LAYOUTS[0]}", self.functions[0], f"the package has no {wanted}")
+
+
+@dataclass(frozen=True)
+class EntryPoint:
+    """A function in the torchtitan at hand that applies tensor parallelism.
+
+    Attributes:
+        module: the module that defines it.
+        function: its name there.
+        problem: why it cannot be guarded, or None.
+    """
+
+    module: str
+    function: str
+    problem: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.function}"
+
+    def load(self) -> Callable[..., Any]:
+        """Import it.
+
+        Raises:
+            InstallError: it cannot be guarded.
+        """
+        if self.problem is not None:
+            raise InstallError(f"{self} cannot be guarded: {self.problem}.")
+        function: Callable[..., Any] = getattr(importlib.import_module(self.module), self.function)
+        return function
+
+
+def unbindable(function: str, parameters: tuple[str, ...]) -> str | None:
+    """Why a function with these parameter names cannot be guarded, or None when it can."""
+    missing = [name for name in REQUIRED_PARAMETERS if name not in parameters]
+    if not missing:
+        return None
+    return f"{function}({', '.join(parameters)}) takes no {' and no '.join(missing)}"
+
+
+def torchtitan_version() -> str | None:
+    """The version of the torchtitan at hand, or None when there is none (or it is not declared)."""
+    try:
+        return metadata.version("torchtitan")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _package_folder(package: str) -> Path | None:
+    """The folder of a torchtitan package; only its root is asked for, since `find_spec` imports parents."""
+    root, *parts = package.split(".")
+    spec = importlib.util.find_spec(root)
+    for location in (spec.submodule_search_locations or ()) if spec else ():
+        folder = Path(location, *parts)
+        if (folder / "__init__.py").is_file():
+            return folder
+    return None
+
+
+@functools.lru_cache
+def _functions_in(file: Path) -> dict[str, tuple[str, ...]]:
+    """Name -> parameter names of the functions that a source file defines at its top level."""
+    tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
+    return {
+        node.name: tuple(a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs))
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef)
+    }
