@@ -1,0 +1,42 @@
+"""Lint once, then run every suite against every supported torchtitan, each in an environment of its own."""
+
+from __future__ import annotations
+
+import nox
+
+nox.options.error_on_external_run = True
+nox.options.default_venv_backend = "venv"
+
+# What each release is run with. 0.2.x and 0.3.0 cannot share a torch: the default backend of 0.3.0 needs
+# 2.14 or later, and 0.2.x was last seen to work with 2.13.
+LINES = {
+    "0.2.0": ["torchtitan==0.2.0", "torch==2.13.*", "triton"],
+    "0.2.1": ["torchtitan==0.2.1", "torch==2.13.*", "triton"],
+    "0.2.2": ["torchtitan==0.2.2", "torch==2.13.*", "triton"],
+    "0.3.0": ["torchtitan==0.3.0", "torch==2.15.*", "torchvision", "flash-linear-attention", "transformers"],
+}
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff and mypy."""
+    session.install(".[dev]")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+
+
+@nox.session
+@nox.parametrize("torchtitan", LINES)
+def tests(session: nox.Session, torchtitan: str) -> None:
+    """The unit tests side by side, then the torchrun tests one after the other.
+
+    Arguments after ``--`` go to pytest, in a single run.
+    """
+    session.install(*LINES[torchtitan])
+    session.install(".[test]")
+    if session.posargs:
+        session.run("pytest", *session.posargs)
+        return
+    session.run("pytest", "tests/unit", "-n", "auto")
+    session.run("pytest", "tests/distributed")
