@@ -59,10 +59,11 @@ def drop_in(target: Target, module_name: str, attribute: str) -> Callable[..., A
     in the module.
 
     Raises:
-        AttributeError: ``attribute`` is not the target's name.
+        AttributeError: ``attribute`` is neither our name of the target nor one of upstream's.
         ImportError: the torchtitan at hand has no such entry point.
     """
-    if attribute != target.name:
+    names = dict.fromkeys((target.name, *target.functions))
+    if attribute not in names:
         raise AttributeError(f"module {module_name!r} has no attribute {attribute!r}")
     entry_point = next(target.entry_points(), None)
     if entry_point is None:
@@ -73,5 +74,5 @@ def drop_in(target: Target, module_name: str, attribute: str) -> Callable[..., A
     guarded = guard(entry_point.load())
     # Pickled by reference, a function must be found where it says it lives.
     guarded.__module__, guarded.__qualname__ = module_name, target.name
-    setattr(sys.modules[module_name], target.name, guarded)
+    vars(sys.modules[module_name]).update(dict.fromkeys(names, guarded))
     return guarded

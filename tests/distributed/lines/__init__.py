@@ -1,0 +1,64 @@
+"""How to build and run each model family of a torchtitan line on whatever device the tests have.
+
+One file per line (`torchtitan_0_2.py`, `torchtitan_0_3.py`), each with the same three names, so that
+the worker knows nothing about a line:
+
+- ``FAMILIES``: the family names that ``build`` understands.
+- ``prepare(device_type)``: called once per process, before the first process group; on ``"cpu"`` it
+  puts the few pure-torch stand-ins in place that torchtitan's GPU kernels need there.
+- ``build(family, *, n_heads, n_kv_heads, tp, upstream_check=True)``: a `TinyModel` at debug size, set
+  up for a run at degree ``tp``.
+
+``upstream_check=False`` takes torchtitan's own head check (0.3.0 has one) out of the way, so that
+the failure behind it is seen.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """A real torchtitan model on the meta device and what it takes to train it.
+
+    Attributes:
+        model: the module, on meta, in fp32, not parallelized.
+        parallelize_fn: the function that torchtitan's own registry hands out for this family
+            (``TrainSpec.parallelize_fn`` or ``ModelSpec.parallelize_fn``), looked up at build time.
+        entry_point: (module, function) where upstream defines that function.
+        wrapper: the name of our module under ``torchtitan_tp_validate.wrappers``.
+        make_parallel_dims: ``(tp, world_size) -> ParallelDims``; data parallel takes what is left.
+        arguments: ``ParallelDims -> (args, kwargs)`` that follow the model in the call.
+        initialise: ``(model, device) -> None``: materialise on device and draw the weights; the same
+            under any seed that the caller set, so that TP = 1 is a reference.
+        loss: ``(model, tokens, labels) -> scalar``, tokens and labels of shape (batch, seq_len).
+        vocab_size: upper bound of token ids; seq_len: the sequence length to feed.
+    """
+
+    model: nn.Module
+    parallelize_fn: Callable[..., nn.Module]
+    entry_point: tuple[str, str]
+    wrapper: str
+    make_parallel_dims: Callable[[int, int], Any]
+    arguments: Callable[[Any], tuple[tuple[Any, ...], dict[str, Any]]]
+    initialise: Callable[[nn.Module, torch.device], None]
+    loss: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
+    vocab_size: int
+    seq_len: int
+
+
+def installed_line() -> ModuleType:
+    """The module for the torchtitan that is installed."""
+    from importlib.metadata import version
+
+    line = "_".join(version("torchtitan").split(".")[:2])
+    return importlib.import_module(f"{__name__}.torchtitan_{line}")
