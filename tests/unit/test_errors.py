@@ -15,8 +15,8 @@ Tensor parallel degree (4) must divide n_kv_heads (2). For Qwen3.5-MoE, max supp
   TP001 n_heads = 6 is not a multiple of 4, in layers 1, 3 (2 of 4):
         wq is split by columns and wo by rows, so that every rank computes whole query heads.
 
-Without this check: torchtitan's own check sees the first such layer only, after the process
-  groups are up; where it is missed, the first forward pass dies with
+Without this check: torchtitan looks at the first such layer only, and not before the process groups
+  are up; any other one kills the first forward pass with
   "shape '[...]' is invalid for input of size ...".
 Degrees that work: 1, 2.
 To change it: --parallelism.tensor_parallel_degree 2, or in the config registry:

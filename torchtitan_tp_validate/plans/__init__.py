@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from torchtitan_tp_validate.errors import PlanError
-from torchtitan_tp_validate.plans import torchtitan_0_2, torchtitan_0_3
+from torchtitan_tp_validate.plans import torchtitan_0_2, torchtitan_0_3, transformers_backend
 from torchtitan_tp_validate.rules import Plan
 
-_READERS = (torchtitan_0_3, torchtitan_0_2)
+_READERS = (transformers_backend, torchtitan_0_3, torchtitan_0_2)
 
 
 def read_plan(model_or_config: Any, *, model_name: str | None = None) -> Plan:

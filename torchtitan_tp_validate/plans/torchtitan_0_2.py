@@ -17,11 +17,11 @@ HOW_TO_CHANGE = (
     "  [parallelism]\n"
     "  tensor_parallel_degree = {tp}"
 )
-_DIES_IN_FORWARD = (
+DIES_IN_FORWARD = (
     "the run starts, and its first forward pass dies in attention with\n"
     '  "shape \'[...]\' is invalid for input of size ..." or "Cannot unflatten unevenly sharded tensor".'
 )
-_CONSEQUENCES = {"TP001": _DIES_IN_FORWARD, "TP002": _DIES_IN_FORWARD}
+_CONSEQUENCES = {"TP001": DIES_IN_FORWARD, "TP002": DIES_IN_FORWARD}
 
 
 def find_config(model_or_config: Any) -> Any | None:

@@ -20,8 +20,8 @@ HOW_TO_CHANGE = (
     "  parallelism=ParallelismConfig(tensor_parallel_degree={tp})"
 )
 _DIES_LATE = (
-    "torchtitan's own check sees the first such layer only, after the process\n"
-    "  groups are up; where it is missed, the first forward pass dies with\n"
+    "torchtitan looks at the first such layer only, and not before the process groups\n"
+    "  are up; any other one kills the first forward pass with\n"
     "  \"shape '[...]' is invalid for input of size ...\"."
 )
 _CONSEQUENCES = dict.fromkeys(("TP001", "TP002", "TP003", "TP004"), _DIES_LATE)
@@ -30,8 +30,7 @@ _CONSEQUENCES = dict.fromkeys(("TP001", "TP002", "TP003", "TP004"), _DIES_LATE)
 def find_config(model_or_config: Any) -> Any | None:
     """The config tree of a model, or the tree itself, or None when this is neither."""
     config = getattr(model_or_config, "config", model_or_config)
-    known = _has_layer_list(config) or hasattr(config, "layer") or _is_transformers_backend(config)
-    return config if known else None
+    return config if _has_layer_list(config) or hasattr(config, "layer") else None
 
 
 def read(config: Any, model: Any) -> Plan:
@@ -65,11 +64,7 @@ def _layer_readings(config: Any) -> Iterator[tuple[str, Heads | None]]:
         for index, layer in enumerate(getattr(config, "mtp_layers", ())):
             yield f"mtp_layers[{index}]", _layer_heads(layer, f"mtp_layers[{index}]")
         return
-    name = type(config).__qualname__
-    for index in range(positive_int(config, "n_layers", name)):
-        if not hasattr(config, "layer"):
-            yield name, attention_heads(config, name)
-            continue
+    for index in range(positive_int(config, "n_layers", type(config).__qualname__)):
         # models/qwen3_5_moe/model.py of the fork: every interval-th layer attends, counted from 1.
         attends = (index + 1) % getattr(config, "full_attention_interval", 1) == 0
         yield "layer", attention_heads(config.layer.attention, "layer.attention") if attends else {}
@@ -103,8 +98,3 @@ def _has_experts(config: Any) -> bool:
 
 def _has_layer_list(config: Any) -> bool:
     return isinstance(getattr(config, "layers", None), (list, tuple))
-
-
-def _is_transformers_backend(config: Any) -> bool:
-    """Its config has no tree: one set of counts for all layers, taken over from Hugging Face."""
-    return hasattr(config, "build") and hasattr(config, "n_heads")

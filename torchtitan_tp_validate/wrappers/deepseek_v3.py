@@ -11,6 +11,7 @@ TARGET = Target(
     packages=(
         "torchtitan.models.deepseek_v3",
         "torchtitan.experiments.simple_fsdp.deepseek_v3",
+        "torchtitan.experiments.compiler_toolkit.deepseek_v3",
         "torchtitan.experiments.graph_trainer.deepseek_v3",
     ),
 )

@@ -11,6 +11,7 @@ TARGET = Target(
     packages=(
         "torchtitan.models.llama3",
         "torchtitan.experiments.simple_fsdp.llama3",
+        "torchtitan.experiments.compiler_toolkit.llama3",
         "torchtitan.experiments.graph_trainer.llama3",
     ),
 )

@@ -1,0 +1,77 @@
+"""What the README shows is what happens."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+only_0_3 = pytest.mark.skipif(
+    not version("torchtitan").startswith("0.3"), reason="the README shows torchtitan 0.3"
+)
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def assert_shows(shown: str, real: str) -> None:
+    """Every part between ``[...]`` is in ``real``, in order."""
+    position = 0
+    for part in shown.split("[...]\n"):
+        found = real.find(part, position)
+        assert found >= 0, f"the README shows\n{part}\nbut the real output is\n{real}"
+        position = found + len(part)
+
+
+@only_0_3
+def test_the_quickstart_prints_what_the_readme_shows() -> None:
+    result = subprocess.run(
+        [ROOT / "scripts" / "quickstart"],
+        env={**os.environ, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert_shows(blocks("text")[0], result.stdout)
+
+
+@only_0_3
+def test_the_python_example_prints_what_the_readme_shows() -> None:
+    example = next(block for block in blocks("python") if "model_registry" in block)
+    result = subprocess.run(
+        [sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert result.stdout == blocks("text")[2], result.stderr
+
+
+def test_install_is_called_as_the_readme_says() -> None:
+    example = next(block for block in blocks("python") if ".install()" in block)
+    check = "assert torchtitan_tp_validate.installed().guarded\ntorchtitan_tp_validate.uninstall()\n"
+    subprocess.run([sys.executable, "-c", example + check], cwd=ROOT, check=True, timeout=120)
+
+
+def test_the_drop_ins_are_imported_as_the_readme_says() -> None:
+    example = next(block for block in blocks("python") if "wrappers.llama3" in block)
+    imported = 0
+    for line in example.splitlines():
+        result = subprocess.run(
+            [sys.executable, "-c", line], cwd=ROOT, capture_output=True, text=True, timeout=120
+        )
+        imported += result.returncode == 0
+        assert result.returncode == 0 or f"torchtitan {version('torchtitan')} has no" in result.stderr
+    assert imported == 3  # llama4 or qwen3_5_moe is missing, whichever the line
+
+
+def test_the_codes_in_the_readme_are_the_codes_of_the_engine() -> None:
+    from torchtitan_tp_validate.rules import RULES
+
+    rows = re.findall(r"^\| (TP\d+) \|.*?`(\w+)`", README, flags=re.MULTILINE)
+    assert rows == [(rule.code, rule.dim) for rule in RULES.values()]

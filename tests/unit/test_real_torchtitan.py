@@ -1,0 +1,185 @@
+"""The installed torchtitan, whichever release it is: its registries, specs and signatures."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import math
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace as NS
+from typing import Any
+
+import pytest
+import torch
+
+import torchtitan_tp_validate as tpv
+from torchtitan_tp_validate.install import is_guard
+from torchtitan_tp_validate.rules import divisors
+from torchtitan_tp_validate.wrappers import TARGETS
+
+IS_0_2 = version("torchtitan").startswith("0.2")
+
+# Registered, and not ours to guard.
+NOT_GUARDED = {
+    "flux": "has no tensor parallelism",
+    "vlm": "refuses tensor parallelism itself",
+    "rl": "no model of its own: it wraps the others",
+    "alphabet_sort": "an RL example",
+    "dapo_math": "an RL example",
+    "search_r1": "an RL example",
+    "autoparallel.llama3": "shards by a solver; needs a package that no index has",
+    "autoparallel.deepseek_v3": "shards by a solver; needs a package that no index has",
+    "autoparallel.local_map_deepseek_v3": "shards by a solver; needs a package that no index has",
+}
+
+# n_heads/n_kv_heads and gated-delta heads as the models' publishers give them.
+PUBLISHED = {
+    ("llama3", "8B"): (32, 8),
+    ("llama3", "70B"): (64, 8),
+    ("llama3", "405B"): (128, 8),
+    ("llama4", "17bx16e"): (40, 8),
+    ("qwen3", "0.6B"): (16, 8),
+    ("qwen3", "30B-A3B"): (32, 4),
+    ("qwen3_5", "4B"): (16, 4, 16, 32),
+    ("qwen3_5", "35B-A3B"): (16, 2, 16, 32),
+    ("qwen3_5", "397B-A17B"): (32, 2, 16, 64),
+    ("deepseek_v3", "671B"): (128,),
+    ("gpt_oss", "120b"): (64, 8),
+    ("kimi_k2_7", "Kimi-K2.5"): (64,),
+    ("muse_glimmer", "30B"): (32, 2),
+}
+
+
+@pytest.fixture
+def guards() -> Iterator[tpv.Installation]:
+    with tpv.installed() as installation:
+        yield installation
+
+
+def registered() -> list[str]:
+    from torchtitan.experiments import _supported_experiments
+    from torchtitan.models import _supported_models
+
+    return sorted(_supported_models | _supported_experiments)
+
+
+def package(name: str) -> Any:
+    from torchtitan.models import _supported_models
+
+    kind = "models" if name in _supported_models else "experiments"
+    return importlib.import_module(f"torchtitan.{kind}.{name}")
+
+
+def flavors(name: str) -> dict[str, Any]:
+    """Flavour -> a callable that builds its spec."""
+    module = package(name)
+    if IS_0_2:
+        return dict.fromkeys(module.get_train_spec().model_args, module.get_train_spec)
+    # An experiment may know its flavours only through the model that it borrows.
+    names = vars(module) | vars(package(name.rpartition(".")[2]))
+    (table,) = [v for k, v in names.items() if k.endswith(("_configs", "flavors")) and isinstance(v, dict)]
+    return {flavor: lambda flavor=flavor: module.model_registry(flavor) for flavor in table}
+
+
+def config_of(spec: Any, flavor: str) -> Any:
+    return spec.model_args[flavor] if IS_0_2 else spec.model
+
+
+@pytest.mark.parametrize("name", registered())
+def test_every_registered_model_is_guarded_or_listed_with_a_reason(
+    name: str, guards: tpv.Installation
+) -> None:
+    if name in NOT_GUARDED:
+        pytest.skip(NOT_GUARDED[name])
+    spec = next(iter(flavors(name).values()))()
+    if spec.parallelize_fn.__name__ == "_parallelize_fn":
+        # graph_trainer wraps its own copy, which is the one that is guarded.
+        function = next(f for key, f in vars(package(name)).items() if key.startswith("parallelize_"))
+    else:
+        function = spec.parallelize_fn
+    assert is_guard(function), f"{name} is parallelized by {function}, which has no target in TARGETS"
+    model = NS(config=NS(layers=[NS(attention=NS(n_heads=8, n_kv_heads=2))]))
+    others = inspect.signature(function).parameters.keys() - {"model", "parallel_dims"}
+    with pytest.raises(tpv.TPCompatError):
+        function(model, parallel_dims=NS(tp=4), **dict.fromkeys(others))
+
+
+@pytest.mark.parametrize("name", sorted(set(registered()) - set(NOT_GUARDED)))
+def test_every_registered_flavour_is_read(name: str) -> None:
+    for flavor, build in flavors(name).items():
+        if name == "transformers_modeling_backend" and flavor in ("full", "full_moe", "sft_full"):
+            continue  # its counts come from a Hugging Face config that the job names
+        degrees = tpv.valid_tp_degrees(config_of(build(), flavor))
+        assert degrees[0] == 1, flavor
+        if (name, flavor) in PUBLISHED:
+            assert degrees == divisors(math.gcd(*PUBLISHED[name, flavor])), flavor
+
+
+def test_no_known_entry_point_is_at_fault_in_this_release(guards: tpv.Installation) -> None:
+    assert [state for state in guards.targets if state.faulty] == []
+    expected = {"llama3", "qwen3", "deepseek_v3"} | ({"llama4"} if IS_0_2 else {"qwen3_5_moe", "gpt_oss"})
+    assert expected <= {state.model for state in guards.guarded}
+    tpv.install(strict=True)
+
+
+@pytest.mark.parametrize("wrapper", TARGETS)
+def test_the_drop_in_has_upstreams_signature(wrapper: str) -> None:
+    target = TARGETS[wrapper]
+    entry_point = next(target.entry_points(), None)
+    module = importlib.import_module(f"torchtitan_tp_validate.wrappers.{wrapper}")
+    if entry_point is None:
+        with pytest.raises(ImportError, match=f"has no {target.name}"):
+            getattr(module, target.name)
+        return
+    drop_in, upstream = getattr(module, target.name), entry_point.load()
+    assert inspect.signature(drop_in) == inspect.signature(upstream)
+    assert drop_in.__wrapped__ is upstream
+    assert getattr(module, entry_point.function) is drop_in
+
+
+def test_a_spec_built_before_install_is_guarded_and_then_restored() -> None:
+    name, flavor = ("llama4", "debugmodel") if IS_0_2 else ("qwen3_5", "debugmodel_moe")
+    spec = flavors(name)[flavor]()
+    keep = [spec.parallelize_fn]
+    with tpv.installed():
+        assert is_guard(spec.parallelize_fn)
+        assert spec.parallelize_fn.__wrapped__ is keep[0]
+    assert spec.parallelize_fn is keep[0]
+
+
+@pytest.mark.skipif(
+    "transformers_modeling_backend" not in registered(), reason="this torchtitan has no such backend"
+)
+def test_the_transformers_backend_is_refused_by_the_counts_of_its_hugging_face_config(
+    tmp_path: Path, guards: tpv.Installation
+) -> None:
+    llama = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 64,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 3,
+        "intermediate_size": 128,
+        "vocab_size": 256,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(llama))
+    spec = flavors("transformers_modeling_backend")["full"]()
+    config = config_of(spec, "full")
+    before = NS(training=NS(seq_len=32), debug=NS(deterministic=False))
+    if IS_0_2:
+        before.hf_transformers = NS(model=str(tmp_path))
+        config.update_from_config(before)
+    else:
+        before.hf_model, before.loss, before.parallelism = str(tmp_path), NS(), NS(expert_parallel_degree=1)
+        config.update_from_config(config=before)
+    with torch.device("meta"):
+        model = spec.model_cls(config) if IS_0_2 else config.build()
+
+    assert tpv.valid_tp_degrees(model) == tpv.valid_tp_degrees(config) == [1, 2]
+    others = inspect.signature(spec.parallelize_fn).parameters.keys() - {"model", "parallel_dims"}
+    with pytest.raises(tpv.TPCompatError, match=r"must divide n_kv_heads \(2\). For llama, max"):
+        spec.parallelize_fn(model, parallel_dims=NS(tp=4), **dict.fromkeys(others))

@@ -1,0 +1,47 @@
+"""torchtitan's own transformers backend: a Hugging Face config under torchtitan's names.
+
+One set of head counts describes every layer. torchtitan itself never checks them (its config is not a
+``Decoder.Config``), in any release.
+
+Source: ``experiments/transformers_modeling_backend`` of torchtitan 0.2.1, 0.2.2 and 0.3.0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torchtitan_tp_validate.errors import PlanError
+from torchtitan_tp_validate.plans import torchtitan_0_2, torchtitan_0_3
+from torchtitan_tp_validate.plans.reading import attention_heads, positive_int
+from torchtitan_tp_validate.rules import Plan, group_by_size
+
+
+def find_config(model_or_config: Any) -> Any | None:
+    """The bridging config of ``HFTransformerModel``, or the config itself, or None when this is neither."""
+    inner = getattr(model_or_config, "model", None)
+    config = getattr(inner, "config", model_or_config)
+    return config if hasattr(config, "_tt_to_hf_attribute_map") else None
+
+
+def read(config: Any, model: Any) -> Plan:
+    """The plan of ``parallelize_hf_transformers``, which splits q_proj, k_proj and v_proj by columns."""
+    del model
+    name = type(config).__qualname__
+    try:
+        heads = attention_heads(config, name)
+        n_layers = positive_int(config, "n_layers", name)
+    except PlanError:
+        raise
+    except Exception as error:
+        # A Hugging Face config whose layers differ raises when asked for one number for all of them.
+        raise PlanError(f"Not validated: the head counts of {name} cannot be read: {error}") from error
+    is_0_3 = hasattr(config, "build")
+    return Plan(
+        model=getattr(config, "model_type", "") or "this model",
+        dims=group_by_size(
+            ((code, size, index) for index in range(n_layers) for code, size in heads.items()),
+            dict.fromkeys(heads, torchtitan_0_2.DIES_IN_FORWARD),
+        ),
+        n_layers=n_layers,
+        how_to_change=(torchtitan_0_3 if is_0_3 else torchtitan_0_2).HOW_TO_CHANGE,
+    )
