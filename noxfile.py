@@ -27,7 +27,7 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session
-@nox.parametrize("torchtitan", LINES)
+@nox.parametrize("torchtitan", list(LINES))
 def tests(session: nox.Session, torchtitan: str) -> None:
     """The unit tests side by side, then the torchrun tests one after the other.
 
