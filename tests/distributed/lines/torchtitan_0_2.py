@@ -90,6 +90,8 @@ def _tiny(family: str, args: Any, n_heads: int, n_kv_heads: int) -> Any:
     }
     if family.startswith("qwen3"):
         sizes |= {"dim": 64, "head_dim": HEAD_DIM, "hidden_dim": 128, "moe_inter_dim": 64}
+        # 0.2.0 loses the tie under tensor parallelism, so that its parameters are others than without.
+        sizes["enable_weight_tying"] = False
     else:
         # head_dim is dim // n_heads here; multiple_of rounds the feed-forward up to a multiple of 64.
         sizes |= {"dim": HEAD_DIM * n_heads, "multiple_of": 64}
