@@ -30,38 +30,45 @@ class NotValidatedWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Violation:
-    """One sharded dimension that the TP degree does not divide.
+    """One sharded dimension that a degree does not fit.
 
     Attributes:
         code: rule code, e.g. ``TP002``.
         dim: torchtitan's name of the dimension, e.g. ``n_kv_heads``.
-        size: its global size, in heads.
+        size: its global size, in heads, or in rows where there are no heads.
+        degree: the degree that does not fit.
+        problem: what is wrong, e.g. ``is not a multiple of 4``.
         layers: indices of the layers that have it.
         where: the same for people, e.g. ``layers 3, 7, ..., 39 (10 of 40)``.
-        why: why an uneven split cannot work.
+        why: why such a split cannot work.
         consequence: what the run would have done.
+        silent: whether it would have done so without any error.
     """
 
     code: str
     dim: str
     size: int
+    degree: int
+    problem: str
     layers: tuple[int, ...]
     where: str
     why: str
     consequence: str
+    silent: bool = False
 
 
 class TPCompatError(TPValidateError):
-    """The TP degree does not divide a dimension that the model's plan shards.
+    """A degree does not fit a dimension that the model's plan splits.
 
-    The text is the same on every rank: it depends on the model and the degree alone.
+    The text is the same on every rank: it depends on the model and the degrees alone.
 
     Attributes:
-        tp: the degree that was asked for.
+        tp: the TP degree that was asked for.
         model: the model's name.
         violations: every `Violation`, the tightest dimension first.
-        valid_degrees: the degrees that work, ascending.
-        how_to_change: the flag to change, in the spelling of the torchtitan line at hand.
+        valid_degrees: the TP degrees that work, ascending.
+        headline: the first line of the text, in the words of upstream issue #2574.
+        advice: the last lines: what works, and the flag to change in the spelling of the line at hand.
     """
 
     def __init__(
@@ -71,52 +78,34 @@ class TPCompatError(TPValidateError):
         model: str,
         violations: tuple[Violation, ...],
         valid_degrees: list[int],
-        how_to_change: str,
+        headline: str,
+        advice: str,
     ) -> None:
         self.tp = tp
         self.model = model
         self.violations = violations
         self.valid_degrees = valid_degrees
-        self.how_to_change = how_to_change
+        self.headline = headline
+        self.advice = advice
         super().__init__(self._text())
 
     def __reduce__(self) -> tuple[object, ...]:
         # BaseException would call the class with its positional args; ours are keywords.
-        return _rebuild, (
-            {
-                "tp": self.tp,
-                "model": self.model,
-                "violations": self.violations,
-                "valid_degrees": self.valid_degrees,
-                "how_to_change": self.how_to_change,
-            },
-        )
-
-    @property
-    def headline(self) -> str:
-        """The first line of the text, in the words of upstream issue #2574."""
-        worst = self.violations[0]
-        return (
-            f"Tensor parallel degree ({self.tp}) must divide {worst.dim} ({worst.size}). "
-            f"For {self.model}, max supported TP is {self.valid_degrees[-1]}."
-        )
+        fields = ("tp", "model", "violations", "valid_degrees", "headline", "advice")
+        return _rebuild, ({field: getattr(self, field) for field in fields},)
 
     def _text(self) -> str:
         lines = [self.headline, ""]
         for violation in self.violations:
             lines += [
-                f"  {violation.code} {violation.dim} = {violation.size} is not a multiple of {self.tp}, "
+                f"  {violation.code} {violation.dim} = {violation.size} {violation.problem}, "
                 f"in {violation.where}:",
                 f"        {violation.why}.",
             ]
         lines.append("")
         for consequence in dict.fromkeys(violation.consequence for violation in self.violations):
             lines.append(f"Without this check: {consequence}")
-        lines += [
-            f"Degrees that work: {', '.join(map(str, self.valid_degrees))}.",
-            f"To change it: {self.how_to_change}",
-        ]
-        return "\n".join(lines)
+        return "\n".join([*lines, self.advice])
 
 
 def _rebuild(fields: dict[str, object]) -> TPCompatError:

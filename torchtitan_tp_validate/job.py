@@ -6,10 +6,11 @@ import importlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from torchtitan_tp_validate.errors import NotValidatedWarning, PlanError
-from torchtitan_tp_validate.validate import tp_degree, validate_tp_compat
+from torchtitan_tp_validate.validate import read_degrees, validate_tp_compat
 
 
 @dataclass(frozen=True)
@@ -19,13 +20,13 @@ class Job:
     Attributes:
         name: model and flavor as torchtitan calls them.
         model_config: the model's config (0.3.x) or model args (0.2.x).
-        tp: ``parallelism.tensor_parallel_degree``.
+        degrees: the TP and EP degrees and the backend, as ``ParallelDims`` names them.
         parallelize_fn: the function that the model's spec names.
     """
 
     name: str
     model_config: Any
-    tp: Any
+    degrees: SimpleNamespace
     parallelize_fn: Callable[..., Any]
 
 
@@ -34,12 +35,17 @@ def read_job(config: Any) -> Job | None:
 
     A job without a model is torchtitan's to complain about, and it does so first thing.
     """
-    tp = config.parallelism.tensor_parallel_degree
+    parallelism = config.parallelism
+    degrees = SimpleNamespace(
+        tp=parallelism.tensor_parallel_degree, ep=getattr(parallelism, "expert_parallel_degree", 1)
+    )
+    if hasattr(parallelism, "spmd_backend"):
+        degrees.spmd_backend = parallelism.spmd_backend
     if hasattr(config, "model_spec"):
         spec = config.model_spec
         if spec is None:
             return None
-        return Job(f"{spec.name} {spec.flavor}", spec.model, tp, spec.parallelize_fn)
+        return Job(f"{spec.name} {spec.flavor}", spec.model, degrees, spec.parallelize_fn)
     if config.experimental.custom_import:
         # The Trainer imports it first too: it may register the model.
         importlib.import_module(config.experimental.custom_import)
@@ -51,7 +57,7 @@ def read_job(config: Any) -> Job | None:
     args = spec.model_args.get(config.model.flavor)
     if args is None:
         return None
-    return Job(f"{config.model.name} {config.model.flavor}", args, tp, spec.parallelize_fn)
+    return Job(f"{config.model.name} {config.model.flavor}", args, degrees, spec.parallelize_fn)
 
 
 def check_job(config: Any, *, is_guarded: Callable[[Callable[..., Any]], bool]) -> None:
@@ -67,7 +73,7 @@ def check_job(config: Any, *, is_guarded: Callable[[Callable[..., Any]], bool]) 
         TPDegreeError: the degree is not a positive whole number.
     """
     job = read_job(config)
-    if job is None or tp_degree(job.tp) == 1:
+    if job is None or read_degrees(job.degrees).tp == 1:
         return
     if not is_guarded(job.parallelize_fn):
         function = f"{job.parallelize_fn.__module__}.{job.parallelize_fn.__qualname__}"
@@ -78,6 +84,6 @@ def check_job(config: Any, *, is_guarded: Callable[[Callable[..., Any]], bool]) 
         )
         return
     try:
-        validate_tp_compat(job.model_config, job.tp)
+        validate_tp_compat(job.model_config, job.degrees)
     except PlanError:
         return

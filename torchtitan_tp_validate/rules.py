@@ -1,33 +1,86 @@
 """What must divide: the rule codes, the dimensions a plan shards, and the arithmetic of degrees.
 
-A tensor parallel (TP) degree is compatible with a plan when it divides the size of every sharded
-dimension, so the compatible degrees are the divisors of the greatest common divisor of the sizes.
-Nothing else in this project decides compatibility.
+A degree is compatible with a plan when every dimension that is split over its mesh axis allows it. Most
+dimensions allow exactly the degrees that divide their size, so the compatible tensor parallel (TP)
+degrees are divisors of the greatest common divisor of those sizes. Nothing else in this project decides
+compatibility.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Axis(Enum):
+    """A mesh axis that splits dimensions; the value is the ``ParallelDims`` field of its degree."""
+
+    TP = "tp"
+    EP = "ep"
+
+    @property
+    def noun(self) -> str:
+        """What people call the degree."""
+        return {Axis.TP: "Tensor parallel degree", Axis.EP: "Expert parallel degree"}[self]
+
+    @property
+    def flag(self) -> str:
+        """torchtitan's field of the degree under ``[parallelism]``, in every line."""
+        return {Axis.TP: "tensor_parallel_degree", Axis.EP: "expert_parallel_degree"}[self]
+
+
+class Split(Enum):
+    """How a dimension may be cut."""
+
+    EVEN = "even"
+    """Every rank gets the same number of units."""
+    NOT_EMPTY = "not empty"
+    """Shards may differ in size (each is the size over the degree, rounded up), but none is empty."""
+    IN_STEP = "in step"
+    """A dimension of this size and one of twice it are cut in the same places."""
+
+    def problem(self, degree: int) -> str:
+        """What is wrong with a dimension that ``degree`` ranks cannot share, to follow its size."""
+        if self is Split.EVEN:
+            return f"is not a multiple of {degree}"
+        if self is Split.NOT_EMPTY:
+            return f"leaves one of {degree} ranks empty"
+        return f"is not cut where its double is, on {degree} ranks"
+
+    def allows(self, size: int, degree: int) -> bool:
+        """Whether ``degree`` ranks can share ``size`` units this way."""
+        shard = -(-size // degree)
+        if self is Split.EVEN:
+            return size % degree == 0
+        if self is Split.NOT_EMPTY:
+            return shard * (degree - 1) < size
+        return -(-2 * size // degree) == 2 * shard
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One kind of dimension that tensor parallelism splits evenly or not at all.
+    """One kind of dimension that a mesh axis splits.
 
     Attributes:
         code: stable name, e.g. ``TP002``.
         dim: what torchtitan calls the dimension, e.g. ``n_kv_heads``.
         why: why an uneven split cannot work.
         source: the upstream file or issue that the rule follows.
+        axis: the mesh axis that splits it.
     """
 
     code: str
     dim: str
     why: str
     source: str
+    axis: Axis = Axis.TP
 
+
+_PARALLELIZE = "torchtitan models/*/parallelize.py; https://github.com/pytorch/torchtitan/issues/2574"
+_QWEN3_5 = "torchtitan models/qwen3_5/model.py (Qwen35Model.Config.update_from_config)"
+_SHARDING = "torchtitan models/common/decoder_sharding.py"
 
 RULES: dict[str, Rule] = {
     rule.code: rule
@@ -36,45 +89,122 @@ RULES: dict[str, Rule] = {
             "TP001",
             "n_heads",
             "wq is split by columns and wo by rows, so that every rank computes whole query heads",
-            "torchtitan models/*/parallelize.py; https://github.com/pytorch/torchtitan/issues/2574",
+            _PARALLELIZE,
         ),
         Rule(
             "TP002",
             "n_kv_heads",
             "wk and wv are split by columns, so that every rank computes whole key-value heads",
-            "torchtitan models/*/parallelize.py; https://github.com/pytorch/torchtitan/issues/2574",
+            _PARALLELIZE,
         ),
         Rule(
             "TP003",
             "n_key_heads",
             "the query and key projections of a gated-delta layer are split by whole key heads",
-            "torchtitan models/qwen3_5/model.py (Qwen35Model.Config.update_from_config)",
+            _QWEN3_5,
         ),
         Rule(
             "TP004",
             "n_value_heads",
             "the value projections of a gated-delta layer are split by whole value heads",
-            "torchtitan models/qwen3_5/model.py (Qwen35Model.Config.update_from_config)",
+            _QWEN3_5,
+        ),
+        Rule(
+            "TP005",
+            "feed_forward_hidden_dim",
+            "w1 and w3 are split by columns and w2 by rows, so that every rank has an equal part",
+            _SHARDING,
+        ),
+        Rule(
+            "TP006",
+            "vocab_size",
+            "the embedding and the output projection are split over the vocabulary",
+            "torchtitan components/loss.py, models/common/decoder_sharding.py",
+        ),
+        Rule(
+            "TP007",
+            "vision_num_heads",
+            "the projections of the vision encoder's attention are split by whole heads",
+            "torchtitan models/common/vision_encoder_sharding.py",
+        ),
+        Rule(
+            "TP008",
+            "vision_hidden_dim",
+            "a hidden layer of the vision encoder is split by columns and then by rows",
+            "torchtitan models/common/vision_encoder_sharding.py",
+        ),
+        Rule(
+            "TP010",
+            "shared_expert_hidden_dim",
+            "w1 and w3 of the shared expert are split by columns and w2 by rows",
+            "torchtitan models/common/moe_sharding.py",
+        ),
+        Rule(
+            "TP011",
+            "expert_hidden_dim",
+            "the hidden dimension of the routed experts is split over the TP axis",
+            "torchtitan models/common/moe_sharding.py",
+        ),
+        Rule(
+            "TP012",
+            "sharded_dim",
+            "the model's own sharding configuration splits it over the TP axis",
+            "torchtitan protocols/sharding.py (ShardingConfig.state_shardings)",
+        ),
+        Rule(
+            "EP001",
+            "num_experts",
+            "every rank of the expert parallel axis holds the same number of experts",
+            "torchtitan models/common/moe_sharding.py, distributed/expert_parallel.py",
+            Axis.EP,
         ),
     )
 }
 
 
 @dataclass(frozen=True)
+class Degrees:
+    """What a run asks for, as far as it decides what is split and how.
+
+    Attributes:
+        tp: tensor parallel degree.
+        ep: expert parallel degree.
+        spmd_backend: ``parallelism.spmd_backend`` of torchtitan 0.3.x.
+    """
+
+    tp: int
+    ep: int = 1
+    spmd_backend: str = "spmd_types"
+
+    def of(self, axis: Axis) -> int:
+        """The degree of one axis."""
+        degree: int = getattr(self, axis.value)
+        return degree
+
+
+@dataclass(frozen=True)
 class ShardedDim:
-    """A dimension that the plan splits over the TP axis.
+    """A dimension that the plan splits over a mesh axis.
 
     Attributes:
         code: a key of `RULES`.
-        size: the global size, in units that cannot be cut (heads, not rows).
+        size: the global size, in units that cannot be cut (heads, or rows where there are no heads).
         layers: indices of the layers that have this dimension at this size, ascending.
-        consequence: what a run with a degree that does not divide ``size`` does.
+        consequence: what a run with a degree that it does not allow does.
+        silent: whether that run goes on without any error, to wrong results.
+        places: where it is, when not in a layer.
+        label: its name, where the rule's own says too little.
+        split: how it may be cut.
     """
 
     code: str
     size: int
     layers: tuple[int, ...]
     consequence: str
+    silent: bool = False
+    places: tuple[str, ...] = ()
+    label: str = ""
+    split: Split = Split.EVEN
 
     @property
     def rule(self) -> Rule:
@@ -84,24 +214,23 @@ class ShardedDim:
     @property
     def name(self) -> str:
         """Torchtitan's name of the dimension."""
-        return self.rule.dim
+        return self.label or self.rule.dim
 
-    def allows(self, tp: int) -> bool:
-        """Whether ``tp`` ranks each get the same number of whole units."""
-        return self.size % tp == 0
+    def allows(self, degree: int) -> bool:
+        """Whether this many ranks can share it."""
+        return self.split.allows(self.size, degree)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a model's own parallelization shards over the TP axis.
+    """Everything that a model's own parallelization splits over the TP and EP axes.
 
     Attributes:
         model: the name to show people, e.g. ``Qwen3.5-MoE``.
         dims: the sharded dimensions.
         n_layers: the number of layers that the layer indices count.
-        how_to_change: template of the advice for this torchtitan line, with ``{tp}`` for the degree.
-        unread: layers whose sharded dimensions could not be read; a plan that has any can still prove a
-            degree wrong, but never right.
+        how_to_change: template of the advice for this torchtitan line, with ``{flag}`` and ``{degree}``.
+        unread: what could not be read; a plan that has any can still prove a degree wrong, never right.
     """
 
     model: str
@@ -110,13 +239,17 @@ class Plan:
     how_to_change: str
     unread: tuple[str, ...] = ()
 
-    def violations(self, tp: int) -> tuple[ShardedDim, ...]:
-        """The dimensions that ``tp`` does not divide, the tightest first."""
-        return tuple(sorted((d for d in self.dims if not d.allows(tp)), key=lambda d: (d.size, d.code)))
+    def violations(self, degrees: Degrees) -> tuple[ShardedDim, ...]:
+        """The dimensions that do not allow these degrees: the TP axis first, the tightest first."""
+        broken = [dim for dim in self.dims if not dim.allows(degrees.of(dim.rule.axis))]
+        return tuple(sorted(broken, key=lambda dim: (dim.rule.axis is not Axis.TP, dim.size, dim.code)))
 
-    def valid_degrees(self) -> list[int]:
-        """Every compatible TP degree, ascending; 1 is always among them."""
-        return divisors(math.gcd(*(dim.size for dim in self.dims)))
+    def valid_degrees(self, axis: Axis = Axis.TP) -> list[int]:
+        """Every compatible degree of one axis, ascending; 1 is always among them."""
+        dims = [dim for dim in self.dims if dim.rule.axis is axis]
+        even = math.gcd(*(dim.size for dim in dims if dim.split is Split.EVEN))
+        candidates = divisors(even) if even else range(1, max((dim.size for dim in dims), default=1) + 1)
+        return [degree for degree in candidates if all(dim.allows(degree) for dim in dims)]
 
 
 def divisors(n: int) -> list[int]:
@@ -125,16 +258,39 @@ def divisors(n: int) -> list[int]:
     return small + [n // d for d in reversed(small) if d * d != n]
 
 
-def group_by_size(
-    found: Iterable[tuple[str, int, int]], consequences: Mapping[str, str]
-) -> tuple[ShardedDim, ...]:
-    """Merge ``(code, size, layer)`` readings into one `ShardedDim` per code and size."""
-    layers: dict[tuple[str, int], list[int]] = {}
-    for code, size, layer in found:
-        layers.setdefault((code, size), []).append(layer)
-    return tuple(
-        ShardedDim(code, size, tuple(indices), consequences[code]) for (code, size), indices in layers.items()
+@dataclass
+class Findings:
+    """What a reader has found so far, merged into one `ShardedDim` per kind and size."""
+
+    _dims: dict[tuple[str, str, int, Split], tuple[set[int], list[str], str, bool]] = field(
+        default_factory=dict
     )
+
+    def add(
+        self,
+        code: str,
+        size: int,
+        consequence: str,
+        *,
+        layers: Iterable[int] = (),
+        place: str = "",
+        label: str = "",
+        silent: bool = False,
+        split: Split = Split.EVEN,
+    ) -> None:
+        """Note a dimension in some layers, or at a place outside all layers."""
+        key = (code, label, size, split)
+        known, places, _, _ = self._dims.setdefault(key, (set(), [], consequence, silent))
+        known.update(layers)
+        if not known and place not in places:
+            places.append(place)
+
+    def dims(self) -> tuple[ShardedDim, ...]:
+        """The dimensions, in the order they were found."""
+        return tuple(
+            ShardedDim(code, size, tuple(sorted(layers)), consequence, silent, tuple(places), label, split)
+            for (code, label, size, split), (layers, places, consequence, silent) in self._dims.items()
+        )
 
 
 def describe_layers(layers: Sequence[int], n_layers: int) -> str:
@@ -150,3 +306,9 @@ def describe_layers(layers: Sequence[int], n_layers: int) -> str:
     if len(layers) > 4:
         return f"layers {layers[0]}, {layers[1]}, ..., {layers[-1]} {count}"
     return f"layers {', '.join(map(str, layers))} {count}"
+
+
+def describe_places(dim: ShardedDim, n_layers: int) -> str:
+    """Where a dimension is, in few words."""
+    where = [describe_layers(dim.layers, n_layers)] if dim.layers else []
+    return " and ".join((*where, *dim.places))

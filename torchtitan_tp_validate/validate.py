@@ -7,7 +7,7 @@ from typing import Any
 
 from torchtitan_tp_validate.errors import PlanError, TPCompatError, TPDegreeError, Violation
 from torchtitan_tp_validate.plans import read_plan
-from torchtitan_tp_validate.rules import Plan, describe_layers
+from torchtitan_tp_validate.rules import Axis, Degrees, Plan, Split, describe_places
 
 
 def validate_tp_compat(model_or_config: Any, parallel_dims: Any, *, model_name: str | None = None) -> None:
@@ -19,62 +19,78 @@ def validate_tp_compat(model_or_config: Any, parallel_dims: Any, *, model_name: 
     Args:
         model_or_config: a torchtitan model (any line; a pipeline stage of it too), or its config or
             model args.
-        parallel_dims: torchtitan's ``ParallelDims``, or the TP degree as an int.
+        parallel_dims: torchtitan's ``ParallelDims``, or the TP degree as an int. Of the former the expert
+            parallel degree and, in 0.3.x, the SPMD backend count too; an int means neither expert
+            parallelism nor another backend than the default.
         model_name: the name to show instead of the one derived from the model.
 
     Raises:
-        TPCompatError: the degree does not divide every sharded dimension.
-        TPDegreeError: the degree is not a positive whole number.
-        PlanError: the object has no head counts to judge by. Not raised at TP = 1, where nothing is
-            sharded.
+        TPCompatError: a degree does not fit a dimension that it splits.
+        TPDegreeError: a degree is not a positive whole number.
+        PlanError: the object has no sizes to judge by. Not raised without tensor and expert parallelism,
+            where nothing is split.
     """
-    tp = tp_degree(parallel_dims)
-    if tp == 1:
+    degrees = read_degrees(parallel_dims)
+    if degrees.tp == degrees.ep == 1:
         return
-    plan = read_plan(model_or_config, model_name=model_name)
-    error = incompatibility(plan, tp)
+    plan = read_plan(model_or_config, degrees, model_name=model_name)
+    error = incompatibility(plan, degrees)
     if error is not None:
         raise error
     refuse_unread(plan)
 
 
-def valid_tp_degrees(model_or_config: Any) -> list[int]:
+def valid_tp_degrees(model_or_config: Any, parallel_dims: Any = 1) -> list[int]:
     """Every TP degree that splits the model evenly, ascending.
 
     Args:
         model_or_config: as in `validate_tp_compat`.
+        parallel_dims: a ``ParallelDims`` with the other degrees and the backend; its TP degree is ignored.
 
     Raises:
-        PlanError: the object has no head counts to judge by.
+        PlanError: the object has no sizes to judge by.
     """
-    plan = read_plan(model_or_config)
+    plan = read_plan(model_or_config, read_degrees(parallel_dims))
     refuse_unread(plan)
     return plan.valid_degrees()
 
 
-def incompatibility(plan: Plan, tp: int) -> TPCompatError | None:
-    """The error that ``tp`` deserves under ``plan``, or None when it is compatible."""
-    broken = plan.violations(tp)
+def incompatibility(plan: Plan, degrees: Degrees) -> TPCompatError | None:
+    """The error that these degrees deserve under ``plan``, or None when they are compatible."""
+    broken = plan.violations(degrees)
     if not broken:
         return None
-    valid = plan.valid_degrees()
+    axis = broken[0].rule.axis
+    valid, degree = plan.valid_degrees(axis), degrees.of(axis)
+    must = "must divide" if broken[0].split is Split.EVEN else "does not fit"
     return TPCompatError(
-        tp=tp,
+        tp=degrees.tp,
         model=plan.model,
         violations=tuple(
             Violation(
                 code=dim.code,
                 dim=dim.name,
                 size=dim.size,
+                degree=degrees.of(dim.rule.axis),
+                problem=dim.split.problem(degrees.of(dim.rule.axis)),
                 layers=dim.layers,
-                where=describe_layers(dim.layers, plan.n_layers),
+                where=describe_places(dim, plan.n_layers),
                 why=dim.rule.why,
                 consequence=dim.consequence,
+                silent=dim.silent,
             )
             for dim in broken
         ),
-        valid_degrees=valid,
-        how_to_change=plan.how_to_change.format(tp=max(d for d in valid if d <= tp)),
+        valid_degrees=plan.valid_degrees(),
+        headline=(
+            f"{axis.noun} ({degree}) {must} {broken[0].name} ({broken[0].size}). "
+            f"For {plan.model}, max supported {axis.name} is {valid[-1]}."
+        ),
+        advice=(
+            f"Degrees that work: {', '.join(map(str, valid))}.\n"
+            "To change it: "
+            + plan.how_to_change.format(flag=axis.flag, degree=max(d for d in valid if d <= degree))
+        ),
     )
 
 
@@ -92,15 +108,24 @@ def refuse_unread(plan: Plan) -> None:
         )
 
 
-def tp_degree(parallel_dims: Any) -> int:
-    """The TP degree of a ``ParallelDims`` or an int.
+def read_degrees(parallel_dims: Any) -> Degrees:
+    """The degrees of a ``ParallelDims``, or of an int that is the TP degree.
 
     Raises:
-        TPDegreeError: it is not a positive whole number. ``True`` is not one: it is a flag that ended up
+        TPDegreeError: one is not a positive whole number. ``True`` is not one: it is a flag that ended up
             in the wrong place.
     """
-    value = getattr(parallel_dims, "tp", parallel_dims)
-    where = "" if value is parallel_dims else f" (from {type(parallel_dims).__name__}.tp)"
+    if not hasattr(parallel_dims, "tp"):
+        return Degrees(tp=_degree(parallel_dims, Axis.TP, ""))
+    source = type(parallel_dims).__name__
+    return Degrees(
+        tp=_degree(parallel_dims.tp, Axis.TP, f" (from {source}.tp)"),
+        ep=_degree(getattr(parallel_dims, "ep", 1), Axis.EP, f" (from {source}.ep)"),
+        spmd_backend=getattr(parallel_dims, "spmd_backend", Degrees.spmd_backend),
+    )
+
+
+def _degree(value: Any, axis: Axis, where: str) -> int:
     if not isinstance(value, bool):
         try:
             degree = operator.index(value)
@@ -110,6 +135,6 @@ def tp_degree(parallel_dims: Any) -> int:
             if degree >= 1:
                 return degree
     raise TPDegreeError(
-        f"Tensor parallel degree must be a whole number of at least 1, got {value!r} "
+        f"{axis.noun} must be a whole number of at least 1, got {value!r} "
         f"of type {type(value).__name__}{where}. Pass torchtitan's ParallelDims or an int."
     )

@@ -35,7 +35,7 @@ NOT_GUARDED = {
     "autoparallel.local_map_deepseek_v3": "shards by a solver; needs a package that no index has",
 }
 
-# n_heads/n_kv_heads and gated-delta heads as the models' publishers give them.
+# n_heads, n_kv_heads, gated-delta and vision heads as the models' publishers give them.
 PUBLISHED = {
     ("llama3", "8B"): (32, 8),
     ("llama3", "70B"): (64, 8),
@@ -43,12 +43,12 @@ PUBLISHED = {
     ("llama4", "17bx16e"): (40, 8),
     ("qwen3", "0.6B"): (16, 8),
     ("qwen3", "30B-A3B"): (32, 4),
-    ("qwen3_5", "4B"): (16, 4, 16, 32),
-    ("qwen3_5", "35B-A3B"): (16, 2, 16, 32),
-    ("qwen3_5", "397B-A17B"): (32, 2, 16, 64),
+    ("qwen3_5", "4B"): (16, 4, 16, 32, 16),
+    ("qwen3_5", "35B-A3B"): (16, 2, 16, 32, 16),
+    ("qwen3_5", "397B-A17B"): (32, 2, 16, 64, 16),
     ("deepseek_v3", "671B"): (128,),
     ("gpt_oss", "120b"): (64, 8),
-    ("kimi_k2_7", "Kimi-K2.5"): (64,),
+    ("kimi_k2_7", "Kimi-K2.5"): (64, 16),
     ("muse_glimmer", "30B"): (32, 2),
 }
 

@@ -6,17 +6,21 @@ import pytest
 
 from torchtitan_tp_validate.rules import (
     RULES,
+    Axis,
+    Degrees,
+    Findings,
     Plan,
     ShardedDim,
+    Split,
     describe_layers,
+    describe_places,
     divisors,
-    group_by_size,
 )
 
 
 def plan(*sizes: int) -> Plan:
     dims = tuple(ShardedDim("TP002", size, (index,), "it dies") for index, size in enumerate(sizes))
-    return Plan("Tiny", dims, len(sizes), "set it to {tp}")
+    return Plan("Tiny", dims, len(sizes), "set {flag} to {degree}")
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 12, 16, 36, 97, 128, 210])
@@ -27,18 +31,62 @@ def test_divisors_are_exactly_the_numbers_that_divide(n: int) -> None:
 @pytest.mark.parametrize("sizes", [(2,), (8, 12), (40, 8), (6, 4, 10), (7, 5)])
 def test_valid_degrees_are_those_without_a_violation(sizes: tuple[int, ...]) -> None:
     the_plan = plan(*sizes)
-    expected = [tp for tp in range(1, max(sizes) + 1) if not the_plan.violations(tp)]
+    expected = [tp for tp in range(1, max(sizes) + 1) if not the_plan.violations(Degrees(tp))]
     assert the_plan.valid_degrees() == expected
     assert expected == divisors(math.gcd(*sizes))
 
 
 def test_violations_name_the_tightest_dimension_first() -> None:
-    assert [dim.size for dim in plan(16, 2, 6).violations(4)] == [2, 6]
+    assert [dim.size for dim in plan(16, 2, 6).violations(Degrees(4))] == [2, 6]
 
 
 def test_readings_of_equal_size_become_one_dimension() -> None:
-    dims = group_by_size([("TP002", 2, 0), ("TP002", 4, 1), ("TP002", 2, 2)], {"TP002": "it dies"})
-    assert [(dim.size, dim.layers) for dim in dims] == [(2, (0, 2)), (4, (1,))]
+    findings = Findings()
+    for layer, size in enumerate((2, 4, 2)):
+        findings.add("TP002", size, "it dies", layers=(layer,))
+    assert [(dim.size, dim.layers) for dim in findings.dims()] == [(2, (0, 2)), (4, (1,))]
+
+
+def test_what_is_outside_the_layers_is_named_by_its_place() -> None:
+    findings = Findings()
+    for place in ("tok_embeddings", "lm_head", "lm_head"):
+        findings.add("TP006", 255, "it hangs", place=place)
+    (dim,) = findings.dims()
+    assert describe_places(dim, 2) == "tok_embeddings and lm_head"
+
+
+@pytest.mark.parametrize("split", Split)
+@pytest.mark.parametrize("size", range(1, 20))
+@pytest.mark.parametrize("degree", [1, 2, 3, 4, 8])
+def test_a_split_allows_what_its_shards_show(split: Split, size: int, degree: int) -> None:
+    def shards(n: int) -> list[int]:  # as torch.chunk and DTensor cut
+        width = -(-n // degree)
+        return [max(0, min(width, n - width * rank)) for rank in range(degree)]
+
+    allowed = {
+        Split.EVEN: len(set(shards(size))) == 1,
+        Split.NOT_EMPTY: 0 not in shards(size),
+        Split.IN_STEP: shards(2 * size) == [2 * part for part in shards(size)],
+    }[split]
+    assert split.allows(size, degree) is allowed
+
+
+def test_each_axis_has_its_own_degrees() -> None:
+    dims = (ShardedDim("TP002", 8, (0,), "it dies"), ShardedDim("EP001", 6, (0,), "it dies"))
+    the_plan = Plan("Tiny", dims, 1, "set {flag} to {degree}")
+    assert the_plan.valid_degrees() == [1, 2, 4, 8]
+    assert the_plan.valid_degrees(Axis.EP) == [1, 2, 3, 6]
+    assert [dim.code for dim in the_plan.violations(Degrees(tp=3, ep=4))] == ["TP002", "EP001"]
+    assert not the_plan.violations(Degrees(tp=4, ep=3))
+
+
+def test_degrees_of_an_uneven_split_stop_where_a_shard_is_empty() -> None:
+    dims = (
+        ShardedDim("TP001", 8, (0,), "it dies"),
+        ShardedDim("TP006", 9, (), "empty", split=Split.NOT_EMPTY),
+    )
+    assert Plan("Tiny", dims, 1, "{flag} {degree}").valid_degrees() == [1, 2]
+    assert Plan("Tiny", dims[1:], 1, "{flag} {degree}").valid_degrees() == [1, 2, 3, 5, 9]
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,14 @@ from typing import Any
 
 from torchtitan_tp_validate.errors import PlanError
 from torchtitan_tp_validate.plans import torchtitan_0_2, torchtitan_0_3, transformers_backend
-from torchtitan_tp_validate.rules import Plan
+from torchtitan_tp_validate.rules import Degrees, Plan
 
 _READERS = (transformers_backend, torchtitan_0_3, torchtitan_0_2)
 
+_NO_DEGREES = Degrees(tp=1)
 
-def read_plan(model_or_config: Any, *, model_name: str | None = None) -> Plan:
+
+def read_plan(model_or_config: Any, degrees: Degrees = _NO_DEGREES, *, model_name: str | None = None) -> Plan:
     """Read the sharded dimensions of a model, its config or its model args.
 
     A pipeline stage is judged by the whole model's config, which it carries: every stage, and so every
@@ -21,6 +23,8 @@ def read_plan(model_or_config: Any, *, model_name: str | None = None) -> Plan:
     Args:
         model_or_config: the object; recognised by its shape, not by its class, so that forks and
             user-defined models are read too.
+        degrees: what the run asks for; with expert parallelism, or another backend, other dimensions are
+            split.
         model_name: the name to show instead of the one derived from the object.
 
     Raises:
@@ -29,7 +33,7 @@ def read_plan(model_or_config: Any, *, model_name: str | None = None) -> Plan:
     for reader in _READERS:
         config = reader.find_config(model_or_config)
         if config is not None:
-            plan: Plan = reader.read(config, model_or_config)
+            plan: Plan = reader.read(config, model_or_config, degrees)
             return plan if model_name is None else replace(plan, model=model_name)
     raise PlanError(
         f"Not validated: cannot find head counts in {_describe(model_or_config)}. Expected a torchtitan "

@@ -1,5 +1,9 @@
 """torchtitan 0.2.x: one set of model args describes every layer.
 
+The plan is made of DTensors, which keep count of uneven shards: a routed expert's hidden size or the
+vocabulary need not divide. What is reshaped into heads, or leaves the DTensor world between two linears
+(the feed-forward), must.
+
 Source: ``models/<m>/model/args.py`` (the counts) and ``models/<m>/infra/parallelize.py`` (the plan) of
 torchtitan 0.2.0, 0.2.1 and 0.2.2.
 """
@@ -10,18 +14,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from torchtitan_tp_validate.plans.reading import Heads, attention_heads, family_name, positive_int
-from torchtitan_tp_validate.rules import Plan, group_by_size
+from torchtitan_tp_validate.rules import Degrees, Findings, Plan, Split
 
 HOW_TO_CHANGE = (
-    "--parallelism.tensor_parallel_degree {tp}, or in the job's TOML file:\n"
-    "  [parallelism]\n"
-    "  tensor_parallel_degree = {tp}"
+    "--parallelism.{flag} {degree}, or in the job's TOML file:\n  [parallelism]\n  {flag} = {degree}"
 )
 DIES_IN_FORWARD = (
     "the run starts, and its first forward pass dies in attention with\n"
     '  "shape \'[...]\' is invalid for input of size ..." or "Cannot unflatten unevenly sharded tensor".'
 )
-_CONSEQUENCES = {"TP001": DIES_IN_FORWARD, "TP002": DIES_IN_FORWARD}
+_MLP_DIES = 'the first forward pass dies with "a and b must have same reduction dim".'
+_EMPTY_SHARD = "a rank is left without any vocabulary, and the run dies."
+_EXPERTS_DIE = 'the first forward pass dies with "Split sizes doesn\'t match total dim 0 size".'
 
 
 def find_config(model_or_config: Any) -> Any | None:
@@ -30,40 +34,84 @@ def find_config(model_or_config: Any) -> Any | None:
     return args if hasattr(args, "n_heads") else None
 
 
-def read(args: Any, model: Any) -> Plan:
+def read(args: Any, model: Any, degrees: Degrees) -> Plan:
     """The plan that ``parallelize_*`` of 0.2.x applies to a model with these args.
 
     Args:
         args: the model args.
-        model: what the args were found on: a layer of it whose attention module has other head counts
-            is believed over the args.
+        model: what the args were found on. A built layer is believed over the args: it knows its own
+            head counts, and its feed-forward size, which the args give only by a formula.
+        degrees: not asked: what 0.2.x splits does not depend on them.
     """
+    del degrees
     name = type(args).__name__
     n_layers = positive_int(args, "n_layers", name)
     declared = attention_heads(args, name)
-    built = dict(_layer_heads(model))
-    found = []
+    built = dict(_layers(model))
+    findings = Findings()
     for index in range(n_layers):
-        heads = built.get(index, declared)
-        # A built layer has n_kv_heads filled in where the args leave it to n_heads.
-        heads = declared if _resolved(heads) == _resolved(declared) else heads
-        found += [(code, size, index) for code, size in heads.items()]
+        layer = built.get(index)
+        for code, size in _heads(layer, declared, index).items():
+            findings.add(code, size, DIES_IN_FORWARD, layers=(index,))
+        if layer is not None:
+            _read_mlp(layer, index, findings)
+    vocab_size = getattr(args, "vocab_size", None)
+    if isinstance(vocab_size, int) and vocab_size > 0:
+        findings.add("TP006", vocab_size, _EMPTY_SHARD, place="tok_embeddings, output", split=Split.NOT_EMPTY)
+    num_experts = getattr(getattr(args, "moe_args", None), "num_experts", None)
+    has_experts = bool(getattr(args, "moe_enabled", num_experts))
+    if has_experts and num_experts:
+        findings.add("EP001", num_experts, _EXPERTS_DIE, place="every MoE layer")
     return Plan(
-        model=family_name(args, has_experts=bool(getattr(args, "moe_enabled", False))),
-        dims=group_by_size(found, _CONSEQUENCES),
+        model=family_name(args, has_experts=has_experts),
+        dims=findings.dims(),
         n_layers=n_layers,
         how_to_change=HOW_TO_CHANGE,
     )
+
+
+def _layers(model: Any) -> Iterator[tuple[int, Any]]:
+    """``(index, module)`` of the layers that this model, or pipeline stage, holds."""
+    layers: Any = getattr(model, "layers", None)
+    for index, layer in layers.items() if hasattr(layers, "items") else ():
+        yield int(index), layer
+
+
+def _heads(layer: Any, declared: Heads, index: int) -> Heads:
+    attention = _child(layer, "attention")
+    if not hasattr(attention, "n_heads"):
+        return declared
+    heads = attention_heads(attention, f"layers.{index}.attention")
+    # A built layer has n_kv_heads filled in where the args leave it to n_heads.
+    return declared if _resolved(heads) == _resolved(declared) else heads
 
 
 def _resolved(heads: Heads) -> tuple[int, int]:
     return heads["TP001"], heads.get("TP002", heads["TP001"])
 
 
-def _layer_heads(model: Any) -> Iterator[tuple[int, Heads]]:
-    """``(index, heads)`` of the layers that this model, or pipeline stage, holds."""
-    layers: Any = getattr(model, "layers", None)
-    for index, layer in layers.items() if hasattr(layers, "items") else ():
-        attention = getattr(layer, "attention", None)
-        if hasattr(attention, "n_heads"):
-            yield int(index), attention_heads(attention, f"layers.{index}.attention")
+def _read_mlp(layer: Any, index: int, findings: Findings) -> None:
+    dense = _hidden_dim(_child(layer, "feed_forward"))
+    if dense is not None:
+        findings.add("TP005", dense, _MLP_DIES, layers=(index,))
+    moe = _child(layer, "moe")
+    if moe is None:
+        return
+    shared = _hidden_dim(_child(moe, "shared_experts"))
+    if shared is not None:
+        findings.add("TP010", shared, _MLP_DIES, layers=(index,))
+    # gpt_oss: one weight holds both halves of the gated projection, and is split beside the second one.
+    fused = getattr(_child(moe, "experts"), "mlp1_weight", None)
+    if fused is not None:
+        findings.add("TP011", fused.shape[1] // 2, _MLP_DIES, layers=(index,), split=Split.IN_STEP)
+
+
+def _hidden_dim(mlp: Any) -> int | None:
+    size: int | None = getattr(_child(mlp, "w1"), "out_features", None)
+    return size
+
+
+def _child(module: Any, name: str) -> Any:
+    """A submodule or None; ``getattr`` of a module without it is slow, and there are hundreds."""
+    children = getattr(module, "_modules", None)
+    return getattr(module, name, None) if children is None else children.get(name)

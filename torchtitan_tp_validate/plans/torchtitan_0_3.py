@@ -1,30 +1,57 @@
 """torchtitan 0.3.x and the qwen3_5_moe fork: a config tree describes the model.
 
-0.3.x has a config for each layer (``config.layers[i].attention.n_kv_heads``); a gated-delta layer has
-no attention but a ``delta_net``. The fork generation (upstream pull request #2545) has one layer config
-for all layers (``config.layer.attention.n_kv_heads``) and replicates its gated-delta layers over TP.
+In 0.3.x every module's config may carry a ``sharding_config`` that says which dimension of which
+parameter is split over which mesh axis. That is what is read: a model that nobody told us about is
+judged by the same rule. Head counts are declared beside it (``layers[i].attention.n_kv_heads``); a
+gated-delta layer has no attention but a ``delta_net``.
 
-Source: ``models/common/decoder.py`` and ``models/qwen3_5/model.py`` of torchtitan 0.3.0.
+The fork generation (upstream pull request #2545) declares no shardings and has one layer config for all
+layers (``config.layer.attention.n_kv_heads``); it replicates its gated-delta layers over TP.
+
+Source: ``protocols/sharding.py``, ``models/common/decoder.py`` and ``models/qwen3_5/model.py`` of
+torchtitan 0.3.0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import dataclasses
+import functools
+import operator
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
+from torchtitan_tp_validate.errors import PlanError
 from torchtitan_tp_validate.plans.reading import Heads, attention_heads, family_name, positive_int
-from torchtitan_tp_validate.rules import Plan, group_by_size
+from torchtitan_tp_validate.rules import Axis, Degrees, Findings, Plan
 
 HOW_TO_CHANGE = (
-    "--parallelism.tensor_parallel_degree {tp}, or in the config registry:\n"
-    "  parallelism=ParallelismConfig(tensor_parallel_degree={tp})"
+    "--parallelism.{flag} {degree}, or in the config registry:\n"
+    "  parallelism=ParallelismConfig({flag}={degree})"
 )
 _DIES_LATE = (
     "torchtitan looks at the first such layer only, and not before the process groups\n"
     "  are up; any other one kills the first forward pass with\n"
     "  \"shape '[...]' is invalid for input of size ...\"."
 )
-_CONSEQUENCES = dict.fromkeys(("TP001", "TP002", "TP003", "TP004"), _DIES_LATE)
+_DIES_WITH_IMAGES = "the first forward pass with images dies; torchtitan does not look at these heads."
+_SILENTLY_WRONG = (
+    "torchtitan pads the dimension to a multiple of the degree and trains on SILENTLY,\n"
+    "  with other losses and gradients than the model's own, and no error at all."
+)
+_HANGS = (
+    "the loss raises a ValueError on the last rank only, and every other rank hangs\n"
+    "  until its collectives time out."
+)
+_DIES_OR_SILENTLY_WRONG = (
+    "the first forward pass dies, or the dimension is padded and training is SILENTLY wrong."
+)
+_EXPERTS_DIE = "the first forward pass dies with \"shape '[2, -1]' is invalid for input of size ...\"."
+
+_PADS_UNEVEN_SHARDS = "spmd_types"
+"""The backend that cannot tell an uneven shard from an even one; DTensor, behind the others, can."""
 
 
 def find_config(model_or_config: Any) -> Any | None:
@@ -33,52 +60,285 @@ def find_config(model_or_config: Any) -> Any | None:
     return config if _has_layer_list(config) or hasattr(config, "layer") else None
 
 
-def read(config: Any, model: Any) -> Plan:
+def read(config: Any, model: Any, degrees: Degrees) -> Plan:
     """The plan that the model's parallelization applies to a model with this config tree.
 
     Modules are built from the tree, so the tree is the truth and ``model`` is not looked into.
     """
     del model
-    readings = list(_layer_readings(config))
+    reading = _Reading(degrees)
+    if _has_layer_list(config):
+        reading.tree(_with_shardings(config, degrees))
+        n_layers = len(config.layers) + len(getattr(config, "mtp_layers", ()))
+    else:
+        n_layers = positive_int(config, "n_layers", type(config).__qualname__)
+        reading.fork(config, n_layers)
     return Plan(
         model=family_name(config, has_experts=_has_experts(config)),
-        dims=group_by_size(
-            (
-                (code, size, index)
-                for index, (_, heads) in enumerate(readings)
-                for code, size in (heads or {}).items()
-            ),
-            _CONSEQUENCES,
-        ),
-        n_layers=len(readings),
+        dims=reading.findings.dims(),
+        n_layers=n_layers,
         how_to_change=HOW_TO_CHANGE,
-        unread=tuple(where for where, heads in readings if heads is None),
+        unread=tuple(reading.unread),
     )
 
 
-def _layer_readings(config: Any) -> Iterator[tuple[str, Heads | None]]:
-    """``(path, sharded heads)`` of every layer in order; None for a layer that cannot be read."""
-    if _has_layer_list(config):
-        for index, layer in enumerate(config.layers):
-            yield f"layers[{index}]", _layer_heads(layer, f"layers[{index}]")
-        for index, layer in enumerate(getattr(config, "mtp_layers", ())):
-            yield f"mtp_layers[{index}]", _layer_heads(layer, f"mtp_layers[{index}]")
-        return
-    for index in range(positive_int(config, "n_layers", type(config).__qualname__)):
-        # models/qwen3_5_moe/model.py of the fork: every interval-th layer attends, counted from 1.
-        attends = (index + 1) % getattr(config, "full_attention_interval", 1) == 0
-        yield "layer", attention_heads(config.layer.attention, "layer.attention") if attends else {}
+class _Reading:
+    """One walk through a config tree."""
+
+    def __init__(self, degrees: Degrees) -> None:
+        self.findings = Findings()
+        self.unread: list[str] = []
+        # DTensor, behind the other backends, keeps count of uneven shards.
+        self._axes = tuple(Axis) if degrees.spmd_backend == _PADS_UNEVEN_SHARDS else (Axis.EP,)
+
+    def tree(self, config: Any) -> None:
+        """Read a 0.3.x tree: its layers by index, multi-token-prediction layers at the end."""
+        for name in _kind(config).children:
+            if name not in ("layers", "mtp_layers"):
+                self._node(getattr(config, name), name, ())
+        for layer, indices in _alike((*config.layers, *getattr(config, "mtp_layers", ()))):
+            self._layer(layer, f"layers[{indices[0]}]", tuple(indices))
+
+    def fork(self, config: Any, n_layers: int) -> None:
+        """Read the fork's one layer config, which stands for every layer."""
+        for index in range(n_layers):
+            # models/qwen3_5_moe/model.py of the fork: every interval-th layer attends, counted from 1.
+            if (index + 1) % getattr(config, "full_attention_interval", 1) == 0:
+                self._heads(attention_heads(config.layer.attention, "layer.attention"), (index,))
+
+    def _layer(self, layer: Any, path: str, layers: tuple[int, ...]) -> None:
+        attention, delta_net = getattr(layer, "attention", None), getattr(layer, "delta_net", None)
+        if hasattr(attention, "n_heads"):
+            heads = attention_heads(attention, f"{path}.attention")
+        elif delta_net is not None:
+            heads = _gated_delta_heads(delta_net, f"{path}.delta_net")
+        else:
+            heads = {}
+            if next(_shardings_below(layer), None) is None:
+                self.unread += (f"layers[{index}]" for index in layers)
+        self._heads(heads, layers)
+        for name in _kind(layer).children:
+            mixer = name in ("attention", "delta_net")
+            self._node(getattr(layer, name), f"{path}.{name}", layers, tuple(heads.values()) if mixer else ())
+
+    def _heads(self, heads: Heads, layers: tuple[int, ...]) -> None:
+        for code, size in heads.items():
+            self.findings.add(code, size, _DIES_LATE, layers=layers)
+
+    def _node(self, node: Any, path: str, layers: tuple[int, ...], heads: tuple[int, ...] = ()) -> None:
+        """Read a config and all below it; ``heads`` are the head counts that its parameters are made of."""
+        kind = _kind(node)
+        if kind.is_config and node.sharding_config is not None:
+            for axis, name, size in _splits(node, kind, self._axes):
+                # What is made of whole heads is split like them.
+                if not any(size % count == 0 for count in heads):
+                    self._split(axis, node, size, f"{path}.{name}", layers)
+        if hasattr(node, "num_heads") and hasattr(node, "wq"):
+            heads = (positive_int(node, "num_heads", path),)
+            self.findings.add("TP007", heads[0], _DIES_WITH_IMAGES, layers=layers, place=path)
+        for name, child in _children(node, kind):
+            self._node(child, f"{path}.{name}", layers, heads)
+
+    def _split(self, axis: Axis, node: Any, size: int, path: str, layers: tuple[int, ...]) -> None:
+        """Note a dimension that is split and does not consist of heads."""
+        module = path.rpartition(".")[0]
+        if axis is Axis.EP:
+            self.findings.add("EP001", size, _EXPERTS_DIE, layers=layers)
+        elif "tok_embeddings" in path or "lm_head" in path:
+            self.findings.add("TP006", size, _HANGS, layers=layers, place=module)
+        elif hasattr(node, "num_experts"):
+            self.findings.add("TP011", size, _DIES_OR_SILENTLY_WRONG, layers=layers, silent=True)
+        elif "shared_experts" in path:
+            self.findings.add("TP010", size, _SILENTLY_WRONG, layers=layers, silent=True)
+        elif "vision" in path:
+            self.findings.add("TP008", size, _SILENTLY_WRONG, layers=layers, place=module, silent=True)
+        elif "feed_forward" in path:
+            self.findings.add("TP005", size, _SILENTLY_WRONG, layers=layers, place=module, silent=True)
+        else:
+            label = path.partition("].")[2] if layers else path
+            self.findings.add(
+                "TP012", size, _SILENTLY_WRONG, layers=layers, place=module, label=label, silent=True
+            )
 
 
-def _layer_heads(layer: Any, where: str) -> Heads | None:
-    """The sharded heads of one layer config, or None when it has no mixer that we know."""
-    attention = getattr(layer, "attention", None)
-    if hasattr(attention, "n_heads"):
-        return attention_heads(attention, f"{where}.attention")
-    delta_net = getattr(layer, "delta_net", None)
-    if delta_net is None:
-        return None
-    where = f"{where}.delta_net"
+def _alike(layers: Sequence[Any]) -> list[tuple[Any, list[int]]]:
+    """One layer of each kind, and the indices of all layers of that kind.
+
+    Layers are alike when they are made of the same classes with the same numbers: torchtitan declares its
+    shardings by class, so that one of them speaks for all. Reading a hundred equal layers would cost a
+    hundred times as much.
+    """
+    groups: dict[Any, tuple[Any, list[int]]] = {}
+    structures: dict[type, list[_Structure]] = {}
+    for index, layer in enumerate(layers):
+        known = structures.setdefault(type(layer), [])
+        key = next((key for key in (structure.key(layer) for structure in known) if key is not None), None)
+        if key is None:
+            known.append(_Structure(layer))
+            key = known[-1].key(layer)
+        groups.setdefault(key, (layer, []))[1].append(index)
+    return list(groups.values())
+
+
+class _Structure:
+    """The classes that a layer config is made of, and how to read all its numbers in one go."""
+
+    def __init__(self, layer: Any) -> None:
+        classes: list[str] = []
+        numbers: list[str] = []
+        self._is_read = self._collect(layer, "", classes, numbers) and bool(classes)
+        if self._is_read:
+            self._read = operator.attrgetter("__class__", *classes, *numbers)
+            self._classes = self._read(layer)[: len(classes) + 1]
+
+    def key(self, layer: Any) -> Any:
+        """What is equal for equal layers, or None for a layer of another structure."""
+        if not self._is_read:
+            return id(layer)
+        try:
+            values = self._read(layer)
+        except AttributeError:
+            return None
+        return values if values[: len(self._classes)] == self._classes else None
+
+    def _collect(self, node: Any, prefix: str, classes: list[str], numbers: list[str]) -> bool:
+        kind = _kind(node)
+        numbers += (prefix + name for name in kind.plain)
+        complete = dataclasses.is_dataclass(node)
+        for name in kind.children:
+            child = getattr(node, name)
+            classes.append(f"{prefix}{name}.__class__")
+            if isinstance(child, (list, tuple)):
+                return False
+            if dataclasses.is_dataclass(child):
+                complete &= self._collect(child, f"{prefix}{name}.", classes, numbers)
+        return complete
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a class of configs is made of.
+
+    Attributes:
+        children: the fields that can hold other configs.
+        plain: the fields that hold numbers and words.
+        is_config: whether it can declare shardings.
+    """
+
+    children: tuple[str, ...] = ()
+    plain: tuple[str, ...] = ()
+    is_config: bool = False
+
+
+def _kind(node: Any) -> _Kind:
+    return _kind_of(type(node))  # type: ignore[arg-type]  # a class is hashable
+
+
+@functools.cache
+def _kind_of(cls: Hashable) -> _Kind:
+    if not dataclasses.is_dataclass(cls):
+        return _Kind()
+    names = [f.name for f in dataclasses.fields(cls)]
+    plain = tuple(f.name for f in dataclasses.fields(cls) if _is_plain(f.type))
+    others = ("param_init", "sharding_config", *plain)
+    return _Kind(
+        children=tuple(name for name in names if name not in others),
+        plain=plain,
+        is_config="sharding_config" in names,
+    )
+
+
+def _children(node: Any, kind: _Kind) -> Iterator[tuple[str, Any]]:
+    """``(name, config)`` of what a config holds, list items with their position."""
+    for name in kind.children:
+        child = getattr(node, name)
+        if isinstance(child, (list, tuple)):
+            yield from ((f"{name}[{position}]", item) for position, item in enumerate(child))
+        elif child is not None:
+            yield name, child
+
+
+def _is_plain(annotation: Any) -> bool:
+    """Whether a field of this type holds a number or a word."""
+    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+    return all(part.strip() in ("int", "float", "bool", "str", "None") for part in text.split("|"))
+
+
+def _splits(node: Any, kind: _Kind, axes: tuple[Axis, ...]) -> Iterator[tuple[Axis, str, int]]:
+    """``(axis, parameter, size)`` of every dimension of a module's own parameters that is split."""
+    for name, layout in node.sharding_config.state_shardings.items():
+        types = layout.per_axis_spmd_types()
+        for axis in axes:
+            dim = getattr(types.get(axis.value), "dim", None)
+            # A sharding for a bias says nothing about a module without one.
+            if dim is not None and name in _shapes(node, kind):
+                yield axis, name, _shapes(node, kind)[name][dim]
+
+
+def _shapes(node: Any, kind: _Kind) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the parameters and buffers that a config's own module has.
+
+    Raises:
+        PlanError: the module cannot be built on meta.
+    """
+    key = (type(node), *(getattr(node, name) for name in kind.plain))
+    shapes = _known_shapes.get(key)
+    if shapes is None:
+        import torch
+
+        try:
+            with torch.device("meta"):
+                module = node.build()
+        except Exception as error:
+            raise PlanError(f"Not validated: {type(node).__qualname__} cannot be built: {error}") from error
+        states = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        shapes = _known_shapes[key] = {name: tuple(state.shape) for name, state in states}
+    return shapes
+
+
+_known_shapes: dict[tuple[Any, ...], dict[str, tuple[int, ...]]] = {}
+"""The layers of a model are alike: each distinct module is built once, on meta."""
+
+
+def _with_shardings(config: Any, degrees: Degrees) -> Any:
+    """The tree with its shardings declared: as it is, or a copy that went through torchtitan's own hands.
+
+    torchtitan declares them in ``update_from_config``, just before it builds the model. Told a TP degree of
+    1, it declares the same shardings and leaves its own check of the heads out.
+
+    Raises:
+        PlanError: torchtitan does not get so far.
+    """
+    if not hasattr(config, "update_from_config") or next(_shardings_below(config), None) is not None:
+        return config
+    from torchtitan.config import ParallelismConfig, TrainingConfig
+
+    parallelism = ParallelismConfig(
+        tensor_parallel_degree=1,
+        expert_parallel_degree=degrees.ep,
+        spmd_backend=degrees.spmd_backend,
+    )
+    updated = copy.deepcopy(config)
+    try:
+        updated.update_from_config(config=SimpleNamespace(parallelism=parallelism, training=TrainingConfig()))
+    except Exception as error:
+        raise PlanError(
+            f"Not validated: {type(config).__qualname__} does not declare its shardings: {error}"
+        ) from error
+    return updated
+
+
+def _shardings_below(node: Any) -> Iterator[Any]:
+    """Every sharding config in a tree."""
+    kind = _kind(node)
+    if kind.is_config and node.sharding_config is not None:
+        yield node.sharding_config
+    for _, child in _children(node, kind):
+        yield from _shardings_below(child)
+
+
+def _gated_delta_heads(delta_net: Any, where: str) -> Heads:
+    """A gated-delta layer declares no head counts: they follow from the width of its projections."""
     return {
         "TP003": _projected_heads(delta_net, "in_proj_q", "key_head_dim", where),
         "TP004": _projected_heads(delta_net, "in_proj_v", "value_head_dim", where),
@@ -86,7 +346,6 @@ def _layer_heads(layer: Any, where: str) -> Heads | None:
 
 
 def _projected_heads(delta_net: Any, projection: str, head_dim: str, where: str) -> int:
-    """A gated-delta layer declares no head counts: they follow from the width of its projections."""
     width = positive_int(getattr(delta_net, projection, None), "out_features", f"{where}.{projection}")
     return width // positive_int(delta_net, head_dim, where)
 

@@ -13,7 +13,7 @@ from typing import Any
 from torchtitan_tp_validate.errors import PlanError
 from torchtitan_tp_validate.plans import torchtitan_0_2, torchtitan_0_3
 from torchtitan_tp_validate.plans.reading import attention_heads, positive_int
-from torchtitan_tp_validate.rules import Plan, group_by_size
+from torchtitan_tp_validate.rules import Degrees, Findings, Plan
 
 
 def find_config(model_or_config: Any) -> Any | None:
@@ -23,9 +23,9 @@ def find_config(model_or_config: Any) -> Any | None:
     return config if hasattr(config, "_tt_to_hf_attribute_map") else None
 
 
-def read(config: Any, model: Any) -> Plan:
+def read(config: Any, model: Any, degrees: Degrees) -> Plan:
     """The plan of ``parallelize_hf_transformers``, which splits q_proj, k_proj and v_proj by columns."""
-    del model
+    del model, degrees
     name = type(config).__qualname__
     try:
         heads = attention_heads(config, name)
@@ -35,13 +35,14 @@ def read(config: Any, model: Any) -> Plan:
     except Exception as error:
         # A Hugging Face config whose layers differ raises when asked for one number for all of them.
         raise PlanError(f"Not validated: the head counts of {name} cannot be read: {error}") from error
+    findings = Findings()
+    for index in range(n_layers):
+        for code, size in heads.items():
+            findings.add(code, size, torchtitan_0_2.DIES_IN_FORWARD, layers=(index,))
     is_0_3 = hasattr(config, "build")
     return Plan(
         model=getattr(config, "model_type", "") or "this model",
-        dims=group_by_size(
-            ((code, size, index) for index in range(n_layers) for code, size in heads.items()),
-            dict.fromkeys(heads, torchtitan_0_2.DIES_IN_FORWARD),
-        ),
+        dims=findings.dims(),
         n_layers=n_layers,
         how_to_change=(torchtitan_0_3 if is_0_3 else torchtitan_0_2).HOW_TO_CHANGE,
     )

@@ -1,0 +1,202 @@
+"""Verdicts on torchtitan 0.3's own config trees: every sharded dimension, by backend, and users' models."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+import re
+from importlib.metadata import version
+from types import SimpleNamespace as NS
+from typing import Any
+
+import pytest
+
+import torchtitan_tp_validate as tpv
+from torchtitan_tp_validate.job import read_job
+
+if not version("torchtitan").startswith("0.3"):
+    pytest.skip("torchtitan 0.3 declares its shardings", allow_module_level=True)
+
+import torchtitan.models
+from torchtitan.models.common.decoder import Decoder
+from torchtitan.models.llama3 import model_registry as llama3_registry
+from torchtitan.models.llama3.sharding import set_llama3_sharding_config
+from torchtitan.models.qwen3 import model_registry as qwen3_registry
+
+CANNOT_START = {"qwen35_122b_a10b", "qwen35_397b_a17b"}
+
+
+def resized(config: Any, **sizes: int) -> Any:
+    return dataclasses.replace(config, **sizes)
+
+
+def with_hidden(config: Any, hidden: int, layer: int = 1) -> Any:
+    """The same model with another feed-forward size in one layer."""
+    ffn = config.layers[layer].feed_forward
+    ffn.w1, ffn.w3 = resized(ffn.w1, out_features=hidden), resized(ffn.w3, out_features=hidden)
+    ffn.w2 = resized(ffn.w2, in_features=hidden)
+    return config
+
+
+def with_vocab(config: Any, size: int) -> Any:
+    config.vocab_size = size
+    config.lm_head = resized(config.lm_head, out_features=size)
+    config.tok_embeddings = resized(config.tok_embeddings, num_embeddings=size)
+    return config
+
+
+def dims(tp: int, backend: str = "spmd_types", ep: int = 1) -> Any:
+    return NS(tp=tp, ep=ep, spmd_backend=backend)
+
+
+def refusal(config: Any, parallel_dims: Any) -> tpv.TPCompatError:
+    with pytest.raises(tpv.TPCompatError) as caught:
+        tpv.validate_tp_compat(config, parallel_dims)
+    return caught.value
+
+
+def test_an_uneven_feed_forward_would_train_silently_wrong() -> None:
+    config = with_hidden(llama3_registry("debugmodel").model, 193)
+    error = refusal(config, dims(2))
+    assert str(error) == (
+        "Tensor parallel degree (2) must divide feed_forward_hidden_dim (193). "
+        "For Llama 3, max supported TP is 1.\n"
+        "\n"
+        "  TP005 feed_forward_hidden_dim = 193 is not a multiple of 2, in layer 1 (1 of 6):\n"
+        "        w1 and w3 are split by columns and w2 by rows, so that every rank has an equal part.\n"
+        "\n"
+        "Without this check: torchtitan pads the dimension to a multiple of the degree and trains on "
+        "SILENTLY,\n"
+        "  with other losses and gradients than the model's own, and no error at all.\n"
+        "Degrees that work: 1.\n"
+        "To change it: --parallelism.tensor_parallel_degree 1, or in the config registry:\n"
+        "  parallelism=ParallelismConfig(tensor_parallel_degree=1)"
+    )
+    assert [(v.code, v.silent, v.layers) for v in error.violations] == [("TP005", True, (1,))]
+
+
+@pytest.mark.parametrize("backend", ["partial_dtensor", "full_dtensor"])
+@pytest.mark.parametrize("change", [lambda c: with_hidden(c, 193), lambda c: with_vocab(c, 2047)])
+def test_dtensor_backends_take_uneven_sizes(backend: str, change: Any) -> None:
+    tpv.validate_tp_compat(change(llama3_registry("debugmodel").model), dims(2, backend))
+
+
+@pytest.mark.parametrize("backend", ["partial_dtensor", "full_dtensor"])
+def test_heads_must_divide_on_every_backend(backend: str) -> None:
+    assert refusal(llama3_registry("8B").model, dims(16, backend)).violations[0].code == "TP002"
+
+
+def test_an_uneven_vocabulary_is_named_where_it_is() -> None:
+    (violation,) = refusal(with_vocab(llama3_registry("debugmodel").model, 2047), dims(2)).violations
+    assert (violation.code, violation.dim, violation.size) == ("TP006", "vocab_size", 2047)
+    assert set(violation.where.split(" and ")) == {"tok_embeddings", "lm_head"}
+
+
+def test_a_later_layer_alone_is_refused_and_named() -> None:
+    config = llama3_registry("debugmodel").model
+    config.layers[1].attention = resized(config.layers[1].attention, n_kv_heads=2)
+    (violation,) = refusal(config, dims(4)).violations
+    assert (violation.code, violation.where) == ("TP002", "layer 1 (1 of 6)")
+
+
+@pytest.mark.parametrize(("ep", "code"), [(1, "TP011"), (2, None), (3, "EP001")])
+def test_routed_experts_are_split_by_hidden_size_or_by_number(ep: int, code: str | None) -> None:
+    config = qwen3_registry("debugmodel_moe").model
+    experts = next(layer.moe.routed_experts for layer in config.layers if layer.moe is not None)
+    experts.inner_experts = resized(experts.inner_experts, hidden_dim=193)
+    if code is None:
+        tpv.validate_tp_compat(config, dims(2, ep=ep))
+    else:
+        assert [v.code for v in refusal(config, dims(2, ep=ep)).violations] == [code]
+
+
+def test_the_expert_degree_is_refused_in_its_own_words() -> None:
+    config = qwen3_registry("debugmodel_moe").model
+    error = refusal(config, dims(1, ep=3))
+    assert str(error).startswith(
+        "Expert parallel degree (3) must divide num_experts (64). For Qwen3-MoE, max"
+    )
+    assert "--parallelism.expert_parallel_degree 2" in str(error)
+    assert error.valid_degrees == [1, 2, 4, 8]  # of TP: untouched
+
+
+class UsersModel(Decoder):
+    """A model that the package has never heard of, made of torchtitan's modules."""
+
+    @dataclasses.dataclass(kw_only=True, slots=True)
+    class Config(Decoder.Config):
+        adapter: Any = None
+
+        def update_from_config(self, *, config: Any, **kwargs: Any) -> None:
+            Decoder.Config.update_from_config(self, config=config, **kwargs)
+            set_llama3_sharding_config(self, enable_sp=True)
+            if self.adapter is not None:
+                # Borrowed from a layer: a linear that is split by columns.
+                self.adapter.sharding_config = self.layers[0].feed_forward.w1.sharding_config
+
+
+def users_model(**more: Any) -> Any:
+    base = llama3_registry("debugmodel").model
+    fields = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
+    return UsersModel.Config(**fields, **more)
+
+
+def test_a_users_own_model_is_judged_by_its_declared_shardings() -> None:
+    assert tpv.valid_tp_degrees(users_model()) == [1, 2, 4, 8, 16]
+    assert [v.code for v in refusal(with_hidden(users_model(), 193), dims(2)).violations] == ["TP005"]
+    tpv.validate_tp_compat(with_hidden(users_model(), 193), dims(2, "partial_dtensor"))
+
+
+def test_a_parameter_of_no_known_kind_is_judged_and_named_by_its_path() -> None:
+    adapter = resized(llama3_registry("debugmodel").model.layers[0].feed_forward.w1, out_features=255)
+    error = refusal(users_model(adapter=adapter), dims(2))
+    assert str(error).startswith(
+        "Tensor parallel degree (2) must divide adapter.weight (255). For UsersModel, max supported TP is 1."
+    )
+    assert error.violations[0].code == "TP012"
+
+
+def test_a_tree_whose_shardings_cannot_be_declared_is_not_validated() -> None:
+    config = users_model()
+    config.layers[0].feed_forward = None
+    with pytest.raises(tpv.PlanError, match=re.escape("Not validated: UsersModel.Config does not declare")):
+        tpv.valid_tp_degrees(config)
+
+
+def test_equal_layers_are_read_once_and_unequal_ones_each() -> None:
+    config = users_model()
+    for hidden, layer in ((96, 1), (100, 2), (96, 4)):
+        with_hidden(config, hidden, layer)
+    by_size = {v.size: v.layers for v in refusal(config, dims(64)).violations if v.code == "TP005"}
+    assert by_size == {96: (1, 4), 100: (2,)}
+
+
+def shipped_jobs() -> list[tuple[str, Any]]:
+    found = []
+    for package in pkgutil.iter_modules(torchtitan.models.__path__):
+        try:
+            registry = importlib.import_module(f"torchtitan.models.{package.name}.config_registry")
+        except ModuleNotFoundError:
+            continue
+        for name, function in vars(registry).items():
+            own = inspect.isfunction(function) and function.__module__ == registry.__name__
+            if own and not name.startswith("_") and not inspect.signature(function).parameters:
+                found.append((name, function))
+    return found
+
+
+@pytest.mark.parametrize(("name", "build"), shipped_jobs(), ids=[name for name, _ in shipped_jobs()])
+def test_shipped_jobs_are_accepted_but_for_the_two_that_cannot_start(name: str, build: Any) -> None:
+    try:
+        job = read_job(build())
+    except (ImportError, ValueError) as error:  # a package, or a GPU, that is not here
+        pytest.skip(f"{name} cannot be built here: {error}")
+    if name.startswith("flux"):
+        pytest.skip("flux has no tensor parallelism")
+    assert job is not None
+    if name in CANNOT_START:
+        assert refusal(job.model_config, job.degrees).violations[0].code == "TP002"
+    else:
+        tpv.validate_tp_compat(job.model_config, job.degrees)
