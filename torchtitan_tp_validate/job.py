@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
 from torchtitan_tp_validate.errors import NotValidatedWarning, PlanError
-from torchtitan_tp_validate.validate import read_degrees, validate_tp_compat
+from torchtitan_tp_validate.rules import Degrees
+from torchtitan_tp_validate.validate import judge, read_degrees
 
 
 @dataclass(frozen=True)
@@ -20,13 +21,13 @@ class Job:
     Attributes:
         name: model and flavor as torchtitan calls them.
         model_config: the model's config (0.3.x) or model args (0.2.x).
-        degrees: the TP and EP degrees and the backend, as ``ParallelDims`` names them.
+        degrees: what it asks for.
         parallelize_fn: the function that the model's spec names.
     """
 
     name: str
     model_config: Any
-    degrees: SimpleNamespace
+    degrees: Degrees
     parallelize_fn: Callable[..., Any]
 
 
@@ -35,12 +36,7 @@ def read_job(config: Any) -> Job | None:
 
     A job without a model is torchtitan's to complain about, and it does so first thing.
     """
-    parallelism = config.parallelism
-    degrees = SimpleNamespace(
-        tp=parallelism.tensor_parallel_degree, ep=getattr(parallelism, "expert_parallel_degree", 1)
-    )
-    if hasattr(parallelism, "spmd_backend"):
-        degrees.spmd_backend = parallelism.spmd_backend
+    degrees = _degrees(config)
     if hasattr(config, "model_spec"):
         spec = config.model_spec
         if spec is None:
@@ -60,6 +56,21 @@ def read_job(config: Any) -> Job | None:
     return Job(f"{config.model.name} {config.model.flavor}", args, degrees, spec.parallelize_fn)
 
 
+def _degrees(config: Any) -> Degrees:
+    parallelism = config.parallelism
+    names = {"tp": "tensor_parallel_degree", "ep": "expert_parallel_degree", "cp": "context_parallel_degree"}
+    asked = {
+        ours: getattr(parallelism, theirs) for ours, theirs in names.items() if hasattr(parallelism, theirs)
+    }
+    if hasattr(parallelism, "spmd_backend"):
+        asked["spmd_backend"] = parallelism.spmd_backend
+    return replace(
+        read_degrees(SimpleNamespace(**asked)),
+        seq_len=getattr(getattr(config, "training", None), "seq_len", None),
+        sequence_parallel=getattr(parallelism, "enable_sequence_parallel", True),
+    )
+
+
 def check_job(config: Any, *, is_guarded: Callable[[Callable[..., Any]], bool]) -> None:
     """Refuse a job whose degree does not fit its model, before a device or process group exists.
 
@@ -73,7 +84,7 @@ def check_job(config: Any, *, is_guarded: Callable[[Callable[..., Any]], bool]) 
         TPDegreeError: the degree is not a positive whole number.
     """
     job = read_job(config)
-    if job is None or read_degrees(job.degrees).tp == 1:
+    if job is None or job.degrees.tp == 1:
         return
     if not is_guarded(job.parallelize_fn):
         function = f"{job.parallelize_fn.__module__}.{job.parallelize_fn.__qualname__}"
@@ -84,6 +95,6 @@ def check_job(config: Any, *, is_guarded: Callable[[Callable[..., Any]], bool]) 
         )
         return
     try:
-        validate_tp_compat(job.model_config, job.degrees)
+        judge(job.model_config, job.degrees)
     except PlanError:
         return

@@ -134,6 +134,12 @@ RULES: dict[str, Rule] = {
             "torchtitan models/common/vision_encoder_sharding.py",
         ),
         Rule(
+            "TP009",
+            "seq_len",
+            "the activations between the blocks are split over the sequence",
+            "torchtitan models/*/parallelize.py, trainer.py (seq_len_divisor)",
+        ),
+        Rule(
             "TP010",
             "shared_expert_hidden_dim",
             "w1 and w3 of the shared expert are split by columns and w2 by rows",
@@ -169,12 +175,18 @@ class Degrees:
     Attributes:
         tp: tensor parallel degree.
         ep: expert parallel degree.
+        cp: context parallel degree.
         spmd_backend: ``parallelism.spmd_backend`` of torchtitan 0.3.x.
+        seq_len: ``training.seq_len``, in tokens, where it is known.
+        sequence_parallel: ``parallelism.enable_sequence_parallel`` of torchtitan 0.3.x.
     """
 
     tp: int
     ep: int = 1
+    cp: int = 1
     spmd_backend: str = "spmd_types"
+    seq_len: int | None = None
+    sequence_parallel: bool = True
 
     def of(self, axis: Axis) -> int:
         """The degree of one axis."""
@@ -195,6 +207,7 @@ class ShardedDim:
         places: where it is, when not in a layer.
         label: its name, where the rule's own says too little.
         split: how it may be cut.
+        multiple: how many equal parts every rank's part must have by itself.
     """
 
     code: str
@@ -205,6 +218,7 @@ class ShardedDim:
     places: tuple[str, ...] = ()
     label: str = ""
     split: Split = Split.EVEN
+    multiple: int = 1
 
     @property
     def rule(self) -> Rule:
@@ -217,8 +231,12 @@ class ShardedDim:
         return self.label or self.rule.dim
 
     def allows(self, degree: int) -> bool:
-        """Whether this many ranks can share it."""
-        return self.split.allows(self.size, degree)
+        """Whether this many ranks can share it; what nothing splits cannot be split wrongly."""
+        return degree == 1 or self.split.allows(self.size, degree * self.multiple)
+
+    def problem(self, degree: int) -> str:
+        """What is wrong when they cannot, to follow its size."""
+        return self.split.problem(degree * self.multiple)
 
 
 @dataclass(frozen=True)
@@ -262,7 +280,7 @@ def divisors(n: int) -> list[int]:
 class Findings:
     """What a reader has found so far, merged into one `ShardedDim` per kind and size."""
 
-    _dims: dict[tuple[str, str, int, Split], tuple[set[int], list[str], str, bool]] = field(
+    _dims: dict[tuple[str, str, int, Split, int], tuple[set[int], list[str], str, bool]] = field(
         default_factory=dict
     )
 
@@ -277,9 +295,10 @@ class Findings:
         label: str = "",
         silent: bool = False,
         split: Split = Split.EVEN,
+        multiple: int = 1,
     ) -> None:
         """Note a dimension in some layers, or at a place outside all layers."""
-        key = (code, label, size, split)
+        key = (code, label, size, split, multiple)
         known, places, _, _ = self._dims.setdefault(key, (set(), [], consequence, silent))
         known.update(layers)
         if not known and place not in places:
@@ -288,8 +307,15 @@ class Findings:
     def dims(self) -> tuple[ShardedDim, ...]:
         """The dimensions, in the order they were found."""
         return tuple(
-            ShardedDim(code, size, tuple(sorted(layers)), consequence, silent, tuple(places), label, split)
-            for (code, label, size, split), (layers, places, consequence, silent) in self._dims.items()
+            ShardedDim(
+                code, size, tuple(sorted(layers)), consequence, silent, tuple(places), label, split, multiple
+            )
+            for (code, label, size, split, multiple), (
+                layers,
+                places,
+                consequence,
+                silent,
+            ) in self._dims.items()
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from dataclasses import replace
 from typing import Any
 
 from torchtitan_tp_validate.errors import PlanError, TPCompatError, TPDegreeError, Violation
@@ -10,7 +11,13 @@ from torchtitan_tp_validate.plans import read_plan
 from torchtitan_tp_validate.rules import Axis, Degrees, Plan, Split, describe_places
 
 
-def validate_tp_compat(model_or_config: Any, parallel_dims: Any, *, model_name: str | None = None) -> None:
+def validate_tp_compat(
+    model_or_config: Any,
+    parallel_dims: Any,
+    *,
+    model_name: str | None = None,
+    seq_len: int | None = None,
+) -> None:
     """Refuse a tensor parallel degree that the model's plan cannot split evenly.
 
     Pure arithmetic on the configuration: no device, no process group and no collective is touched, so
@@ -23,6 +30,7 @@ def validate_tp_compat(model_or_config: Any, parallel_dims: Any, *, model_name: 
             parallel degree and, in 0.3.x, the SPMD backend count too; an int means neither expert
             parallelism nor another backend than the default.
         model_name: the name to show instead of the one derived from the model.
+        seq_len: ``training.seq_len`` in tokens, to be judged too; the guards know it.
 
     Raises:
         TPCompatError: a degree does not fit a dimension that it splits.
@@ -30,7 +38,11 @@ def validate_tp_compat(model_or_config: Any, parallel_dims: Any, *, model_name: 
         PlanError: the object has no sizes to judge by. Not raised without tensor and expert parallelism,
             where nothing is split.
     """
-    degrees = read_degrees(parallel_dims)
+    judge(model_or_config, replace(read_degrees(parallel_dims), seq_len=seq_len), model_name=model_name)
+
+
+def judge(model_or_config: Any, degrees: Degrees, *, model_name: str | None = None) -> None:
+    """`validate_tp_compat` for degrees that are read already."""
     if degrees.tp == degrees.ep == 1:
         return
     plan = read_plan(model_or_config, degrees, model_name=model_name)
@@ -62,7 +74,8 @@ def incompatibility(plan: Plan, degrees: Degrees) -> TPCompatError | None:
         return None
     axis = broken[0].rule.axis
     valid, degree = plan.valid_degrees(axis), degrees.of(axis)
-    must = "must divide" if broken[0].split is Split.EVEN else "does not fit"
+    divides = broken[0].split is Split.EVEN and broken[0].multiple == 1
+    must = "must divide" if divides else "does not fit"
     return TPCompatError(
         tp=degrees.tp,
         model=plan.model,
@@ -72,7 +85,7 @@ def incompatibility(plan: Plan, degrees: Degrees) -> TPCompatError | None:
                 dim=dim.name,
                 size=dim.size,
                 degree=degrees.of(dim.rule.axis),
-                problem=dim.split.problem(degrees.of(dim.rule.axis)),
+                problem=dim.problem(degrees.of(dim.rule.axis)),
                 layers=dim.layers,
                 where=describe_places(dim, plan.n_layers),
                 why=dim.rule.why,
@@ -116,16 +129,17 @@ def read_degrees(parallel_dims: Any) -> Degrees:
             in the wrong place.
     """
     if not hasattr(parallel_dims, "tp"):
-        return Degrees(tp=_degree(parallel_dims, Axis.TP, ""))
+        return Degrees(tp=_degree(parallel_dims, Axis.TP.noun, ""))
     source = type(parallel_dims).__name__
     return Degrees(
-        tp=_degree(parallel_dims.tp, Axis.TP, f" (from {source}.tp)"),
-        ep=_degree(getattr(parallel_dims, "ep", 1), Axis.EP, f" (from {source}.ep)"),
+        tp=_degree(parallel_dims.tp, Axis.TP.noun, f" (from {source}.tp)"),
+        ep=_degree(getattr(parallel_dims, "ep", 1), Axis.EP.noun, f" (from {source}.ep)"),
+        cp=_degree(getattr(parallel_dims, "cp", 1), "Context parallel degree", f" (from {source}.cp)"),
         spmd_backend=getattr(parallel_dims, "spmd_backend", Degrees.spmd_backend),
     )
 
 
-def _degree(value: Any, axis: Axis, where: str) -> int:
+def _degree(value: Any, noun: str, where: str) -> int:
     if not isinstance(value, bool):
         try:
             degree = operator.index(value)
@@ -135,6 +149,6 @@ def _degree(value: Any, axis: Axis, where: str) -> int:
             if degree >= 1:
                 return degree
     raise TPDegreeError(
-        f"{axis.noun} must be a whole number of at least 1, got {value!r} "
+        f"{noun} must be a whole number of at least 1, got {value!r} "
         f"of type {type(value).__name__}{where}. Pass torchtitan's ParallelDims or an int."
     )

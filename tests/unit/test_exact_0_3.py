@@ -15,6 +15,7 @@ import pytest
 
 import torchtitan_tp_validate as tpv
 from torchtitan_tp_validate.job import read_job
+from torchtitan_tp_validate.validate import judge
 
 if not version("torchtitan").startswith("0.3"):
     pytest.skip("torchtitan 0.3 declares its shardings", allow_module_level=True)
@@ -197,6 +198,8 @@ def test_shipped_jobs_are_accepted_but_for_the_two_that_cannot_start(name: str, 
         pytest.skip("flux has no tensor parallelism")
     assert job is not None
     if name in CANNOT_START:
-        assert refusal(job.model_config, job.degrees).violations[0].code == "TP002"
+        with pytest.raises(tpv.TPCompatError) as caught:
+            judge(job.model_config, job.degrees)
+        assert caught.value.violations[0].code == "TP002"
     else:
-        tpv.validate_tp_compat(job.model_config, job.degrees)
+        judge(job.model_config, job.degrees)

@@ -8,6 +8,8 @@ import pytest
 
 import torchtitan_tp_validate as tpv
 from tests.unit.shapes import attention_layer, config_tree, delta_layer, model_args
+from torchtitan_tp_validate.rules import Degrees
+from torchtitan_tp_validate.validate import judge
 
 
 @pytest.mark.parametrize(
@@ -119,3 +121,82 @@ def test_gated_delta_heads_count_too() -> None:
 def test_model_name_overrides_the_derived_name() -> None:
     with pytest.raises(tpv.TPCompatError, match="For My-Model, max supported TP is 2"):
         tpv.validate_tp_compat(model_args(), 4, model_name="My-Model")
+
+
+@pytest.mark.parametrize(
+    ("tp", "cp", "seq_len", "works"),
+    [
+        (2, 1, 32, True),
+        (2, 1, 34, False),
+        (4, 1, 32, True),
+        (2, 2, 32, True),
+        (4, 2, 24, False),
+        (1, 1, 33, True),
+    ],
+)
+def test_0_2_splits_the_sequence_in_twice_tp_times_cp(tp: int, cp: int, seq_len: int, works: bool) -> None:
+    parallel_dims = SimpleNamespace(tp=tp, cp=cp)
+    if works:
+        tpv.validate_tp_compat(model_args(8, 4), parallel_dims, seq_len=seq_len)
+        return
+    with pytest.raises(tpv.TPCompatError, match=rf"\({tp}\) does not fit seq_len \({seq_len}\)") as caught:
+        tpv.validate_tp_compat(model_args(8, 4), parallel_dims, seq_len=seq_len)
+    assert [v.code for v in caught.value.violations] == ["TP009"]
+    assert f"seq_len = {seq_len} is not a multiple of {2 * tp * cp}, in training.seq_len:" in str(
+        caught.value
+    )
+
+
+@pytest.mark.parametrize(
+    ("tp", "more", "seq_len", "works"),
+    [
+        (2, {}, 34, True),
+        (4, {}, 34, False),
+        (4, {"cp": 2}, 40, False),
+        (4, {"spmd_backend": "partial_dtensor"}, 34, True),
+        (4, {"sequence_parallel": False}, 34, True),
+        (4, {"sequence_parallel": False, "ep": 2}, 34, False),
+    ],
+)
+def test_0_3_splits_the_sequence_if_it_runs_sequence_parallel_or_has_experts(
+    tp: int, more: dict[str, Any], seq_len: int, works: bool
+) -> None:
+    degrees = Degrees(tp=tp, seq_len=seq_len, **more)
+    model = config_tree(attention_layer(8, 4))
+    if works:
+        judge(model, degrees)
+    else:
+        with pytest.raises(tpv.TPCompatError, match=r"seq_len \(34|40\)"):
+            judge(model, degrees)
+
+
+def test_0_2_sizes_of_a_built_model() -> None:
+    def linear(size: int) -> Any:
+        return SimpleNamespace(w1=SimpleNamespace(out_features=size))
+
+    def layer(**parts: Any) -> Any:
+        return SimpleNamespace(attention=None, **parts)
+
+    def codes(tp: int, ep: int = 1, **parts: Any) -> list[str]:
+        args = model_args(8, 8, n_layers=1, vocab_size=257, moe_args=SimpleNamespace(num_experts=6))
+        model = SimpleNamespace(model_args=args, layers={"0": layer(**parts)})
+        try:
+            tpv.validate_tp_compat(model, SimpleNamespace(tp=tp, ep=ep))
+        except tpv.TPCompatError as error:
+            return [violation.code for violation in error.violations]
+        return []
+
+    assert codes(2, feed_forward=linear(64)) == []
+    assert codes(2, feed_forward=linear(65)) == ["TP005"]
+    assert codes(2, moe=SimpleNamespace(shared_experts=linear(65), experts=linear(63))) == ["TP010"]
+    fused = SimpleNamespace(mlp1_weight=SimpleNamespace(shape=(8, 14, 32)))  # hidden size 7
+    assert codes(2, moe=SimpleNamespace(shared_experts=None, experts=fused)) == ["TP011"]
+    assert codes(4, moe=SimpleNamespace(shared_experts=None, experts=fused)) == []  # 2+2+2+1, 4+4+4+2
+    assert codes(2, ep=4) == ["EP001"]
+    assert codes(2, ep=3) == []
+
+
+def test_0_2_takes_an_uneven_vocabulary_until_a_shard_is_empty() -> None:
+    tpv.validate_tp_compat(model_args(8, 8, vocab_size=255), 4)
+    with pytest.raises(tpv.TPCompatError, match=r"degree \(4\) does not fit vocab_size \(9\)"):
+        tpv.validate_tp_compat(model_args(8, 8, vocab_size=9), 4)

@@ -24,7 +24,8 @@ DIES_IN_FORWARD = (
     '  "shape \'[...]\' is invalid for input of size ..." or "Cannot unflatten unevenly sharded tensor".'
 )
 _MLP_DIES = 'the first forward pass dies with "a and b must have same reduction dim".'
-_EMPTY_SHARD = "a rank is left without any vocabulary, and the run dies."
+_EMPTY_SHARD = "the rank without any vocabulary dies in its first forward pass, and the others hang."
+_SEQUENCE = "the parallelize function stops with an AssertionError, when the process groups are up."
 _EXPERTS_DIE = 'the first forward pass dies with "Split sizes doesn\'t match total dim 0 size".'
 
 
@@ -41,9 +42,8 @@ def read(args: Any, model: Any, degrees: Degrees) -> Plan:
         args: the model args.
         model: what the args were found on. A built layer is believed over the args: it knows its own
             head counts, and its feed-forward size, which the args give only by a formula.
-        degrees: not asked: what 0.2.x splits does not depend on them.
+        degrees: what the run asks for; of it, only the sequence matters to what 0.2.x splits.
     """
-    del degrees
     name = type(args).__name__
     n_layers = positive_int(args, "n_layers", name)
     declared = attention_heads(args, name)
@@ -55,6 +55,9 @@ def read(args: Any, model: Any, degrees: Degrees) -> Plan:
             findings.add(code, size, DIES_IN_FORWARD, layers=(index,))
         if layer is not None:
             _read_mlp(layer, index, findings)
+    if degrees.seq_len is not None:
+        # ParallelDims.seq_len_divisor, asserted without context parallelism too.
+        findings.add("TP009", degrees.seq_len, _SEQUENCE, place="training.seq_len", multiple=2 * degrees.cp)
     vocab_size = getattr(args, "vocab_size", None)
     if isinstance(vocab_size, int) and vocab_size > 0:
         findings.add("TP006", vocab_size, _EMPTY_SHARD, place="tok_embeddings, output", split=Split.NOT_EMPTY)

@@ -48,6 +48,7 @@ _HANGS = (
 _DIES_OR_SILENTLY_WRONG = (
     "the first forward pass dies, or the dimension is padded and training is SILENTLY wrong."
 )
+_SEQUENCE = "the Trainer refuses it when the process groups are up; without a Trainer, forward aborts."
 _EXPERTS_DIE = "the first forward pass dies with \"shape '[2, -1]' is invalid for input of size ...\"."
 
 _PADS_UNEVEN_SHARDS = "spmd_types"
@@ -67,6 +68,7 @@ def read(config: Any, model: Any, degrees: Degrees) -> Plan:
     """
     del model
     reading = _Reading(degrees)
+    reading.sequence(degrees)
     if _has_layer_list(config):
         reading.tree(_with_shardings(config, degrees))
         n_layers = len(config.layers) + len(getattr(config, "mtp_layers", ()))
@@ -90,6 +92,15 @@ class _Reading:
         self.unread: list[str] = []
         # DTensor, behind the other backends, keeps count of uneven shards.
         self._axes = tuple(Axis) if degrees.spmd_backend == _PADS_UNEVEN_SHARDS else (Axis.EP,)
+
+    def sequence(self, degrees: Degrees) -> None:
+        """The sequence length: split between blocks if sequence parallel, and at the experts in any case."""
+        split = degrees.sequence_parallel or degrees.ep > 1
+        if degrees.seq_len is not None and split and Axis.TP in self._axes:
+            multiple = 2 * degrees.cp if degrees.cp > 1 else 1
+            self.findings.add(
+                "TP009", degrees.seq_len, _SEQUENCE, place="training.seq_len", multiple=multiple
+            )
 
     def tree(self, config: Any) -> None:
         """Read a 0.3.x tree: its layers by index, multi-token-prediction layers at the end."""

@@ -6,11 +6,13 @@ import functools
 import inspect
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torchtitan_tp_validate.errors import InstallError, NotValidatedWarning, PlanError
-from torchtitan_tp_validate.validate import validate_tp_compat
+from torchtitan_tp_validate.rules import Degrees
+from torchtitan_tp_validate.validate import judge, read_degrees
 from torchtitan_tp_validate.wrappers.target import Target, torchtitan_version, unbindable
 
 
@@ -35,19 +37,31 @@ def guard(function: Callable[..., Any], *, active: Callable[[], bool] = lambda: 
     def guarded(*args: Any, **kwargs: Any) -> Any:
         if active():
             arguments = signature.bind(*args, **kwargs).arguments
-            check(arguments["model"], arguments["parallel_dims"])
+            check(arguments["model"], _degrees(arguments))
         return function(*args, **kwargs)
 
     return guarded
 
 
-def check(model_or_config: Any, parallel_dims: Any) -> None:
+def _degrees(arguments: Mapping[str, Any]) -> Degrees:
+    """What a call of a parallelize function asks for: 0.2.x hands over a job config, 0.3.x its parts."""
+    job = arguments.get("job_config")
+    training = arguments.get("training", getattr(job, "training", None))
+    parallelism = arguments.get("parallelism", getattr(job, "parallelism", None))
+    return replace(
+        read_degrees(arguments["parallel_dims"]),
+        seq_len=getattr(training, "seq_len", None),
+        sequence_parallel=getattr(parallelism, "enable_sequence_parallel", True),
+    )
+
+
+def check(model_or_config: Any, degrees: Degrees) -> None:
     """`validate_tp_compat`, except that what cannot be read is let through with a warning.
 
     A guard must not stop a run that may well work: that it was not validated is said aloud instead.
     """
     try:
-        validate_tp_compat(model_or_config, parallel_dims)
+        judge(model_or_config, degrees)
     except PlanError as error:
         warnings.warn(f"{error} The run goes on unchecked.", NotValidatedWarning, stacklevel=3)
 
