@@ -25,7 +25,7 @@ from typing import Any
 
 from torchtitan_tp_validate.errors import PlanError
 from torchtitan_tp_validate.plans.reading import Heads, attention_heads, family_name, positive_int
-from torchtitan_tp_validate.rules import Axis, Degrees, Findings, Plan
+from torchtitan_tp_validate.rules import Axis, Degrees, Findings, Plan, Split
 
 HOW_TO_CHANGE = (
     "--parallelism.{flag} {degree}, or in the config registry:\n"
@@ -51,8 +51,12 @@ _DIES_OR_SILENTLY_WRONG = (
 _SEQUENCE = "the Trainer refuses it when the process groups are up; without a Trainer, forward aborts."
 _EXPERTS_DIE = "the first forward pass dies with \"shape '[2, -1]' is invalid for input of size ...\"."
 
+_EMPTY_SHARD = "the rank that is left without a part dies, or waits for ever, and so do the others."
+_OUT_OF_STEP = 'the first forward pass dies with "The size of tensor a must match the size of tensor b".'
+
 _PADS_UNEVEN_SHARDS = "spmd_types"
-"""The backend that cannot tell an uneven shard from an even one; DTensor, behind the others, can."""
+"""The backend that cannot tell an uneven shard from an even one; DTensor, behind the others, can, and
+fails on empty ones only."""
 
 
 def find_config(model_or_config: Any) -> Any | None:
@@ -90,13 +94,12 @@ class _Reading:
     def __init__(self, degrees: Degrees) -> None:
         self.findings = Findings()
         self.unread: list[str] = []
-        # DTensor, behind the other backends, keeps count of uneven shards.
-        self._axes = tuple(Axis) if degrees.spmd_backend == _PADS_UNEVEN_SHARDS else (Axis.EP,)
+        self._pads = degrees.spmd_backend == _PADS_UNEVEN_SHARDS
 
     def sequence(self, degrees: Degrees) -> None:
         """The sequence length: split between blocks if sequence parallel, and at the experts in any case."""
         split = degrees.sequence_parallel or degrees.ep > 1
-        if degrees.seq_len is not None and split and Axis.TP in self._axes:
+        if degrees.seq_len is not None and split and self._pads:
             multiple = 2 * degrees.cp if degrees.cp > 1 else 1
             self.findings.add(
                 "TP009", degrees.seq_len, _SEQUENCE, place="training.seq_len", multiple=multiple
@@ -140,36 +143,47 @@ class _Reading:
         """Read a config and all below it; ``heads`` are the head counts that its parameters are made of."""
         kind = _kind(node)
         if kind.is_config and node.sharding_config is not None:
-            for axis, name, size in _splits(node, kind, self._axes):
-                # What is made of whole heads is split like them.
-                if not any(size % count == 0 for count in heads):
-                    self._split(axis, node, size, f"{path}.{name}", layers)
+            splits = list(_splits(node, kind))
+            sizes = {size for axis, _, size in splits if axis is Axis.TP}
+            for axis, name, size in splits:
+                # What is made of whole heads is split like them, and the double like its half.
+                implied = any(size % count == 0 for count in heads) or size / 2 in sizes
+                if axis is Axis.EP:
+                    self.findings.add("EP001", size, _EXPERTS_DIE, layers=layers)
+                elif not implied:
+                    self._split(node, size, f"{path}.{name}", layers, has_double=2 * size in sizes)
         if hasattr(node, "num_heads") and hasattr(node, "wq"):
             heads = (positive_int(node, "num_heads", path),)
             self.findings.add("TP007", heads[0], _DIES_WITH_IMAGES, layers=layers, place=path)
         for name, child in _children(node, kind):
             self._node(child, f"{path}.{name}", layers, heads)
 
-    def _split(self, axis: Axis, node: Any, size: int, path: str, layers: tuple[int, ...]) -> None:
-        """Note a dimension that is split and does not consist of heads."""
-        module = path.rpartition(".")[0]
-        if axis is Axis.EP:
-            self.findings.add("EP001", size, _EXPERTS_DIE, layers=layers)
-        elif "tok_embeddings" in path or "lm_head" in path:
-            self.findings.add("TP006", size, _HANGS, layers=layers, place=module)
-        elif hasattr(node, "num_experts"):
-            self.findings.add("TP011", size, _DIES_OR_SILENTLY_WRONG, layers=layers, silent=True)
-        elif "shared_experts" in path:
-            self.findings.add("TP010", size, _SILENTLY_WRONG, layers=layers, silent=True)
-        elif "vision" in path:
-            self.findings.add("TP008", size, _SILENTLY_WRONG, layers=layers, place=module, silent=True)
-        elif "feed_forward" in path:
-            self.findings.add("TP005", size, _SILENTLY_WRONG, layers=layers, place=module, silent=True)
-        else:
-            label = path.partition("].")[2] if layers else path
-            self.findings.add(
-                "TP012", size, _SILENTLY_WRONG, layers=layers, place=module, label=label, silent=True
-            )
+    def _split(self, node: Any, size: int, path: str, layers: tuple[int, ...], *, has_double: bool) -> None:
+        """Note a dimension that is split over TP and does not consist of heads."""
+        code, label, consequence = _what_is_split(node, path, in_layer=bool(layers))
+        where: dict[str, Any] = {"layers": layers, "place": path.rpartition(".")[0], "label": label}
+        if self._pads:
+            self.findings.add(code, size, consequence, silent="SILENT" in consequence, **where)
+            return
+        self.findings.add(code, size, _EMPTY_SHARD, split=Split.NOT_EMPTY, **where)
+        if has_double:
+            # gpt_oss: one weight holds both halves of the gated projection, another takes their product.
+            self.findings.add(code, size, _OUT_OF_STEP, split=Split.IN_STEP, **where)
+
+
+def _what_is_split(node: Any, path: str, *, in_layer: bool) -> tuple[str, str, str]:
+    """``(rule code, label, what padding it does)`` of a parameter's dimension."""
+    if "tok_embeddings" in path or "lm_head" in path:
+        return "TP006", "", _HANGS
+    if hasattr(node, "num_experts"):
+        return "TP011", "", _DIES_OR_SILENTLY_WRONG
+    if "shared_experts" in path:
+        return "TP010", "", _SILENTLY_WRONG
+    if "vision" in path:
+        return "TP008", "", _SILENTLY_WRONG
+    if "feed_forward" in path:
+        return "TP005", "", _SILENTLY_WRONG
+    return "TP012", path.partition("].")[2] if in_layer else path, _SILENTLY_WRONG
 
 
 def _alike(layers: Sequence[Any]) -> list[tuple[Any, list[int]]]:
@@ -275,11 +289,11 @@ def _is_plain(annotation: Any) -> bool:
     return all(part.strip() in ("int", "float", "bool", "str", "None") for part in text.split("|"))
 
 
-def _splits(node: Any, kind: _Kind, axes: tuple[Axis, ...]) -> Iterator[tuple[Axis, str, int]]:
+def _splits(node: Any, kind: _Kind) -> Iterator[tuple[Axis, str, int]]:
     """``(axis, parameter, size)`` of every dimension of a module's own parameters that is split."""
     for name, layout in node.sharding_config.state_shardings.items():
         types = layout.per_axis_spmd_types()
-        for axis in axes:
+        for axis in Axis:
             dim = getattr(types.get(axis.value), "dim", None)
             # A sharding for a bias says nothing about a module without one.
             if dim is not None and name in _shapes(node, kind):
