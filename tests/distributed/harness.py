@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ WORKER = "tests.distributed.worker"
 
 _MARKER = "TP_VALIDATE_TEST_RUN"
 _GRACE_SECONDS = 15.0
+_WATCH_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,13 @@ def run_torchrun(
     cwd: Path = REPOSITORY,
     env: Mapping[str, str] | None = None,
     module: str = WORKER,
+    watch: Callable[[], bool] = lambda: True,
 ) -> Result:
     """Run ``torchrun --nproc-per-node NPROC -m MODULE ARGUMENTS`` to its end, or kill it.
 
     Output and reports go to `out`. The worker is told so by an added ``--out``; another module gets
     its arguments as they are. Runs wait for each other, also across test processes, and the time
-    limit starts when a run does.
+    limit starts when a run does. `watch` is called all along, and ends the run by returning False.
     """
     out.mkdir(parents=True, exist_ok=True)
     for stale in out.glob("rank*.json"):
@@ -86,8 +88,10 @@ def run_torchrun(
     run_id = uuid.uuid4().hex
     with _one_at_a_time():
         started = time.monotonic()
-        returncode, output, timed_out = _run(command, cwd, _environment(run_id, env), out, timeout)
-        leftover = _kill_leftover(run_id)
+        try:
+            returncode, output, timed_out = _run(command, cwd, _environment(run_id, env), out, timeout, watch)
+        finally:
+            leftover = _kill_leftover(run_id)
         seconds = time.monotonic() - started
     reports = [
         report for path in out.glob("rank*.json") for report in json.loads(path.read_text(encoding="utf-8"))
@@ -110,7 +114,12 @@ def _environment(run_id: str, extra: Mapping[str, str] | None) -> dict[str, str]
 
 
 def _run(
-    command: Sequence[str], cwd: Path, env: Mapping[str, str], out: Path, timeout: float
+    command: Sequence[str],
+    cwd: Path,
+    env: Mapping[str, str],
+    out: Path,
+    timeout: float,
+    watch: Callable[[], bool],
 ) -> tuple[int, str, bool]:
     log = out / "output.txt"
     timed_out = False
@@ -118,10 +127,11 @@ def _run(
         process = subprocess.Popen(
             command, cwd=cwd, env=env, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
         )
+        deadline = time.monotonic() + timeout
         try:
-            process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            timed_out = True
+            while process.poll() is None and not timed_out:
+                time.sleep(_WATCH_SECONDS)
+                timed_out = not watch() or time.monotonic() > deadline
         finally:
             _stop(process)
     return process.returncode, log.read_text(encoding="utf-8", errors="replace"), timed_out

@@ -10,12 +10,11 @@ The exit status is 0 only when every case was trained.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,28 +23,28 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.elastic.multiprocessing.errors import record
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 import torchtitan_tp_validate
 from tests.distributed import lines
 from tests.distributed.lines import TinyModel
+from tests.distributed.training import (
+    Difference,
+    collectives,
+    copy_weights,
+    join_process_group,
+    load_weights,
+    train,
+)
 
 SEED = 20
-BATCH_SIZE = 2
-LEARNING_RATE = 0.1
-# A machine with fewer cores than ranks can be slow to reach a collective.
-COLLECTIVE_TIMEOUT = timedelta(minutes=10)
-
-# Levels that activation checkpointing and torch.compile put into a parameter's name.
-_WRAPPER_NAMES = ("_checkpoint_wrapped_module", "_orig_mod")
 
 
 @dataclass
 class Report:
     """What one rank saw. Differences are of the gradients, over all parameters and steps.
 
-    `stage` is where the rank was when it ended. A relative difference is the largest absolute one
-    within a parameter over the largest entry of that parameter's reference gradient.
+    `stage` is where the rank was when it ended.
     """
 
     case: str
@@ -66,14 +65,6 @@ class Report:
     collectives_before_refusal: int | None = None
     groups_before_refusal: int | None = None
     collectives_in_training: int | None = None
-
-
-@dataclass
-class Step:
-    """The loss of one training step and the whole gradient of every parameter."""
-
-    loss: float
-    gradients: dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -103,7 +94,7 @@ class Case:
 def main() -> None:
     options = _parse()
     line = lines.installed_line()
-    device = _join_process_group(line)
+    device = join_process_group(line)
     reports = []
     try:
         for case in options.case:
@@ -167,11 +158,11 @@ def _parallelize_and_train(
     args, kwargs = tiny.arguments(parallel_dims)
 
     report.stage = "parallelize"
-    groups_before, collectives_before = _groups(), _collectives()
+    groups_before, collectives_before = _groups(), sum(collectives())
     try:
         model = parallelize(tiny.model, *args, **kwargs)
     except Exception:
-        report.collectives_before_refusal = _collectives() - collectives_before
+        report.collectives_before_refusal = sum(collectives()) - collectives_before
         report.groups_before_refusal = _groups() - groups_before
         report.sharded_parameters = _sharded(tiny.model)
         raise
@@ -183,32 +174,31 @@ def _parallelize_and_train(
     reference = _build(case, line, tp=1)
     torch.manual_seed(SEED)
     reference.initialise(reference.model, device)
-    weights = {name: weight.detach().clone() for name, weight in _parameters(reference.model)}
-    expected = list(_train(reference, reference.model, options.steps, device, report))
+    weights = copy_weights(reference.model)
+
+    def enter(stage: str, part: str = "") -> None:
+        report.stage = f"{part} {stage}".strip()
+
+    how = {"steps": options.steps, "seed": SEED}
+    in_reference = functools.partial(enter, part="reference")
+    expected = list(train(reference, reference.model, device, **how, enter=in_reference))
     report.reference_losses = [step.loss for step in expected]
 
     report.stage = "initialise"
     tiny.initialise(model, device)
-    _load(model, weights)
+    load_weights(model, weights)
 
-    collectives_before = _collectives()
-    for step, wanted in zip(_train(tiny, model, options.steps, device, report), expected, strict=True):
+    collectives_before = sum(collectives())
+    difference = Difference()
+    for step, wanted in zip(train(tiny, model, device, **how, enter=enter), expected, strict=True):
         report.losses.append(step.loss)
-        _compare(step.gradients, wanted.gradients, report)
-    report.collectives_in_training = _collectives() - collectives_before
+        difference.add(step.gradients, wanted.gradients)
+    report.max_abs_gradient_difference = difference.absolute
+    report.max_rel_gradient_difference = difference.relative
+    report.worst_gradient = difference.worst
+    report.compared_gradients = difference.compared
+    report.collectives_in_training = sum(collectives()) - collectives_before
     report.stage = "done"
-
-
-def _join_process_group(line: ModuleType) -> torch.device:
-    """One GPU per rank where there are enough of them, otherwise all ranks on the CPU."""
-    local_rank = int(os.environ["LOCAL_RANK"])
-    device = torch.device("cpu")
-    if torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"]):
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
-    line.prepare(device.type)
-    dist.init_process_group("gloo" if device.type == "cpu" else "nccl", timeout=COLLECTIVE_TIMEOUT)
-    return device
 
 
 def _build(case: Case, line: ModuleType, *, tp: int, upstream_check: bool = True) -> TinyModel:
@@ -238,79 +228,8 @@ def _groups() -> int:
     return len(dist.distributed_c10d._world.pg_map)
 
 
-def _collectives() -> int:
-    """How many collectives this rank has entered so far, over all its process groups."""
-    groups = dist.distributed_c10d._world.pg_map
-    # The stand-in for a mesh dimension of size 1 never communicates, and has no counter.
-    real = [group for group in groups if dist.get_backend(group) != "fake"]
-    return sum(group._get_sequence_number_for_group() for group in real)
-
-
 def _sharded(model: nn.Module) -> int:
     return sum(isinstance(parameter, DTensor) for parameter in model.parameters())
-
-
-def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters under the names they have in a model that nothing has wrapped."""
-    for name, parameter in model.named_parameters():
-        yield ".".join(part for part in name.split(".") if part not in _WRAPPER_NAMES), parameter
-
-
-@torch.no_grad()
-def _load(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    parameters = dict(_parameters(model))
-    if parameters.keys() != weights.keys():
-        raise AssertionError(f"parameters differ: {sorted(parameters.keys() ^ weights.keys())}")
-    for name, parameter in parameters.items():
-        weight = weights[name]
-        if isinstance(parameter, DTensor):
-            weight = distribute_tensor(weight, parameter.device_mesh, parameter.placements)
-        parameter.copy_(weight)
-
-
-def _train(
-    tiny: TinyModel, model: nn.Module, steps: int, device: torch.device, report: Report
-) -> Iterator[Step]:
-    # Plain SGD: an adaptive optimizer would turn rounding in a tiny gradient into a whole step.
-    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
-    batches = torch.Generator().manual_seed(SEED)
-    part = report.stage if report.stage == "reference" else ""
-    for _ in range(steps):
-        shape = (BATCH_SIZE, tiny.seq_len + 1)
-        text = torch.randint(tiny.vocab_size, shape, generator=batches).to(device)
-        optimizer.zero_grad()
-        report.stage = f"{part} forward".strip()
-        loss = tiny.loss(model, text[:, :-1].contiguous(), text[:, 1:].contiguous())
-        report.stage = f"{part} backward".strip()
-        loss.backward()
-        report.stage = f"{part} gradients".strip()
-        # A parameter that the batch does not reach (a vision tower without images) has none.
-        gradients = {
-            name: _whole(parameter.grad)
-            for name, parameter in _parameters(model)
-            if parameter.grad is not None
-        }
-        report.stage = f"{part} optimizer".strip()
-        optimizer.step()
-        yield Step(loss=_whole(loss).item(), gradients=gradients)
-
-
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
-
-
-def _compare(seen: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], report: Report) -> None:
-    if seen.keys() != wanted.keys():
-        raise AssertionError(f"gradients differ: {sorted(seen.keys() ^ wanted.keys())}")
-    for name, gradient in wanted.items():
-        difference = (seen[name] - gradient).abs().max().item()
-        scale = gradient.abs().max().item()
-        relative = difference / scale if scale else float("inf") if difference else 0.0
-        report.compared_gradients += 1
-        report.max_abs_gradient_difference = max(report.max_abs_gradient_difference, difference)
-        if relative >= report.max_rel_gradient_difference:
-            report.max_rel_gradient_difference = relative
-            report.worst_gradient = name
 
 
 def _describe(error: BaseException, report: Report) -> None:

@@ -116,6 +116,9 @@ def test_gated_delta_heads_count_too() -> None:
     with pytest.raises(tpv.TPCompatError, match=re.escape("must divide n_key_heads (2)")) as caught:
         tpv.validate_tp_compat(model, 4)
     assert [v.code for v in caught.value.violations] == ["TP003"]
+    with pytest.raises(tpv.TPCompatError, match=re.escape("must divide n_value_heads (6)")) as caught:
+        tpv.validate_tp_compat(config_tree(delta_layer(4, 6)), 4)
+    assert [v.code for v in caught.value.violations] == ["TP004"]
 
 
 def test_model_name_overrides_the_derived_name() -> None:

@@ -1,16 +1,19 @@
 """The torchtitan 0.2.x families at debug size: same code path as a real run, a few hundred kilobytes.
 
 Every family comes from the train spec that torchtitan's own Trainer would ask for, and keeps its
-registered debug flavour but for the sizes. Two sizes are named by the caller (the head counts); the
-others divide by every degree that the tests use, so that the heads alone decide the outcome.
+registered debug flavour but for the sizes. Every size that the caller does not name divides by every
+degree that the tests use, so that the named ones alone decide the outcome.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import atexit
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import wraps
+from functools import partial, wraps
+from importlib.util import find_spec
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from . import TinyModel
@@ -20,14 +23,46 @@ if TYPE_CHECKING:
     from torch import nn
 
 FAMILIES = ("llama3", "llama4", "qwen3", "qwen3_moe")
+# gpt_oss came with 0.2.1.
+MORE_FAMILIES = tuple(name for name in ("deepseek_v3", "gpt_oss") if find_spec(f"torchtitan.models.{name}"))
 
 SEQ_LEN = 32
 VOCAB_SIZE = 256
 HEAD_DIM = 16
+DIM = 64
+NUM_EXPERTS = 8
+
+_ANY = ("vocab", "seq_len", "dim")
+_ROUTED = ("expert_hidden", "num_experts")
+SIZES: dict[str, tuple[str, ...]] = {
+    "llama3": ("hidden", *_ANY),
+    "llama4": ("hidden", "shared_hidden", *_ROUTED, *_ANY),
+    "qwen3": ("hidden", *_ANY),
+    "qwen3_moe": (*_ROUTED, *_ANY),
+    "deepseek_v3": ("hidden", "shared_hidden", *_ROUTED, "q_lora", "kv_lora", "v_head_dim", *_ANY),
+    "gpt_oss": (*_ROUTED, *_ANY),
+}
+"""The sizes that `build` understands, by family."""
+
+_ARGUMENTS = {
+    "vocab": "vocab_size",
+    "dim": "dim",
+    "q_lora": "q_lora_rank",
+    "kv_lora": "kv_lora_rank",
+    "v_head_dim": "v_head_dim",
+}
+"""Sizes that every family with them calls the same."""
 
 _NAMES = {"qwen3_moe": "qwen3"}
 _FLAVORS = {"qwen3_moe": "debugmodel_moe"}
-_FUNCTIONS = {"llama3": "parallelize_llama", "llama4": "parallelize_llama", "qwen3": "parallelize_qwen3"}
+_FUNCTIONS = {
+    "llama3": "parallelize_llama",
+    "llama4": "parallelize_llama",
+    "qwen3": "parallelize_qwen3",
+    "deepseek_v3": "parallelize_deepseekv3",
+    "gpt_oss": "parallelize_gptoss",
+}
+_NO_SIZES: Mapping[str, int] = MappingProxyType({})
 
 _until_exit = ExitStack()
 
@@ -43,18 +78,31 @@ def prepare(device_type: str) -> None:
     # fp32 leaves torchtitan's attention the math kernel only, which adds a plain causal mask to the
     # DTensors that qwen3 brings as far as that.
     _until_exit.enter_context(implicit_replication())
+    atexit.register(_until_exit.close)
     if device_type == "cpu":
         _stand_in_for_gpu_kernels()
 
 
-def build(family: str, *, n_heads: int, n_kv_heads: int, tp: int, upstream_check: bool = True) -> TinyModel:
-    """A tiny model of `family` with these head counts, configured for a run at degree `tp`.
+def build(
+    family: str,
+    *,
+    n_heads: int,
+    n_kv_heads: int,
+    tp: int,
+    upstream_check: bool = True,
+    sizes: Mapping[str, int] = _NO_SIZES,
+    spmd_backend: str | None = None,
+) -> TinyModel:
+    """A tiny model of `family` with these head counts and sizes, configured for a run at degree `tp`.
 
-    0.2.x has no head check of its own to take out of the way.
+    0.2.x has no head check of its own to take out of the way, and DTensor as its only backend.
+    deepseek_v3 has no KV heads: its `n_kv_heads` is not looked at.
+
+    Raises:
+        ValueError: the family, or one of the sizes, is not there.
     """
     del upstream_check
-    if family not in FAMILIES:
-        raise ValueError(f"unknown family {family!r}; torchtitan 0.2.x has {', '.join(FAMILIES)}")
+    _refuse_unknown(family, sizes, spmd_backend)
 
     import torch
     from torchtitan.protocols.train_spec import get_train_spec
@@ -62,10 +110,15 @@ def build(family: str, *, n_heads: int, n_kv_heads: int, tp: int, upstream_check
     name = _NAMES.get(family, family)
     spec = get_train_spec(name)
     flavor = _FLAVORS.get(family, "debugmodel")
-    model_args = _tiny(family, spec.model_args[flavor], n_heads, n_kv_heads)
-    model_args.update_from_config(_job_config(name, flavor, tp=tp))
+    seq_len = sizes.get("seq_len", SEQ_LEN)
+    job_config = partial(_job_config, name, flavor, seq_len=seq_len)
+    model_args = _tiny(family, spec.model_args[flavor], n_heads, n_kv_heads, sizes)
+    model_args.update_from_config(job_config(tp=tp))
     with torch.device("meta"):
         model = spec.model_cls(model_args)
+        _resize(family, model, sizes)
+    # gpt_oss makes its blocks bfloat16, in which no two degrees would agree.
+    model.to(torch.float32)
 
     return TinyModel(
         model=model,
@@ -73,49 +126,116 @@ def build(family: str, *, n_heads: int, n_kv_heads: int, tp: int, upstream_check
         entry_point=(f"torchtitan.models.{name}.infra.parallelize", _FUNCTIONS[name]),
         wrapper=name,
         make_parallel_dims=_parallel_dims,
-        arguments=lambda dims: ((dims, _job_config(name, flavor, tp=dims.tp)), {}),
+        arguments=lambda dims: ((dims, job_config(tp=dims.tp)), {}),
         initialise=_initialise,
         loss=_loss,
-        vocab_size=VOCAB_SIZE,
-        seq_len=SEQ_LEN,
+        vocab_size=model_args.vocab_size,
+        seq_len=seq_len,
     )
 
 
-def _tiny(family: str, args: Any, n_heads: int, n_kv_heads: int) -> Any:
-    sizes: dict[str, Any] = {
-        "n_layers": 2,
-        "n_heads": n_heads,
-        "n_kv_heads": n_kv_heads,
-        "vocab_size": VOCAB_SIZE,
-    }
-    if family.startswith("qwen3"):
-        sizes |= {"dim": 64, "head_dim": HEAD_DIM, "hidden_dim": 128, "moe_inter_dim": 64}
-        # 0.2.0 loses the tie under tensor parallelism, so that its parameters are others than without.
-        sizes["enable_weight_tying"] = False
-    else:
-        # head_dim is dim // n_heads here; multiple_of rounds the feed-forward up to a multiple of 64.
-        sizes |= {"dim": HEAD_DIM * n_heads, "multiple_of": 64}
-    if family in ("llama4", "qwen3_moe"):
-        sizes["moe_args"] = replace(
+def _refuse_unknown(family: str, sizes: Mapping[str, int], spmd_backend: str | None) -> None:
+    known = FAMILIES + MORE_FAMILIES
+    if family not in known:
+        raise ValueError(f"unknown family {family!r}; this torchtitan 0.2.x has {', '.join(known)}")
+    if unknown := sizes.keys() - set(SIZES[family]):
+        raise ValueError(f"{family} has no {', '.join(sorted(unknown))}; it has {', '.join(SIZES[family])}")
+    if spmd_backend is not None:
+        raise ValueError(f"torchtitan 0.2.x has no spmd backend to choose, got {spmd_backend!r}")
+
+
+def _tiny(family: str, args: Any, n_heads: int, n_kv_heads: int, sizes: Mapping[str, int]) -> Any:
+    fields: dict[str, Any] = {"n_layers": 2, "n_heads": n_heads, "vocab_size": VOCAB_SIZE}
+    if family != "deepseek_v3":
+        fields["n_kv_heads"] = n_kv_heads
+    fields |= _dimensions(family, n_heads, sizes)
+    if family in ("llama4", "qwen3_moe", "deepseek_v3", "gpt_oss"):
+        fields["moe_args"] = replace(
             args.moe_args,
-            num_experts=8,
+            num_experts=sizes.get("num_experts", NUM_EXPERTS),
             top_k=2,
-            # False (the qwen3 flavours' own value) gives the router wrong gradients under any tensor
-            # parallel degree in torchtitan 0.2.x: an upstream fault that has nothing to do with heads.
+            # False (the flavours' own value but for llama4's) gives the router wrong gradients under any
+            # tensor parallel degree in torchtitan 0.2.x: an upstream fault that no size has to do with.
             score_before_experts=True,
             # The grouped kernel rounds to bfloat16.
             use_grouped_mm=False,
         )
-    return replace(args, **sizes)
+    fields |= {_ARGUMENTS[key]: size for key, size in sizes.items() if key in _ARGUMENTS}
+    return replace(args, **fields)
 
 
-def _job_config(name: str, flavor: str, *, tp: int) -> Any:
+def _dimensions(family: str, n_heads: int, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """The family's own sizes, as far as its model args can say them; `_resize` does the rest."""
+    if family.startswith("qwen3"):
+        return {
+            "dim": DIM,
+            "head_dim": HEAD_DIM,
+            "hidden_dim": sizes.get("hidden", 128),
+            "moe_inter_dim": sizes.get("expert_hidden", 64),
+        }
+    if family == "gpt_oss":
+        return {"dim": DIM, "head_dim": HEAD_DIM, "moe_inter_dim": sizes.get("expert_hidden", 64)}
+    if family == "deepseek_v3":
+        # Two shared experts, as in the flavour: their hidden size is twice moe_inter_dim.
+        return {
+            "dim": DIM,
+            "inter_dim": sizes.get("hidden", 128),
+            "moe_inter_dim": 64,
+            "kv_lora_rank": 32,
+            "qk_nope_head_dim": HEAD_DIM,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": HEAD_DIM,
+        }
+    # head_dim is dim // n_heads here; multiple_of rounds the feed-forward up to a multiple of 64.
+    dimensions: dict[str, Any] = {"dim": HEAD_DIM * n_heads, "multiple_of": 64}
+    if family == "llama3" and "hidden" in sizes:
+        # A formula of dim gives the hidden size: scaled to almost nothing, it is rounded up to this.
+        dimensions |= {"multiple_of": sizes["hidden"], "ffn_dim_multiplier": 0.01}
+    return dimensions
+
+
+def _resize(family: str, model: nn.Module, sizes: Mapping[str, int]) -> None:
+    """Replace the projections whose size the model args can only give together with others.
+
+    llama4 has one formula for its dense, shared and routed hidden sizes, deepseek_v3 one number for the
+    last two.
+    """
+    if family not in ("llama4", "deepseek_v3"):
+        return
+    for block in model.layers.values():
+        if not block.moe_enabled:
+            _resize_feed_forward(block.feed_forward, sizes.get("hidden"))
+        else:
+            _resize_feed_forward(block.moe.shared_experts, sizes.get("shared_hidden"))
+            _resize_experts(block.moe.experts, sizes.get("expert_hidden"))
+
+
+def _resize_feed_forward(module: nn.Module, hidden: int | None) -> None:
+    from torch import nn
+
+    if hidden is not None:
+        dim = module.w1.in_features
+        module.w1, module.w3 = (nn.Linear(dim, hidden, bias=False) for _ in range(2))
+        module.w2 = nn.Linear(hidden, dim, bias=False)
+
+
+def _resize_experts(module: nn.Module, hidden: int | None) -> None:
+    import torch
+    from torch import nn
+
+    if hidden is not None:
+        experts, _, dim = module.w1.shape
+        module.w1, module.w3 = (nn.Parameter(torch.empty(experts, hidden, dim)) for _ in range(2))
+        module.w2 = nn.Parameter(torch.empty(experts, dim, hidden))
+
+
+def _job_config(name: str, flavor: str, *, tp: int, seq_len: int) -> Any:
     from torchtitan.config import JobConfig
 
     config = JobConfig()
     config.model.name = name
     config.model.flavor = flavor
-    config.training.seq_len = SEQ_LEN
+    config.training.seq_len = seq_len
     config.parallelism.tensor_parallel_degree = tp
     return config
 
@@ -132,13 +252,24 @@ def _initialise(model: nn.Module, device: torch.device) -> None:
     model.to_empty(device=device)
     with torch.no_grad():
         model.init_weights()
+        for name, parameter in model.named_parameters():
+            if name.endswith("router.gate.bias"):
+                # Upstream leaves this one (gpt_oss) as it came from the allocator.
+                parameter.zero_()
 
 
 def _loss(model: nn.Module, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     from torch.nn.functional import cross_entropy
 
-    logits = model(tokens)
+    logits = model(tokens, **_masks(model, tokens))
     return cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+
+def _masks(model: nn.Module, tokens: torch.Tensor) -> dict[str, Any]:
+    """What the Trainer feeds beside the tokens where attention is flex attention (gpt_oss)."""
+    if model.model_args.attn_type != "flex":
+        return {}
+    return {"attention_masks": model.get_attention_masks(tokens, tokenizer=None)}
 
 
 def _stand_in_for_gpu_kernels() -> None:
@@ -153,6 +284,47 @@ def _stand_in_for_gpu_kernels() -> None:
     # DTensor has no sharding strategy for the CPU flash kernel.
     ScaledDotProductAttentionWrapper.sdpa_backends = [SDPBackend.MATH]
     torch.histc = _counting_integers(torch.histc)
+    if "gpt_oss" in MORE_FAMILIES:
+        _stand_in_for_flex_attention()
+
+
+def _stand_in_for_flex_attention() -> None:
+    """Flex attention has no backward on CPU, and its compiled mask takes a C++ compiler and a minute."""
+    from torch.nn.attention.flex_attention import create_block_mask
+    from torchtitan.models.attention import FlexAttentionWrapper
+    from torchtitan.models.gpt_oss.model import model as gpt_oss
+
+    FlexAttentionWrapper.forward = _masked_attention
+    gpt_oss.create_attention_mask = partial(create_block_mask, device="cpu")
+
+
+def _masked_attention(
+    self: nn.Module,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    block_mask: Any,
+    scale: float,
+    return_lse: bool = False,
+    enable_gqa: bool = False,
+) -> Any:
+    """What flex attention computes, its own complaints about heads included."""
+    from torch.nn.attention.flex_attention import create_mask
+
+    del self
+    heads, kv_heads = q.size(-3), k.size(-3)
+    if q.size(-1) != k.size(-1):
+        raise ValueError(f"Expect query and key/value to have the same embedding dimension: {q.size(-1)=}")
+    if not enable_gqa and heads != kv_heads:
+        raise ValueError(f"Expect query and key/value to have the same number of heads but got {heads=}")
+    if enable_gqa and heads % kv_heads:
+        raise ValueError(f"Expect number of query heads to be a multiple of kv heads but got {heads=}")
+    k, v = (tensor.repeat_interleave(heads // kv_heads, dim=-3) for tensor in (k, v))
+    mask = create_mask(block_mask.mask_mod, 1, 1, q.size(-2), k.size(-2), device=q.device)
+    scores = (q @ k.mT * scale).masked_fill(~mask, float("-inf"))
+    out = scores.softmax(-1) @ v
+    return (out, scores.logsumexp(-1)) if return_lse else out
 
 
 def _counting_integers(histc: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

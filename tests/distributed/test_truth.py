@@ -1,0 +1,66 @@
+"""The truth suite tells apart every way in which a run can end, or its table would prove nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.distributed import lines, truth_cases, truth_report, truth_runner
+from tests.distributed.truth_cases import Case
+from tests.distributed.truth_runner import Result, result_from_dict, run_cases
+
+
+def test_every_end_of_a_case_is_told_and_the_next_case_still_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(truth_runner, "PROGRAM", "tests.distributed.fake_truth")
+    monkeypatch.setattr(truth_runner, "PATIENCE_SECONDS", 30.0)
+    ends = {
+        "exception": "exception",
+        "one rank different": "different",
+        "out of step": "exception",
+        "one rank raises": "hang",
+        "equal": "equal",
+        "hang": "hang",
+        "crash": "crash",
+    }
+    cases = [Case("llama3", end, tp=2, seed=seed) for seed, end in enumerate([*ends, "equal"])]
+    results: list[Result] = []
+    run_cases(cases, tmp_path, done=results.append)
+    assert [(r.case, r.truth) for r in results] == list(zip(cases, [*ends.values(), "equal"], strict=True))
+    assert results[3].detail == "rank 0 raised ValueError: no; others wait"
+    assert [result_from_dict(r.as_dict()) for r in results] == results
+
+
+@pytest.mark.parametrize(
+    ("verdict", "truth", "judgement"),
+    [
+        ("compatible", "equal", "agreed"),
+        ("compatible", "different", "miss"),
+        ("compatible", "hang", "miss"),
+        ("refused", "exception", "agreed"),
+        ("refused", "different", "agreed"),
+        ("refused", "crash", "agreed"),
+        ("refused", "equal", "false refusal"),
+        ("not validated", "equal", "not validated"),
+        ("crashed", "exception", "not validated"),
+        ("", "invalid", "invalid"),
+        ("compatible", "unstable", "unstable"),
+    ],
+)
+def test_a_verdict_is_right_when_it_refuses_exactly_what_goes_wrong(
+    verdict: str, truth: str, judgement: str
+) -> None:
+    result = Result(Case("llama3", "hidden", 2), verdict, (), "", truth)
+    assert truth_report.judgement(result) == judgement
+
+
+def test_every_family_has_a_control_and_every_size_a_broken_case() -> None:
+    line = lines.installed_line()
+    backends = sorted({b for found in getattr(line, "BACKENDS", {}).values() for b in found}) or [None]
+    cases = truth_cases.all_cases(line, backends)
+    dimensions = {(case.family, case.dimension) for case in cases}
+    for family in (*line.FAMILIES, *line.MORE_FAMILIES):
+        assert {(family, name) for name in ("control", "n_heads", *line.SIZES[family])} <= dimensions
+    assert len({case.key for case in cases}) == len(cases)

@@ -1,0 +1,202 @@
+"""Run truth cases under torchrun, whatever they do: raise, hang, or take a rank down.
+
+Cases of one TP degree and backend share a torchrun. One that stops making progress, or leaves the ranks
+out of step, ends it; the next torchrun starts behind it. Such a case only counts when it came first, or
+right after one that was equal to TP = 1: nothing before it can be blamed then. Any other is run again, in
+a torchrun that starts with it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from tests.distributed.harness import Result as Torchrun
+from tests.distributed.harness import run_torchrun
+from tests.distributed.truth_cases import Case, from_dict
+
+PROGRAM = "tests.distributed.truth"
+CASES_PER_TORCHRUN = 100
+
+# For a case, and for Python and torch to start. Ranks that notice that another one does not follow end
+# much earlier.
+PATIENCE_SECONDS = 180.0
+
+HANG = "hang"
+CRASH = "crash"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A case, our verdict on it, and what it really does.
+
+    Attributes:
+        verdict: ``compatible``, ``refused``, ``not validated`` or ``crashed``; "" when there is none.
+        truth: ``equal``, ``different``, ``exception``, ``hang``, ``crash``, ``invalid`` or ``unstable``.
+        stage: how far the run came; detail: what it raised, or how far off it was.
+        seconds: what the case took on its slowest rank; 0 for a hang.
+    """
+
+    case: Case
+    verdict: str
+    codes: tuple[str, ...]
+    verdict_text: str
+    truth: str
+    stage: str = ""
+    detail: str = ""
+    seconds: float = 0.0
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The result as JSON data."""
+        return {**asdict(self), "case": self.case.as_dict(), "key": self.case.key}
+
+
+def result_from_dict(data: Mapping[str, Any]) -> Result:
+    """The result that `Result.as_dict` was of."""
+    fields = {name: value for name, value in data.items() if name != "key"}
+    return Result(**{**fields, "case": from_dict(data["case"]), "codes": tuple(data["codes"])})
+
+
+def run_cases(cases: Iterable[Case], out: Path, *, done: Callable[[Result], None]) -> None:
+    """Run all cases and hand each result to ``done`` as soon as it is there.
+
+    Args:
+        out: where each torchrun gets a folder for its output and reports.
+    """
+
+    def shared(case: Case) -> tuple[int, str]:
+        return case.tp, case.spmd_backend or ""
+
+    number = 0
+    for _, group in groupby(sorted(cases, key=shared), key=shared):
+        waiting = list(group)
+        while waiting:
+            number += 1
+            batch = _Batch(waiting[:CASES_PER_TORCHRUN], out / f"torchrun-{number:03}", done)
+            del waiting[: batch.run()]
+
+
+class _Batch:
+    """One torchrun over some cases, and how far it came."""
+
+    def __init__(self, cases: Sequence[Case], out: Path, done: Callable[[Result], None]) -> None:
+        self._cases = cases
+        self._out = out
+        self._done = done
+        self._ended = 0
+        self._in_step = True
+        self._progress: float | None = None
+
+    def run(self) -> int:
+        """Run to the end or to the first case that does not end; how many cases are settled now."""
+        self._out.mkdir(parents=True, exist_ok=True)
+        for stale in self._out.glob("rank*.jsonl"):
+            stale.unlink()
+        cases = self._out / "cases.json"
+        cases.write_text(json.dumps([case.as_dict() for case in self._cases]), encoding="utf-8")
+        torchrun = run_torchrun(
+            ["--cases", str(cases), "--out", str(self._out)],
+            nproc=self._cases[0].tp,
+            timeout=PATIENCE_SECONDS * len(self._cases),
+            out=self._out,
+            module=PROGRAM,
+            watch=self._watch,
+        )
+        self._collect()
+        stopped = torchrun.timed_out or torchrun.returncode != 0
+        if stopped and self._in_step and self._ended < len(self._cases):
+            self._done(self._never_ended(self._cases[self._ended], torchrun))
+            return self._ended + 1
+        if not self._ended:
+            raise RuntimeError(f"torchrun did not run {self._cases[0].key}\n{torchrun}")
+        return self._ended
+
+    def _watch(self) -> bool:
+        """Collect what has ended; whether something has lately."""
+        # The clock starts with the first call, since a run may have waited for another.
+        if self._collect() or self._progress is None:
+            self._progress = time.monotonic()
+        return time.monotonic() - self._progress < PATIENCE_SECONDS
+
+    def _collect(self) -> int:
+        """Hand on the cases that have ended on every rank since the last call; how many there were."""
+        final = [
+            {report["key"]: report for report in self._reports(rank) if report["final"]}
+            for rank in range(self._cases[0].tp)
+        ]
+        before = self._ended
+        for case in self._cases[before:]:
+            reports = [of_rank[case.key] for of_rank in final if case.key in of_rank]
+            if len(reports) < len(final):
+                break
+            result = _merge(case, reports)
+            self._done(result)
+            self._in_step = result.truth == "equal"
+            self._ended += 1
+        return self._ended - before
+
+    def _reports(self, rank: int) -> list[dict[str, Any]]:
+        path = self._out / f"rank{rank}.jsonl"
+        if not path.exists():
+            return []
+        text = path.read_text(encoding="utf-8")
+        # What follows the last newline is still being written.
+        return [json.loads(line) for line in text.split("\n")[:-1]]
+
+    def _never_ended(self, case: Case, torchrun: Torchrun) -> Result:
+        """What is known of a case that some rank did not end."""
+        reports = [r for rank in range(case.tp) for r in self._reports(rank) if r["key"] == case.key]
+        if not any(self._out.glob("rank*.jsonl")):
+            raise RuntimeError(f"no rank of torchrun got as far as {case.key}\n{torchrun}")
+        # The quickest is the cause: the others raise when its process is gone.
+        raised = sorted((r for r in reports if r["error_type"]), key=lambda r: r["seconds"])[:1]
+        detail = f"rank {raised[0]['rank']} raised {_line(raised[0])}; others wait" if raised else ""
+        verdict = next((r["verdict"] for r in reports if r["verdict"]), None) or {}
+        return Result(
+            case=case,
+            verdict=verdict.get("word", ""),
+            codes=tuple(verdict.get("codes", ())),
+            verdict_text=verdict.get("text", ""),
+            truth=HANG if reports or torchrun.timed_out else CRASH,
+            stage=raised[0]["stage"] if raised else "",
+            detail=detail or f"{case.tp - len({r['rank'] for r in reports})} of {case.tp} ranks never ended",
+        )
+
+
+def _merge(case: Case, reports: Sequence[Mapping[str, Any]]) -> Result:
+    """One result of what all ranks reported; the worst of their answers counts."""
+    worst_first = ("invalid", "exception", "unstable", "different", "equal")
+    report = min(reports, key=lambda r: worst_first.index(r["truth"]))
+    verdict = report["verdict"] or {}
+    words = {(r["verdict"] or {}).get("word", "") for r in reports}
+    if len(words) > 1:
+        raise AssertionError(f"{case.key}: ranks were told different verdicts: {sorted(words)}")
+    return Result(
+        case=case,
+        verdict=verdict.get("word", ""),
+        codes=tuple(verdict.get("codes", ())),
+        verdict_text=verdict.get("text", ""),
+        truth=report["truth"],
+        stage=report["stage"],
+        detail=_detail(report),
+        seconds=round(max(r["seconds"] for r in reports), 2),
+    )
+
+
+def _detail(report: Mapping[str, Any]) -> str:
+    if report["error_type"] is not None:
+        return _line(report)
+    loss, gradient = report["loss_difference"], report["gradient_difference"]
+    reshaped = f"; {report['message']}" if report["message"] else ""
+    return f"loss off by {loss:.1e}, gradient of {report['worst_gradient']} by {gradient:.1e}{reshaped}"
+
+
+def _line(report: Mapping[str, Any]) -> str:
+    message = " ".join(report["message"].split())
+    return f"{report['error_type']}: {message[:200]}"
