@@ -15,6 +15,7 @@ LINES = {
     "0.2.2": ["torchtitan==0.2.2", "torch==2.13.*", "triton", "transformers"],
     "0.3.0": ["torchtitan==0.3.0", "torch==2.15.*", "torchvision", "flash-linear-attention", "transformers"],
 }
+OLDER = ("0.2.0", "0.2.1")
 
 
 @nox.session
@@ -39,4 +40,5 @@ def tests(session: nox.Session, torchtitan: str) -> None:
         session.run("pytest", *session.posargs)
         return
     session.run("pytest", "tests/unit", "-n", "auto")
-    session.run("pytest", "tests/distributed")
+    # What runs under torchrun is the same in the older releases of a line but for the entry points.
+    session.run("pytest", "tests/distributed", *(["-k", "refused"] if torchtitan in OLDER else []))

@@ -64,3 +64,25 @@ def test_every_family_has_a_control_and_every_size_a_broken_case() -> None:
     for family in (*line.FAMILIES, *line.MORE_FAMILIES):
         assert {(family, name) for name in ("control", "n_heads", *line.SIZES[family])} <= dimensions
     assert len({case.key for case in cases}) == len(cases)
+
+
+def test_a_small_part_of_the_truth_is_what_the_engine_says(tmp_path: Path) -> None:
+    """The whole suite is scripts/truth.py; here a family's controls, heads and feed-forward, really run."""
+    line = lines.installed_line()
+    backends = getattr(line, "BACKENDS", {}).get("qwen3") or (None,)
+    cases = [
+        case
+        for case in truth_cases.small_cases(line, backends)
+        if case.family == "qwen3" and case.dimension in ("control", "hidden", "n_kv_heads")
+    ]
+    results: list[Result] = []
+    run_cases(cases, tmp_path, done=results.append)
+    wrong = [r for r in results if truth_report.judgement(r) != truth_report.AGREED]
+    assert not wrong, "\n".join(f"{r.case.key}: {r.verdict}, but {r.truth} ({r.detail})" for r in wrong)
+    truths = {(r.case.spmd_backend, r.case.dimension): r.truth for r in results}
+    assert {b for b, _ in truths} == set(backends)
+    for backend in backends:
+        assert truths[backend, "control"] == "equal"
+        assert truths[backend, "n_kv_heads"] == "exception"
+        uneven = {None: "exception", "spmd_types": "different"}.get(backend, "equal")
+        assert truths[backend, "hidden"] == uneven
