@@ -23,7 +23,12 @@ from torchtitan_tp_validate.errors import InstallError
 from torchtitan_tp_validate.job import check_job
 from torchtitan_tp_validate.wrappers import TARGETS
 from torchtitan_tp_validate.wrappers.guard import guard
-from torchtitan_tp_validate.wrappers.target import KNOWN_RELEASES, EntryPoint, torchtitan_version
+from torchtitan_tp_validate.wrappers.target import (
+    KNOWN_RELEASES,
+    EntryPoint,
+    torchtitan_version,
+    unbindable_function,
+)
 
 Function = Callable[..., Any]
 
@@ -183,19 +188,32 @@ def _states() -> Iterator[TargetState]:
 
 def _state(model: str, entry_point: EntryPoint) -> TargetState:
     name = str(entry_point)
-    if entry_point.problem is not None:
-        return TargetState(model, name, False, entry_point.problem, faulty=True)
+    problem = _problem(entry_point)
+    if problem is not None:
+        return TargetState(model, name, False, problem, faulty=True)
     if not _active:
         return TargetState(model, name, False, "not installed")
-    module = sys.modules.get(entry_point.module)
-    if module is None:
+    if entry_point.module not in sys.modules:
         return TargetState(model, name, True, "guarded when its module is imported")
-    function = vars(module).get(entry_point.function)
-    if function is None:
-        return TargetState(model, name, False, "its module is loaded, but does not hold it yet", faulty=True)
-    if is_guard(function):
+    if is_guard(_bound(entry_point)):
         return TargetState(model, name, True, "guarded")
     return TargetState(model, name, False, "replaced by somebody else after install()", faulty=True)
+
+
+def _bound(entry_point: EntryPoint) -> Any:
+    """What the entry point's name stands for now, or None while its module is not loaded."""
+    module = sys.modules.get(entry_point.module)
+    return None if module is None else vars(module).get(entry_point.function)
+
+
+def _problem(entry_point: EntryPoint) -> str | None:
+    """Why an entry point cannot be guarded: by its source, or by what its loaded module holds instead."""
+    if entry_point.problem is not None or entry_point.module not in sys.modules:
+        return entry_point.problem
+    function = _bound(entry_point)
+    if function is None:
+        return "its module is loaded, but does not hold it (yet)"
+    return unbindable_function(function)
 
 
 def _problems() -> list[str]:
@@ -205,9 +223,9 @@ def _problems() -> list[str]:
     if not entry_points:
         return ["torchtitan is not installed here, or has no entry point that is known: nothing is guarded."]
     problems = [
-        f"{entry_point} is not guarded: {entry_point.problem}."
+        f"{entry_point} is not guarded: {problem}."
         for _, entry_point in entry_points
-        if entry_point.problem is not None
+        if (problem := _problem(entry_point)) is not None
     ]
     if version not in KNOWN_RELEASES:
         problems.append(
@@ -233,19 +251,23 @@ def _watch_imports() -> None:
 def _on_import(module: ModuleType) -> None:
     with _lock:
         _watched.discard(module.__name__)
-        if _active:
-            _guard_trainer()
-            _guard_loaded(module.__name__)
+        if not _active:
+            return
+        _guard_trainer()
+        _guard_loaded(module.__name__)
+        for _, entry_point in _entry_points():
+            if entry_point.module == module.__name__ and (problem := _problem(entry_point)) is not None:
+                # The import itself must not fail for it.
+                warnings.warn(f"{entry_point} is not guarded: {problem}.", InstallWarning, stacklevel=2)
 
 
 def _guard_loaded(only: str | None = None) -> None:
     """Guard the entry points whose modules are loaded, everywhere they are bound."""
     for _, entry_point in _entry_points():
-        module = sys.modules.get(entry_point.module)
-        if module is None or entry_point.problem is not None or only not in (None, entry_point.module):
+        function = _bound(entry_point)
+        if function is None or _problem(entry_point) is not None or only not in (None, entry_point.module):
             continue
-        function = vars(module).get(entry_point.function)
-        if function is None or is_guard(function) or id(function) in _guards:
+        if is_guard(function) or id(function) in _guards:
             continue
         _guards[id(function)] = (function, guard(function, active=lambda: _active))
     _replace({id(original): guarded for original, guarded in _guards.values()})
@@ -263,7 +285,7 @@ def _replace(replacements: Mapping[int, Function]) -> None:
             if id(value) in replacements:
                 namespace[name] = replacements[id(value)]
     for spec in _specs():
-        replacement = replacements.get(id(spec.parallelize_fn))
+        replacement = replacements.get(id(getattr(spec, "parallelize_fn", None)))
         if replacement is not None:
             object.__setattr__(spec, "parallelize_fn", replacement)
 
@@ -286,6 +308,8 @@ def _guard_trainer() -> None:
     for module_name in _TRAINER_MODULES:
         trainer = getattr(sys.modules.get(module_name), "Trainer", None)
         if not isinstance(trainer, type) or trainer.__module__ != module_name or trainer in _trainers:
+            continue
+        if "__init__" not in trainer.__dict__:
             continue
         original = trainer.__dict__["__init__"]
         guarded = _checked_init(original)

@@ -84,7 +84,7 @@ def check_job(config: Any, *, is_guarded: Callable[[Callable[..., Any]], bool]) 
         TPDegreeError: the degree is not a positive whole number.
     """
     job = read_job(config)
-    if job is None or job.degrees.tp == 1:
+    if job is None or job.degrees.tp == job.degrees.ep == 1:
         return
     if not is_guarded(job.parallelize_fn):
         function = f"{job.parallelize_fn.__module__}.{job.parallelize_fn.__qualname__}"

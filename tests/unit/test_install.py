@@ -290,6 +290,39 @@ def test_what_cannot_be_guarded_is_warned_of_by_name_and_raises_when_strict(
     assert output.splitlines() == ["Cannot guard this torchtitan:", f"  {problem}", problem]
 
 
+@pytest.mark.parametrize("imported", ["before", "after"])
+def test_a_function_that_is_replaced_in_its_own_module_is_reported_and_breaks_no_import(
+    tmp_path: Path, imported: str
+) -> None:
+    fake = fake_0_3(tmp_path)
+    with (tmp_path / "torchtitan/models/llama3/parallelize.py").open("a") as stream:
+        stream.write("\nparallelize_llama = lambda net: net\n")
+    load = "import torchtitan.models.llama3 as llama3"
+    output = fake.expect(
+        script(f"""
+        {load if imported == "before" else ""}
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            tpv.install()
+            {load}
+        print(*(w.message for w in caught), sep="\\n")
+        [state] = [s for s in tpv.installed().not_guarded if s.faulty]
+        print(state)
+        assert llama3.parallelize_llama("net") == "net"
+        if {imported == "before"}:
+            tpv.uninstall()
+            try:
+                tpv.install(strict=True)
+            except tpv.InstallError:
+                print("strict")
+        """)
+    )
+    problem = "<lambda>(net) takes no model and no parallel_dims"
+    entry_point = "torchtitan.models.llama3.parallelize.parallelize_llama"
+    expected = [f"{entry_point} is not guarded: {problem}.", f"llama3: {entry_point}: {problem}"]
+    assert output.splitlines() == expected + (["strict"] if imported == "before" else [])
+
+
 def test_a_moved_file_is_reported(tmp_path: Path) -> None:
     fake = fake_0_3(tmp_path)
     (tmp_path / "torchtitan/models/llama3/parallelize.py").unlink()

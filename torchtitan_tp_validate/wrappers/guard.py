@@ -13,7 +13,12 @@ from typing import Any
 from torchtitan_tp_validate.errors import InstallError, NotValidatedWarning, PlanError
 from torchtitan_tp_validate.rules import Degrees
 from torchtitan_tp_validate.validate import judge, read_degrees
-from torchtitan_tp_validate.wrappers.target import Target, torchtitan_version, unbindable
+from torchtitan_tp_validate.wrappers.target import (
+    REQUIRED_PARAMETERS,
+    Target,
+    torchtitan_version,
+    unbindable_function,
+)
 
 
 def guard(function: Callable[..., Any], *, active: Callable[[], bool] = lambda: True) -> Callable[..., Any]:
@@ -28,19 +33,34 @@ def guard(function: Callable[..., Any], *, active: Callable[[], bool] = lambda: 
     Raises:
         InstallError: ``function`` lacks one of the two parameters.
     """
-    signature = inspect.signature(function)
-    problem = unbindable(getattr(function, "__name__", repr(function)), tuple(signature.parameters))
+    problem = unbindable_function(function)
     if problem is not None:
         raise InstallError(f"{problem}, so it cannot be guarded.")
+    signature = inspect.signature(function)
 
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
         if active():
-            arguments = signature.bind(*args, **kwargs).arguments
+            arguments = _arguments(signature, args, kwargs)
             check(arguments["model"], _degrees(arguments))
         return function(*args, **kwargs)
 
     return guarded
+
+
+def _arguments(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Name -> value of a call's arguments, those that a ``*args`` or ``**kwargs`` hides included.
+
+    Raises:
+        TypeError: the call does not fit the signature, as the function itself would say.
+    """
+    signature.bind(*args, **kwargs)
+    by_position = [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    # In every release the model comes first, and the parallel dims second unless by keyword.
+    names = (*by_position, *REQUIRED_PARAMETERS[len(by_position) :])
+    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def _degrees(arguments: Mapping[str, Any]) -> Degrees:

@@ -10,6 +10,7 @@ import ast
 import functools
 import importlib
 import importlib.util
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -97,11 +98,28 @@ class EntryPoint:
 
 
 def unbindable(function: str, parameters: tuple[str, ...]) -> str | None:
-    """Why a function with these parameter names cannot be guarded, or None when it can."""
+    """Why a function with these parameter names cannot be guarded, or None when it can.
+
+    A function with ``*args`` or ``**kwargs`` hands on what it does not name.
+    """
     missing = [name for name in REQUIRED_PARAMETERS if name not in parameters]
-    if not missing:
+    if not missing or any(name.startswith("*") for name in parameters):
         return None
     return f"{function}({', '.join(parameters)}) takes no {' and no '.join(missing)}"
+
+
+def unbindable_function(function: Callable[..., Any]) -> str | None:
+    """`unbindable` for a live function, whatever has become of it since its definition."""
+    name = getattr(function, "__name__", repr(function))
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError) as error:
+        return f"the signature of {name} cannot be read: {error}"
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return unbindable(
+        name,
+        tuple(f"*{p.name}" if p.kind in variadic else p.name for p in signature.parameters.values()),
+    )
 
 
 def torchtitan_version() -> str | None:
@@ -128,7 +146,10 @@ def _functions_in(file: Path) -> dict[str, tuple[str, ...]]:
     """Name -> parameter names of the functions that a source file defines at its top level."""
     tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
     return {
-        node.name: tuple(a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs))
+        node.name: tuple(
+            [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            + [f"*{a.arg}" for a in (node.args.vararg, node.args.kwarg) if a is not None]
+        )
         for node in tree.body
         if isinstance(node, ast.FunctionDef)
     }

@@ -57,6 +57,30 @@ def test_a_call_that_upstream_would_not_take_fails_the_same_way() -> None:
         guard(parallelize_tiny)(model_args(8, 2))
 
 
+def test_a_wrapper_that_hands_everything_on_is_guarded_too() -> None:
+    for function in (
+        lambda *args, **kwargs: "went through",
+        lambda model, **kwargs: "went through",
+        lambda model, *args: "went through",
+    ):
+        assert (
+            guard(function)(model_args(8, 2), *_dims(function, 2)[0], **_dims(function, 2)[1])
+            == "went through"
+        )
+        with pytest.raises(tpv.TPCompatError):
+            guard(function)(model_args(8, 2), *_dims(function, 4)[0], **_dims(function, 4)[1])
+
+
+def _dims(function: Any, tp: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """By position where the function takes it so, else by keyword."""
+    kinds = {p.kind for p in inspect.signature(function).parameters.values()}
+    return (
+        ((NS(tp=tp),), {})
+        if inspect.Parameter.VAR_POSITIONAL in kinds
+        else ((), {"parallel_dims": NS(tp=tp)})
+    )
+
+
 def test_a_function_without_model_and_parallel_dims_cannot_be_guarded() -> None:
     with pytest.raises(
         tpv.InstallError, match="takes no model and no parallel_dims, so it cannot be guarded"
