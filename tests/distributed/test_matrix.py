@@ -103,7 +103,9 @@ def test_an_indivisible_degree_is_refused_on_every_rank_before_anything_is_touch
 
 
 def test_a_refused_run_ends_with_an_error(refusals: tuple[Result, Any]) -> None:
-    assert refusals[0].returncode != 0, refusals[0]
+    result = refusals[0]
+    assert result.returncode != 0, result
+    assert {report["status"] for report in result.reports} == {"refused"}, result
 
 
 @pytest.mark.parametrize("family", FAMILIES)
