@@ -33,13 +33,6 @@ STOCK_FAILURE = re.compile(
 )
 
 
-def valid_degrees(family: str, heads: str) -> list[int]:
-    sizes = [int(size) for size in heads.split("/")]
-    if family.startswith("qwen3_5"):
-        sizes.append(4)  # heads of its gated-delta layers
-    return [degree for degree in range(1, max(sizes) + 1) if all(size % degree == 0 for size in sizes)]
-
-
 def run(tmp_path: Path, *arguments: str, tp: int) -> Result:
     result = run_torchrun([*arguments, "--tp", str(tp)], nproc=tp, timeout=TIMEOUT, out=tmp_path)
     assert not result.timed_out, result
@@ -96,7 +89,8 @@ def test_an_indivisible_degree_is_refused_on_every_rank_before_anything_is_touch
     for report in reports:
         assert (report["status"], report["stage"]) == ("refused", "parallelize"), result
         assert report["message"].startswith(f"{HEADLINES[heads]} For "), result
-        assert report["error_attrs"]["valid_degrees"] == valid_degrees(family, heads), result
+        # 6 KV heads would allow 3 too, but the other sizes of the tiny models are powers of two.
+        assert report["error_attrs"]["valid_degrees"] == [1, 2], result
         assert report["sharded_parameters"] == 0, result
         assert report["collectives_before_refusal"] == 0, result
         assert report["groups_before_refusal"] == 0, result
