@@ -6,6 +6,7 @@ neither torch nor torchtitan. `install` puts it in front of torchtitan's own ent
 
 from torchtitan_tp_validate.errors import (
     InstallError,
+    InstallWarning,
     NotValidatedWarning,
     PlanError,
     TPCompatError,
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "InstallError",
+    "InstallWarning",
     "Installation",
     "NotValidatedWarning",
     "PlanError",

@@ -13,7 +13,7 @@ class TPValidateError(ValueError):
 
 
 class TPDegreeError(TPValidateError):
-    """The TP degree itself is not a positive whole number."""
+    """A parallel degree itself is not a positive whole number."""
 
 
 class PlanError(TPValidateError):
@@ -26,6 +26,10 @@ class InstallError(TPValidateError):
 
 class NotValidatedWarning(UserWarning):
     """Something was let through without a verdict; the text says what and why."""
+
+
+class InstallWarning(UserWarning):
+    """``install()`` could not guard something; the text says what and why."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from types import ModuleType, TracebackType
 from typing import Any
 
-from torchtitan_tp_validate.errors import InstallError
+from torchtitan_tp_validate.errors import InstallError, InstallWarning
 from torchtitan_tp_validate.job import check_job
 from torchtitan_tp_validate.wrappers import TARGETS
 from torchtitan_tp_validate.wrappers.guard import guard
@@ -34,10 +34,6 @@ Function = Callable[..., Any]
 
 # 0.3.x defines the Trainer in the first, 0.2.x in the second.
 _TRAINER_MODULES = ("torchtitan.trainer", "torchtitan.train")
-
-
-class InstallWarning(UserWarning):
-    """``install()`` could not guard something; the text says what and why."""
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,8 @@ def refuse_unread(plan: Plan) -> None:
     Raises:
         PlanError: some layer, or every layer, could not be read.
     """
-    if plan.unread or not plan.dims:
+    # A vocabulary or a sequence length alone is no model.
+    if plan.unread or not plan.dims or not plan.n_layers:
         shown = ", ".join(plan.unread[:3]) + (", ..." if len(plan.unread) > 3 else "")
         raise PlanError(
             f"Not validated: {plan.model} has {plan.n_layers} layers, and {len(plan.unread)} of them have no "

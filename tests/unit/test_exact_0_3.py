@@ -166,6 +166,13 @@ def test_a_tree_whose_shardings_cannot_be_declared_is_not_validated() -> None:
         tpv.valid_tp_degrees(config)
 
 
+def test_a_vocabulary_without_layers_is_not_a_model() -> None:
+    config = users_model()
+    config.layers = []
+    with pytest.raises(tpv.PlanError, match="UsersModel has 0 layers"):
+        tpv.validate_tp_compat(config, 2)
+
+
 def test_equal_layers_are_read_once_and_unequal_ones_each() -> None:
     config = users_model()
     for hidden, layer in ((96, 1), (100, 2), (96, 4)):

@@ -95,8 +95,9 @@ def test_a_head_count_that_is_no_positive_int_is_named(field: str, value: Any) -
 
 
 def test_a_plan_of_no_layers_is_never_compatible() -> None:
-    with pytest.raises(tpv.PlanError, match="has 0 layers"):
-        tpv.validate_tp_compat(config_tree(), 2)
+    for seq_len in (None, 32):
+        with pytest.raises(tpv.PlanError, match="has 0 layers"):
+            tpv.validate_tp_compat(config_tree(), 2, seq_len=seq_len)
 
 
 def test_an_unreadable_layer_is_never_compatible_but_a_violation_beside_it_is_found() -> None:

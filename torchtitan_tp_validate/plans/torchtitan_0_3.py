@@ -163,7 +163,7 @@ class _Reading:
         code, label, consequence = _what_is_split(node, path, in_layer=bool(layers))
         where: dict[str, Any] = {"layers": layers, "place": path.rpartition(".")[0], "label": label}
         if self._pads:
-            self.findings.add(code, size, consequence, silent="SILENT" in consequence, **where)
+            self.findings.add(code, size, consequence, silent=consequence is not _HANGS, **where)
             return
         self.findings.add(code, size, _EMPTY_SHARD, split=Split.NOT_EMPTY, **where)
         if has_double:
