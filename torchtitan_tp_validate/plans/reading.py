@@ -10,7 +10,7 @@ Heads = dict[str, int]
 """Rule code -> number of heads, of one layer."""
 
 # Packages under torchtitan.models and torchtitan.experiments, as their authors write the model's name.
-_FAMILIES = {
+FAMILIES = {
     "llama3": "Llama 3",
     "llama4": "Llama 4",
     "qwen3": "Qwen3",
@@ -56,8 +56,8 @@ def attention_heads(holder: Any, where: str) -> Heads:
 
 def family_name(config: Any, *, has_experts: bool) -> str:
     """The model's name for people: of the family that its module belongs to, else of its class."""
-    family = next((part for part in reversed(type(config).__module__.split(".")) if part in _FAMILIES), None)
+    family = next((part for part in reversed(type(config).__module__.split(".")) if part in FAMILIES), None)
     if family is None:
         # A 0.3.x config is a nested class: MyModel.Config describes MyModel.
         return type(config).__qualname__.removesuffix(".Config")
-    return _FAMILIES[family] + ("-MoE" if has_experts and family in _DENSE_AND_MOE else "")
+    return FAMILIES[family] + ("-MoE" if has_experts and family in _DENSE_AND_MOE else "")

@@ -11,7 +11,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +25,7 @@ KNOWN_RELEASES = frozenset({"0.2.0", "0.2.1", "0.2.2", "0.3.0"})
 REQUIRED_PARAMETERS = ("model", "parallel_dims")
 """What a guard reads from the call; every release has had both."""
 
-_LAYOUTS = ("parallelize", "infra.parallelize")
+LAYOUTS = ("parallelize", "infra.parallelize")
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,19 @@ class Target:
     functions: tuple[str, ...]
     packages: tuple[str, ...]
 
-    def entry_points(self) -> Iterator[EntryPoint]:
-        """The entry points of this target in the torchtitan at hand; none when it has no such model."""
+    def entry_points(self, source: Path | None = None) -> Iterator[EntryPoint]:
+        """The entry points of this target; none when the torchtitan has no such model.
+
+        Args:
+            source: the root of a torchtitan checkout to look in, instead of the torchtitan at hand.
+        """
         for package in self.packages:
-            folder = _package_folder(package)
+            folder = _package_folder(package, source)
             if folder is not None:
                 yield self._entry_point_in(package, folder)
 
     def _entry_point_in(self, package: str, folder: Path) -> EntryPoint:
-        for layout in _LAYOUTS:
+        for layout in LAYOUTS:
             file = folder.joinpath(*layout.split(".")).with_suffix(".py")
             if not file.is_file():
                 continue
@@ -64,8 +68,8 @@ class Target:
             return EntryPoint(
                 f"{package}.{layout}", self.functions[0], f"its module does not define {wanted}"
             )
-        wanted = " or ".join(f"{layout.replace('.', '/')}.py" for layout in _LAYOUTS)
-        return EntryPoint(f"{package}.{_LAYOUTS[0]}", self.functions[0], f"the package has no {wanted}")
+        wanted = " or ".join(f"{layout.replace('.', '/')}.py" for layout in LAYOUTS)
+        return EntryPoint(f"{package}.{LAYOUTS[0]}", self.functions[0], f"the package has no {wanted}")
 
 
 @dataclass(frozen=True)
@@ -130,15 +134,20 @@ def torchtitan_version() -> str | None:
         return None
 
 
-def _package_folder(package: str) -> Path | None:
-    """The folder of a torchtitan package; only its root is asked for, since `find_spec` imports parents."""
+def _package_folder(package: str, source: Path | None) -> Path | None:
+    """The folder of a torchtitan package, in a checkout or in the torchtitan at hand."""
     root, *parts = package.split(".")
-    spec = importlib.util.find_spec(root)
-    for location in (spec.submodule_search_locations or ()) if spec else ():
+    for location in _installed_folders(root) if source is None else (source / root,):
         folder = Path(location, *parts)
         if (folder / "__init__.py").is_file():
             return folder
     return None
+
+
+def _installed_folders(root: str) -> Sequence[str]:
+    """Where a top-level package lies; nothing below it is asked for, since `find_spec` imports parents."""
+    spec = importlib.util.find_spec(root)
+    return (spec.submodule_search_locations or ()) if spec else ()
 
 
 @functools.lru_cache
