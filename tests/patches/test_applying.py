@@ -1,0 +1,181 @@
+"""The patches go in by every common tool, and apply_patches.py touches nothing that it does not know."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import apply_patches
+import make_patches
+import pytest
+from apply_patches import CannotApplyError
+
+from tests.patches.trees import PATCH, RELEASE, ROOT, commit_all, git, make, put, snapshot
+
+TOOLS = {
+    "git am": ["git", "-c", "user.name=x", "-c", "user.email=x@example.com", "am", str(PATCH)],
+    "git apply": ["git", "apply", "--verbose", str(PATCH)],
+    "patch": ["patch", "-p1", "--input", str(PATCH)],
+}
+CHANGED = {change.path for change in apply_patches.read_changes(PATCH)}
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_each_tool_makes_the_same_tree_without_fuzz_or_offset(
+    checkout: Path, pristine: Path, patched: Path, tool: str
+) -> None:
+    commit_all(checkout)
+    result = subprocess.run(TOOLS[tool], cwd=checkout, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert not re.search("fuzz|offset|reject", result.stdout + result.stderr), result.stdout
+    assert snapshot(checkout) == snapshot(patched)
+    before, after = snapshot(pristine), snapshot(patched)
+    assert {path for path in after if before.get(path) != after[path]} == CHANGED
+    backwards = ["git", "apply", "-R", str(PATCH)] if tool == "git apply" else [*TOOLS["patch"], "-R"]
+    subprocess.run(backwards, cwd=checkout, check=True, capture_output=True)
+    assert snapshot(checkout) == snapshot(pristine)
+
+
+def test_the_guard_is_seen_to_fire_in_every_entry_point_that_imports(applied: tuple[Path, list[str]]) -> None:
+    checkout, (first, second, *missing) = applied
+    assert first == f"{PATCH} is applied: {len(CHANGED)} files of {checkout} are changed."
+    entry_points = PATCH.read_text().count("+    validate_tp_compat(model.")
+    assert second.startswith(f"the guard fires in {entry_points - len(missing)} entry points: ")
+    # vllm has no CPU build to test with.
+    assert all(re.search(r"rl\.unified.*: No module named 'vllm'", line) for line in missing)
+    assert len(missing) <= 1
+
+
+def test_the_script_applies_checks_and_reverses_to_the_byte(checkout: Path, pristine: Path) -> None:
+    def script(*flags: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, ROOT / "scripts" / "apply_patches.py", checkout, *flags]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    result = script("--check")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"{PATCH} can be applied: {len(CHANGED)} files of {checkout} are as it needs them.\n"
+    assert snapshot(checkout) == snapshot(pristine)
+
+    result = script("--reverse")
+    assert result.returncode == 1
+    assert result.stderr == f"Nothing was changed: {PATCH} is not applied.\n"
+
+    subprocess.run(TOOLS["patch"], cwd=checkout, check=True, capture_output=True)
+    result = script()
+    assert result.stderr == f"Nothing was changed: {PATCH} is applied already.\n"
+    result = script("--reverse")
+    assert result.returncode == 0, result.stderr
+    assert snapshot(checkout) == snapshot(pristine)
+
+
+def refused(checkout: Path, patches: Path | None = None, *, reverse: bool = False) -> str:
+    """The text of a refusal, after which the tree must be as it was."""
+    before = snapshot(checkout)
+    with pytest.raises(CannotApplyError) as error:
+        apply_patches.run(checkout, patches, check=False, reverse=reverse)
+    assert snapshot(checkout) == before
+    return str(error.value)
+
+
+def test_a_changed_file_is_refused_by_name(checkout: Path) -> None:
+    changed = "torchtitan/distributed/tensor_parallel.py"
+    with (checkout / changed).open("a") as file:
+        file.write("# mine\n")
+    assert refused(checkout) == (
+        f"{checkout} is not the tree that {PATCH} was made for. These files differ: {changed}. "
+        "Undo the changes in them, or make a patch for the tree as it is: "
+        f"scripts/make_patches.py --source {checkout} --out DIR, and name it by --patches DIR."
+    )
+
+
+def test_a_half_patched_tree_is_refused_both_ways(checkout: Path, patched: Path) -> None:
+    half = sorted(CHANGED)[0]
+    (checkout / half).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(patched / half, checkout / half)
+    assert f"These files differ: {half}." in refused(checkout)
+    assert "is not the tree that" in refused(checkout, reverse=True)
+
+
+def test_an_unknown_version_is_refused(checkout: Path) -> None:
+    (checkout / "assets" / "version.txt").write_text("0.1.7\n")
+    assert refused(checkout) == (
+        f"there is no patch for torchtitan 0.1.7 in {ROOT / 'patches' / 'torchtitan-0.1.7'} (there are some for "
+        f"0.2.0, 0.2.1, 0.2.2, 0.3.0). Make one: scripts/make_patches.py --source {checkout} --out DIR, "
+        "and name it by --patches DIR."
+    )
+
+
+def test_another_releases_patch_is_refused(checkout: Path) -> None:
+    other = "0.3.0" if RELEASE.startswith("0.2") else "0.2.2"
+    assert "is not the tree that" in refused(checkout, ROOT / "patches" / f"torchtitan-{other}")
+
+
+def test_a_folder_that_is_no_checkout_is_refused(tmp_path: Path) -> None:
+    assert refused(tmp_path) == (
+        f"{tmp_path} is no torchtitan checkout: it has no torchtitan folder or no assets/version.txt."
+    )
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> tuple[Path, Path]:
+    """A made checkout that needs no torch, and the folder of its patch."""
+    checkout, patches = make(tmp_path / "small", "layers"), tmp_path / "patches"
+    make_patches.write(make_patches.patch(checkout), patches)
+    return checkout, patches
+
+
+def test_uncommitted_changes_are_refused_and_untracked_files_are_nobodys_business(
+    small: tuple[Path, Path],
+) -> None:
+    checkout, patches = small
+    commit_all(checkout)
+    put(checkout, "notes.txt", "untracked\n")
+    put(checkout, "assets/version.txt", "9.9.9+mine\n")
+    assert refused(checkout, patches) == (
+        f"{checkout} has uncommitted changes: assets/version.txt. Commit or stash them first."
+    )
+    git(checkout, "checkout", "--quiet", ".")
+    before = snapshot(checkout)
+    apply_patches.run(checkout, patches, check=False, reverse=False)
+    assert snapshot(checkout) != before
+    # The patch itself, uncommitted, is no such change.
+    apply_patches.run(checkout, patches, check=False, reverse=True)
+    assert snapshot(checkout) == before
+
+
+def test_a_checkout_inside_another_repository_is_patched_all_the_same(small: tuple[Path, Path]) -> None:
+    checkout, patches = small
+    git(checkout.parent, "init", "--quiet", ".")
+    before = snapshot(checkout)
+    apply_patches.run(checkout, patches, check=False, reverse=False)
+    assert "validate_tp_compat(" in (checkout / "torchtitan/models/llama3/parallelize.py").read_text()
+    apply_patches.run(checkout, patches, check=False, reverse=True)
+    assert snapshot(checkout) == before
+
+
+def test_a_patch_whose_guard_does_not_fire_is_taken_out_again(small: tuple[Path, Path]) -> None:
+    checkout, patches = small
+    (patch,) = patches.glob("*.patch")
+    patch.write_text(patch.read_text().replace("+    if tp == 1:\n", "+    if tp == 4:\n"))
+    assert "torchtitan.models.llama3.parallelize.parallelize_llama lets TP 4 through: AttributeError" in refused(
+        checkout, patches
+    )
+
+
+def test_a_guard_that_cannot_be_seen_to_fire_is_taken_out_again(small: tuple[Path, Path], tmp_path: Path) -> None:
+    checkout, _ = small
+    for model in ("llama3", "qwen3_5"):
+        file = checkout / f"torchtitan/models/{model}/parallelize.py"
+        file.write_text(file.read_text().replace("import os\n", "import os\nimport not_installed_here\n"))
+    patches = tmp_path / "broken"
+    make_patches.write(make_patches.patch(checkout), patches)
+    assert refused(checkout, patches) == (
+        f"{sys.executable} cannot show that the guard fires: "
+        "not seen, cannot be imported here: torchtitan.models.llama3.parallelize.parallelize_llama: "
+        "No module named 'not_installed_here'\n  "
+        "not seen, cannot be imported here: torchtitan.models.qwen3_5.parallelize.parallelize_qwen3_5: "
+        "No module named 'not_installed_here'"
+    )
