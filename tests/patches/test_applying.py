@@ -56,7 +56,9 @@ def test_the_script_applies_checks_and_reverses_to_the_byte(checkout: Path, pris
 
     result = script("--check")
     assert result.returncode == 0, result.stderr
-    assert result.stdout == f"{PATCH} can be applied: {len(CHANGED)} files of {checkout} are as it needs them.\n"
+    assert (
+        result.stdout == f"{PATCH} can be applied: {len(CHANGED)} files of {checkout} are as it needs them.\n"
+    )
     assert snapshot(checkout) == snapshot(pristine)
 
     result = script("--reverse")
@@ -102,9 +104,9 @@ def test_a_half_patched_tree_is_refused_both_ways(checkout: Path, patched: Path)
 def test_an_unknown_version_is_refused(checkout: Path) -> None:
     (checkout / "assets" / "version.txt").write_text("0.1.7\n")
     assert refused(checkout) == (
-        f"there is no patch for torchtitan 0.1.7 in {ROOT / 'patches' / 'torchtitan-0.1.7'} (there are some for "
-        f"0.2.0, 0.2.1, 0.2.2, 0.3.0). Make one: scripts/make_patches.py --source {checkout} --out DIR, "
-        "and name it by --patches DIR."
+        f"there is no patch for torchtitan 0.1.7 in {ROOT / 'patches' / 'torchtitan-0.1.7'} "
+        f"(there are some for 0.2.0, 0.2.1, 0.2.2, 0.3.0). Make one: "
+        f"scripts/make_patches.py --source {checkout} --out DIR, and name it by --patches DIR."
     )
 
 
@@ -160,12 +162,15 @@ def test_a_patch_whose_guard_does_not_fire_is_taken_out_again(small: tuple[Path,
     checkout, patches = small
     (patch,) = patches.glob("*.patch")
     patch.write_text(patch.read_text().replace("+    if tp == 1:\n", "+    if tp == 4:\n"))
-    assert "torchtitan.models.llama3.parallelize.parallelize_llama lets TP 4 through: AttributeError" in refused(
-        checkout, patches
+    assert (
+        "torchtitan.models.llama3.parallelize.parallelize_llama lets TP 4 through: AttributeError"
+        in refused(checkout, patches)
     )
 
 
-def test_a_guard_that_cannot_be_seen_to_fire_is_taken_out_again(small: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_guard_that_cannot_be_seen_to_fire_is_taken_out_again(
+    small: tuple[Path, Path], tmp_path: Path
+) -> None:
     checkout, _ = small
     for model in ("llama3", "qwen3_5"):
         file = checkout / f"torchtitan/models/{model}/parallelize.py"

@@ -1,4 +1,4 @@
-"""The committed patches are what make_patches.py makes of the pristine releases, and no larger than they say."""
+"""The committed patches are what make_patches.py makes of the pristine releases, and small."""
 
 from __future__ import annotations
 
