@@ -211,30 +211,32 @@ def _entry_points(patched: Patched) -> Iterator[tuple[EntryPoint, str]]:
         for entry_point in target.entry_points(patched.source):
             known.add(str(entry_point))
             yield entry_point, config
-    for entry_point in _parallelize_functions(patched.source):
-        if str(entry_point) in known:
-            continue
+    for entry_point in _unknown_entry_points(patched.source, known):
         if entry_point.problem is not None:
             patched.left_alone.append(f"{entry_point}: {entry_point.problem}")
         else:
             yield entry_point, patched.generation.config
 
 
-def _parallelize_functions(source: Path) -> Iterator[EntryPoint]:
-    """Every ``parallelize_*`` function where a model under torchtitan/models keeps it."""
+def _unknown_entry_points(source: Path, known: Set[str]) -> Iterator[EntryPoint]:
+    """Every other ``parallelize_*`` function where a model under torchtitan/models keeps it."""
     models = source / "torchtitan" / "models"
     for folder in sorted(path.parent for path in models.glob("*/__init__.py")):
         for layout in LAYOUTS:
             file = folder.joinpath(*layout.split(".")).with_suffix(".py")
             if not file.is_file():
                 continue
+            module = f"torchtitan.models.{folder.name}.{layout}"
             for function in _parse(_read(file), str(file)).body:
-                if isinstance(function, cst.FunctionDef) and function.name.value.startswith("parallelize_"):
-                    name = function.name.value
-                    problem = unbindable(name, tuple(_parameters(function)))
-                    if problem is None and not _mentions_heads(folder):
-                        problem = "its model has no n_heads that could be checked"
-                    yield EntryPoint(f"torchtitan.models.{folder.name}.{layout}", name, problem)
+                if not isinstance(function, cst.FunctionDef):
+                    continue
+                name = function.name.value
+                if not name.startswith("parallelize_") or f"{module}.{name}" in known:
+                    continue
+                problem = unbindable(name, tuple(_parameters(function)))
+                if problem is None and not _mentions_heads(folder):
+                    problem = "its model has no n_heads that could be checked"
+                yield EntryPoint(module, name, problem)
 
 
 def _parameters(function: cst.FunctionDef) -> Iterator[str]:

@@ -9,6 +9,7 @@ fails at the first thing that it wants to do.
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 
 from tests.distributed import lines
+from tests.distributed.truth_cases import MLA_FAMILIES
 
 ACCEPTED = "accepted"
 
@@ -41,7 +43,7 @@ class Case:
         return f"{self.family} {self.n_heads}/{self.n_kv_heads}{sizes} tp={self.tp}"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Record:
     """What was said of a case: `ACCEPTED`, or the error's type and first line.
 
@@ -78,13 +80,19 @@ class ParallelDims(Untouchable):
 
 
 def cases(line: Any) -> Iterator[Case]:
-    """The shared cases of a line: every family, refused and accepted by every kind of head."""
-    families = [f for f in (*line.FAMILIES, *line.MORE_FAMILIES) if not f.endswith("_vision")]
-    for family in families:
-        for tp in (1, 2, 3, 4, 8):
-            yield Case(family, 8, 2, tp)
+    """The shared cases of a line: every family, refused and accepted by every kind of head.
+
+    Vision heads are left to this package: a family with an encoder is only asked for fewer text heads.
+    """
+    for family in (*line.FAMILIES, *line.MORE_FAMILIES):
+        if family.endswith("_vision"):
+            continue
+        has_kv_heads = family not in MLA_FAMILIES
+        for tp in (1, 2, 3, 4):
+            yield Case(family, 8 if has_kv_heads else 2, 2, tp)
         yield Case(family, 8, 4, 4)
-        yield Case(family, 4, 4, 8)
+        if has_kv_heads:
+            yield Case(family, 2, 2, 4)
         if "layer1_kv_heads" in line.SIZES[family]:
             yield Case(family, 8, 4, 4, {"layer1_kv_heads": 2})
         for kind in ("key_heads", "value_heads"):
@@ -108,18 +116,21 @@ def main() -> None:
 
     import torchtitan_tp_validate as tpv
 
+    specs = [SpecLike(parallelize_fn) for _, _, (_, parallelize_fn), _ in calls]
     records = []
-    for (_, tp, (model, parallelize_fn), _), record in zip(calls, alone, strict=True):
-        ours, _ = _verdict(lambda model=model, tp=tp: _reach(tpv.validate_tp_compat(model, ParallelDims(tp))))
-        spec = SpecLike(parallelize_fn)
-        with tpv.installed():
-            assert spec.parallelize_fn is not parallelize_fn
-            together, error = _verdict(_call(spec.parallelize_fn, model, tp))
-        assert spec.parallelize_fn is parallelize_fn
-        chained = error is not None and (error.__cause__ or error.__context__) is not None
-        fields = {**asdict(record), "ours": ours, "together": together, "chained": chained}
-        records.append(fields)
+    with tpv.installed():
+        for spec, record, (_, tp, (model, original), _) in zip(specs, alone, calls, strict=True):
+            assert spec.parallelize_fn is not original
+            record.ours, _ = _verdict(_call_ours(tpv, model, tp))
+            record.together, error = _verdict(_call(spec.parallelize_fn, model, tp))
+            record.chained = error is not None and (error.__cause__ or error.__context__) is not None
+            records.append(asdict(record))
+    assert [spec.parallelize_fn for spec in specs] == [original for _, _, (_, original), _ in calls]
     Path(sys.argv[1]).write_text(json.dumps(records, indent=2), encoding="utf-8")
+
+
+def _call_ours(package: Any, model: Any, tp: int) -> Callable[[], None]:
+    return lambda: _reach(package.validate_tp_compat(model, ParallelDims(tp)))
 
 
 @dataclass
@@ -148,8 +159,6 @@ def _reach(_: Any) -> None:
 
 
 def _call(parallelize_fn: Callable[..., Any], model: Any, tp: int) -> Callable[[], Any]:
-    import inspect
-
     names = inspect.signature(parallelize_fn).parameters.keys() - {"model", "parallel_dims"}
     others = {name: Untouchable() for name in names}
     return lambda: parallelize_fn(model, parallel_dims=ParallelDims(tp), **others)

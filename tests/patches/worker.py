@@ -1,4 +1,4 @@
-"""One rank of the patched torchtitan alone: TP over twice the KV heads is refused, TP over all of them trains.
+"""One rank of the patched torchtitan alone: twice as many ranks as KV heads are refused, as many train.
 
     torchrun --nproc-per-node 4 -m tests.patches.worker --out DIR
 
