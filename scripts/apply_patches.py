@@ -26,7 +26,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-PATCHES = Path(__file__).resolve().parents[1] / "patches"
+ROOT = Path(__file__).resolve().parents[1]
+PATCHES = ROOT / "patches"
 HELPER_NAME = "validate_tp_compat"
 HEADLINE = "Tensor parallel degree (4) must divide n_kv_heads (2). For "
 ABSENT = "0" * 40
@@ -92,7 +93,6 @@ def run(checkout: Path, folder: Path | None, *, check: bool, reverse: bool) -> l
     Raises:
         CannotApplyError: the tree is unknown or dirty, or the guard does not fire. It is as it was.
     """
-    checkout = checkout.resolve()
     patch = _patch_file(checkout, folder)
     changes = read_changes(patch)
     _refuse_changed_files(checkout, changes, patch, reverse=reverse)
@@ -101,16 +101,16 @@ def run(checkout: Path, folder: Path | None, *, check: bool, reverse: bool) -> l
     flags = ["--reverse"] if reverse else []
     _git_apply(checkout, patch, "--check", *flags)
     if check:
-        return [f"{patch} can be {verb}: {len(changes)} files of {checkout} are as it needs them."]
+        return [f"{_shown(patch)} can be {verb}: {len(changes)} files of {checkout} are as it needs them."]
     _git_apply(checkout, patch, *flags)
     if reverse:
-        return [f"{patch} is reversed: {len(changes)} files of {checkout} are as they were."]
+        return [f"{_shown(patch)} is reversed: {len(changes)} files of {checkout} are as they were."]
     try:
         lines = fire(checkout, _guarded(checkout, changes))
     except BaseException:
         _git_apply(checkout, patch, "--reverse")
         raise
-    return [f"{patch} is applied: {len(changes)} files of {checkout} are changed.", *lines]
+    return [f"{_shown(patch)} is applied: {len(changes)} files of {checkout} are changed.", *lines]
 
 
 def _patch_file(checkout: Path, folder: Path | None) -> Path:
@@ -125,10 +125,15 @@ def _patch_file(checkout: Path, folder: Path | None) -> Path:
     if len(patches) != 1:
         known = ", ".join(sorted(path.name.partition("-")[2] for path in PATCHES.glob("torchtitan-*")))
         raise CannotApplyError(
-            f"there is no patch for torchtitan {version} in {folder} (there are some for {known}). Make one: "
-            f"scripts/make_patches.py --source {checkout} --out DIR, and name it by --patches DIR."
+            f"there is no patch for torchtitan {version} in {_shown(folder)} (there are some for {known}). "
+            f"Make one: scripts/make_patches.py --source {checkout} --out DIR, and name it by --patches DIR."
         )
     return patches[0]
+
+
+def _shown(path: Path) -> Path:
+    """A path as people know it: ours without the folders above this project."""
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
 def read_changes(patch: Path) -> list[Change]:
@@ -146,11 +151,11 @@ def _refuse_changed_files(checkout: Path, changes: list[Change], patch: Path, *,
     if states == needed:
         return
     if states == other:
-        raise CannotApplyError(f"{patch} is {'not applied' if reverse else 'applied already'}.")
+        raise CannotApplyError(f"{_shown(patch)} is {'not applied' if reverse else 'applied already'}.")
     strange = [path for path, blob in states.items() if blob != needed[path]]
     raise CannotApplyError(
-        f"{checkout} is not the tree that {patch} was made for. These files differ: {', '.join(strange)}. "
-        "Undo the changes in them, or make a patch for the tree as it is: "
+        f"{checkout} is not the tree that {_shown(patch)} was made for. "
+        f"These files differ: {', '.join(strange)}. Undo the changes in them, or make a patch for the tree as it is: "
         f"scripts/make_patches.py --source {checkout} --out DIR, and name it by --patches DIR."
     )
 
@@ -185,7 +190,7 @@ def _git_apply(checkout: Path, patch: Path, *flags: str) -> None:
 
 def _git(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     # A repository further up would make git look for the patch's paths there.
-    env = {**os.environ, "GIT_CEILING_DIRECTORIES": str(checkout.parent)}
+    env = {**os.environ, "GIT_CEILING_DIRECTORIES": str(checkout.resolve().parent)}
     return subprocess.run(["git", *arguments], cwd=checkout, env=env, capture_output=True, text=True)
 
 
@@ -217,7 +222,7 @@ def fire(checkout: Path, entry_points: Sequence[str]) -> list[str]:
     Raises:
         CannotApplyError: one does not, or none could be imported.
     """
-    path = os.pathsep.join([str(checkout), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(checkout.resolve()), *filter(None, [os.environ.get("PYTHONPATH")])])
     env = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-c", _FIRE, *entry_points]
     result = subprocess.run(command, cwd=checkout, env=env, capture_output=True, text=True)

@@ -117,7 +117,7 @@ def main() -> None:
     for title, lines in (("left alone", patched.left_alone), ("now asks the helper", patched.unified)):
         for text in lines:
             print(f"{title}: {text}")
-    print(f"written: {written}")
+    print(f"written: {written.relative_to(ROOT) if written.is_relative_to(ROOT) else written}")
 
 
 def checkout_version(source: Path) -> str:
@@ -439,7 +439,7 @@ def _with_import(tree: cst.Module, path: str) -> cst.Module:
     return _insert_import(tree, new, path)
 
 
-def _import_helper_beside(line: cst.SimpleStatementLine, imported: cst.ImportFrom) -> cst.BaseStatement:
+def _import_helper_beside(line: cst.SimpleStatementLine, imported: cst.ImportFrom) -> cst.SimpleStatementLine:
     if isinstance(imported.names, cst.ImportStar):
         return line
     empty = cst.Module(body=[])
