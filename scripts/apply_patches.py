@@ -155,8 +155,8 @@ def _refuse_changed_files(checkout: Path, changes: list[Change], patch: Path, *,
     strange = [path for path, blob in states.items() if blob != needed[path]]
     raise CannotApplyError(
         f"{checkout} is not the tree that {_shown(patch)} was made for. "
-        f"These files differ: {', '.join(strange)}. Undo the changes in them, or make a patch for the tree as it is: "
-        f"scripts/make_patches.py --source {checkout} --out DIR, and name it by --patches DIR."
+        f"These files differ: {', '.join(strange)}. Undo the changes in them, or make a patch for the tree "
+        f"as it is: scripts/make_patches.py --source {checkout} --out DIR, and name it by --patches DIR."
     )
 
 
@@ -241,7 +241,8 @@ def fire(checkout: Path, entry_points: Sequence[str]) -> list[str]:
     if not by_state["fires"] or len(told) != len(entry_points):
         reason = "\n  ".join(missing) or result.stderr.strip()
         raise CannotApplyError(f"{sys.executable} cannot show that the guard fires: {reason}")
-    example = by_state["fires"][0][1]
+    # The name of the model that follows is that of our stand-in.
+    example = by_state["fires"][0][1].partition(" For ")[0]
     return [f'the guard fires in {len(by_state["fires"])} entry points: "{example}"', *missing]
 
 
