@@ -246,7 +246,8 @@ def _parameters(function: cst.FunctionDef) -> Iterator[str]:
 
 
 def _mentions_heads(package: Path) -> bool:
-    return any("n_heads" in _names(_parse(_read(file), str(file))) for file in sorted(package.rglob("*.py")))
+    texts = {str(file): _read(file) for file in sorted(package.rglob("*.py"))}
+    return any("n_heads" in text and "n_heads" in _names(_parse(text, file)) for file, text in texts.items())
 
 
 def _add_call(patched: Patched, entry_point: EntryPoint, config: str) -> None:
