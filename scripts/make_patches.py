@@ -39,6 +39,7 @@ PATCHES = ROOT / "patches"
 HELPER = PATCHES / "helper"
 HELPER_NAME = "validate_tp_compat"
 HELPER_MODULE = "torchtitan.distributed.tensor_parallel"
+DECODER = "torchtitan/models/common/decoder.py"
 TESTS = "tests/unit_tests/test_tp_compat.py"
 UPSTREAM_WIDTH = 88
 
@@ -167,7 +168,7 @@ def _generation(source: Path) -> Generation:
     Raises:
         CannotPatchError: none of the known ones is there.
     """
-    decoder = source / "torchtitan/models/common/decoder.py"
+    decoder = source / DECODER
     if decoder.is_file():
         for config in _classes(_parse(_read(decoder), str(decoder)), "Decoder", "Config"):
             fields = {
@@ -185,7 +186,7 @@ def _generation(source: Path) -> Generation:
         return MODEL_ARGS
     raise CannotPatchError(
         "it is unknown how this torchtitan describes its layers: there is neither a Decoder.Config with "
-        "'layers' or 'layer' in torchtitan/models/common/decoder.py nor a BaseModelArgs in "
+        f"'layers' or 'layer' in {DECODER} nor a BaseModelArgs in "
         "torchtitan/protocols/model.py."
     )
 
@@ -312,12 +313,11 @@ def _defines(statement: cst.CSTNode, name: str) -> bool:
 
 def _unify_config_checks(patched: Patched) -> None:
     """Have the checks of head counts in ``update_from_config`` ask the helper, so that one rule is left."""
-    for file in sorted((patched.source / "torchtitan" / "models").rglob("*.py")):
-        text = _read(file)
-        if "must divide" not in text:
-            continue
-        path = file.relative_to(patched.source).as_posix()
-        unifier = _Unifier(path)
+    files = (patched.source / "torchtitan" / "models").rglob("*.py")
+    paths = {file.relative_to(patched.source).as_posix() for file in files if "must divide" in _read(file)}
+    base_asks = False
+    for path in sorted(paths, key=lambda path: (path != DECODER, path)):
+        unifier = _Unifier(path, base_asks=base_asks)
         tree = patched.tree(path)
         changed = tree.visit(unifier)
         patched.left_alone += unifier.left_alone
@@ -326,17 +326,20 @@ def _unify_config_checks(patched: Patched) -> None:
             changed = _with_import(changed, path)
         if unifier.unified:
             patched.change(path, changed)
+        base_asks |= path == DECODER and unifier.needs_helper
 
 
 class _Unifier(cst.CSTTransformer):
     """Replaces the ``if`` in which an ``update_from_config`` refuses head counts.
 
-    A subclass that calls its base's ``update_from_config`` needs no check of its own any more.
+    A subclass that calls its base's ``update_from_config`` needs no check of its own when the decoder,
+    the base of them all, asks the helper.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, base_asks: bool) -> None:
         super().__init__()
         self.path = path
+        self.base_asks = base_asks
         self.unified: list[str] = []
         self.left_alone: list[str] = []
         self.needs_helper = False
@@ -371,7 +374,7 @@ class _Unifier(cst.CSTTransformer):
             position -= 1
             leading_lines = cst.ensure_type(statements.pop(position), cst.SimpleStatementLine).leading_lines
         self.unified.append(where)
-        if not any(_calls_base(statement) for statement in statements):
+        if not (self.base_asks and any(_calls_base(statement) for statement in statements)):
             self.needs_helper = True
             call = f"{HELPER_NAME}(self, config.parallelism.tensor_parallel_degree)"
             line = cst.ensure_type(cst.parse_statement(call), cst.SimpleStatementLine)
@@ -459,6 +462,8 @@ def _insert_import(tree: cst.Module, new: cst.BaseStatement, path: str) -> cst.M
     """Put an import where usort would: after the last one that sorts before it, in a block of its kind."""
     body = list(tree.body)
     imports = [(index, x) for index, x in enumerate(map(_import_of, body)) if x is not None]
+    if any(x.deep_equals(_import_of(new)) for _, x in imports):  # type: ignore[arg-type]
+        return tree
     if not imports:
         raise CannotPatchError(f"{path} imports nothing: there is no place for an import in it.")
     added = _import_of(new)

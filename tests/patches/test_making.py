@@ -270,6 +270,12 @@ def test_a_tree_without_a_place_for_the_helper_is_refused(tree: Path) -> None:
     )
 
 
+def test_what_is_imported_already_is_not_imported_again(tree: Path) -> None:
+    path = "torchtitan/distributed/tensor_parallel.py"
+    put(tree, path, "import math\n\nused = math\n")
+    assert make_patches.patch(tree).files[path].count("import math") == 1
+
+
 def test_a_patched_tree_is_refused(tree: Path) -> None:
     patched = make_patches.patch(tree)
     for path, text in patched.files.items():
@@ -322,10 +328,27 @@ def test_a_check_without_a_base_gives_way_to_the_helper(tree: Path) -> None:
     )
 
 
-def test_a_check_behind_a_base_that_checks_goes_without_replacement(tree: Path) -> None:
-    patched, text = unified(tree, f"Decoder.Config.update_from_config(self, config=config)\n{CHECK}")
-    assert len(patched.unified) == 1
+BASE = "Decoder.Config.update_from_config(self, config=config)\n"
+
+
+def test_a_check_behind_a_base_that_asks_goes_without_replacement(tree: Path) -> None:
+    check = textwrap.indent(CHECK, " " * 12)
+    method = f"        def update_from_config(self, *, config):{check}"
+    head = "import os\n\n\nclass Decoder:\n    class Config:\n        layers: list\n\n"
+    put(tree, make_patches.DECODER, head + method)
+    patched, text = unified(tree, BASE + CHECK)
+    assert [place.split()[0] for place in patched.unified] == [
+        "Decoder.Config.update_from_config",
+        "Llama3Model.Config.update_from_config",
+    ]
+    assert "validate_tp_compat(self" in patched.files[make_patches.DECODER]
     assert "validate_tp_compat" not in text
+    assert "must divide" not in text
+
+
+def test_a_check_behind_a_base_without_one_is_replaced(tree: Path) -> None:
+    _, text = unified(tree, BASE + CHECK)
+    assert "validate_tp_compat(self" in text
     assert "must divide" not in text
 
 
