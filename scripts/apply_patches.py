@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import ast
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -32,30 +33,33 @@ HELPER_NAME = "validate_tp_compat"
 HEADLINE = "Tensor parallel degree (4) must divide n_kv_heads (2). For "
 ABSENT = "0" * 40
 
+_TOLD = "told: "
 # Calls every entry point with what any torchtitan's reads its heads from; the check comes before all else.
 _FIRE = f"""
-import importlib, inspect, sys
+import importlib, inspect, json, sys
 from types import SimpleNamespace as NS
 heads = NS(n_heads=8, n_kv_heads=2)
 layer = NS(attention=heads, delta_net=None, moe=None)
 config = NS(layers=[layer], layer=layer, **vars(heads))
 model = NS(model_args=heads, config=config, model=NS(config=heads))
-for name in sys.argv[1:]:
+
+def call(name):
     module, _, function = name.rpartition(".")
     try:
         entry_point = getattr(importlib.import_module(module), function)
     except ImportError as error:
-        print("unimportable", name, error)
-        continue
+        return "unimportable", str(error)
     others = dict.fromkeys(inspect.signature(entry_point).parameters)
     try:
         entry_point(**{{**others, "model": model, "parallel_dims": NS(tp=4)}})
     except ValueError as error:
-        print("fires" if str(error).startswith({HEADLINE!r}) else "silent", name, error)
+        return "fires" if str(error).startswith({HEADLINE!r}) else "silent", str(error)
     except Exception as error:
-        print("silent", name, repr(error))
-    else:
-        print("silent", name, "returned")
+        return "silent", repr(error)
+    return "silent", "it returns"
+
+for name in sys.argv[1:]:
+    print("\\n{_TOLD}" + json.dumps([name, *call(name)]))
 """
 
 
@@ -226,9 +230,11 @@ def fire(checkout: Path, entry_points: Sequence[str]) -> list[str]:
     env = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-c", _FIRE, *entry_points]
     result = subprocess.run(command, cwd=checkout, env=env, capture_output=True, text=True)
-    told = [line.split(" ", 2) for line in result.stdout.splitlines()]
+    # What is imported may print too.
+    lines = [line for line in result.stdout.splitlines() if line.startswith(_TOLD)]
+    told = [json.loads(line.removeprefix(_TOLD)) for line in lines]
     by_state = {
-        state: [(name, text) for kind, name, text in told if kind == state]
+        state: [(name, text) for name, kind, text in told if kind == state]
         for state in ("fires", "silent", "unimportable")
     }
     if by_state["silent"]:

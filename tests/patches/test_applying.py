@@ -179,7 +179,9 @@ def test_a_guard_that_cannot_be_seen_to_fire_is_taken_out_again(
     checkout, _ = small
     for model in ("llama3", "qwen3_5"):
         file = checkout / f"torchtitan/models/{model}/parallelize.py"
-        file.write_text(file.read_text().replace("import os\n", "import os\nimport not_installed_here\n"))
+        file.write_text(
+            file.read_text().replace("import os\n", "import os\nprint('hi')\nimport not_installed_here\n")
+        )
     patches = tmp_path / "broken"
     make_patches.write(make_patches.patch(checkout), patches)
     assert refused(checkout, patches) == (
