@@ -267,7 +267,8 @@ def _loss(model: nn.Module, tokens: torch.Tensor, labels: torch.Tensor) -> torch
 
 def _masks(model: nn.Module, tokens: torch.Tensor) -> dict[str, Any]:
     """What the Trainer feeds beside the tokens where attention is flex attention (gpt_oss)."""
-    if model.model_args.attn_type != "flex":
+    # 0.2.0 has a flag in its place, which is off in the debug flavours.
+    if getattr(model.model_args, "attn_type", "sdpa") != "flex":
         return {}
     return {"attention_masks": model.get_attention_masks(tokens, tokenizer=None)}
 
