@@ -20,7 +20,6 @@ from enum import Enum
 from typing import Any
 
 from torchtitan_tp_validate.errors import PlanError
-from torchtitan_tp_validate.plans import torchtitan_0_2, torchtitan_0_3
 from torchtitan_tp_validate.plans.reading import Heads, shortened, whole_number
 from torchtitan_tp_validate.rules import Degrees, Findings, Plan
 
@@ -101,12 +100,13 @@ _KEY_VALUE_PROJECTIONS = frozenset({"k_proj", "v_proj", "key", "value", "wk", "w
 _FUSED_PROJECTIONS = frozenset({"qkv_proj", "query_key_value", "qkv", "c_attn", "Wqkv"})
 
 _HOW_TO_CHANGE = {
-    Framework.TORCHTITAN: torchtitan_0_3.HOW_TO_CHANGE,
+    Framework.TORCHTITAN: "--parallelism.{flag} {degree}",
     Framework.TRANSFORMERS: "tp_size={degree}, as in from_pretrained(...,\n"
     "  distributed_config=DistributedConfig(tp_size={degree}))",
 }
 _CONSEQUENCE = {
-    Framework.TORCHTITAN: torchtitan_0_2.DIES_IN_FORWARD,
+    Framework.TORCHTITAN: "the run starts, and its first forward pass dies in attention with\n"
+    "  \"shape '[...]' is invalid for input of size ...\".",
     Framework.TRANSFORMERS: "the model loads without a word, and its first forward pass dies in\n"
     "  attention with \"shape '[...]' is invalid for input of size ...\".",
 }
