@@ -104,7 +104,7 @@ def concise(report: Report) -> str:
     """One line."""
     if report.note:
         return f"{report.name}: {report.status.value.replace('_', ' ')}: {report.note}"
-    by = f" by {report.framework}'s rule" if report.plan else ""
+    by = f" by {_possessive(report.framework)} rule" if report.plan else ""
     if len(report.judgements) == 1:
         (judgement,) = report.judgements
         if judgement.error is None:
@@ -133,7 +133,7 @@ def ranges(numbers: Sequence[int]) -> str:
 
 
 def _problems(report: Report) -> Iterator[Line]:
-    by = f"{report.name} (by {report.framework}'s rule):"
+    by = f"{report.name} (by {_possessive(report.framework)} rule):"
     if len(report.judgements) > 1:
         yield concise(report), _BAD
         return
@@ -142,6 +142,10 @@ def _problems(report: Report) -> Iterator[Line]:
     yield by, ""
     for number, line in enumerate(str(error).splitlines()):
         yield line, _BAD if number == 0 else ""
+
+
+def _possessive(name: str) -> str:
+    return f"{name}'" if name.endswith("s") else f"{name}'s"
 
 
 def _asked(judgement: Judgement) -> str:

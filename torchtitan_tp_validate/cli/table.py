@@ -47,7 +47,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: Any) -> int:
     """Run the subcommand; the exit status."""
-    reports = list(_reports(options))
+    reports = list(survey(options))
     if options.output_format == "full" and options.output_file is None and output.uses_colour(sys.stdout):
         output.show(matrix(reports, options.tp, options.world_size))
     else:
@@ -55,7 +55,8 @@ def run(options: Any) -> int:
     return 2 if any(report.status is Status.NOT_VALIDATED for report in reports) else 0
 
 
-def _reports(options: Any) -> Iterator[Report]:
+def survey(options: Any) -> Iterator[Report]:
+    """A report for every flavour that the options ask for."""
     from torchtitan_tp_validate import registry
     from torchtitan_tp_validate.cli import torchtitan
 

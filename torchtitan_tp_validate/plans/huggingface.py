@@ -88,6 +88,7 @@ _NO_ATTENTION_AT_ALL = frozenset({"mamba2", "xlstm"})
 # No model has more; a damaged file may say anything.
 _MOST_LAYERS = 10_000
 _MOST_HEADS = 1_000_000
+_DEEPEST = 8
 
 _LABELS = {
     "TP001": "num_attention_heads",
@@ -180,6 +181,8 @@ def layer_heads(config: Mapping[str, Any]) -> tuple[Heads, ...]:
 
 def _text_parts(config: Mapping[str, Any], where: str) -> Iterator[tuple[Mapping[str, Any], str]]:
     """``(config, path)`` of each text decoder: what is nested, else the config itself."""
+    if where.count(".") > _DEEPEST:
+        raise PlanError(f"Not validated: {shortened(where)} is nested too deeply.")
     nested = [name for name in _TEXT_PARTS if isinstance(config.get(name), Mapping)]
     for name in nested:
         yield from _text_parts(config[name], f"{where}{name}.")
@@ -189,8 +192,8 @@ def _text_parts(config: Mapping[str, Any], where: str) -> Iterator[tuple[Mapping
 
 def _layers(config: Mapping[str, Any], where: str) -> Iterator[Heads]:
     """The heads of each layer of one text decoder; ``where`` is the path of its config, with a dot."""
-    if config.get("model_type") in _NO_ATTENTION_AT_ALL:
-        raise PlanError(f"Not validated: {config['model_type']} has no attention heads.")
+    if _name(config) in _NO_ATTENTION_AT_ALL:
+        raise PlanError(f"Not validated: {_name(config)} has no attention heads.")
     if isinstance(config.get("block_configs"), Sequence):
         yield from _blocks(config, where)
         return
@@ -260,7 +263,7 @@ def _layer_types(config: Mapping[str, Any], where: str) -> list[str] | None:
         return list(types)
     linear = config.get("linear_attn_config")
     if isinstance(linear, Mapping) and isinstance(linear.get("full_attn_layers"), Sequence):
-        full = set(linear["full_attn_layers"])  # counted from 1
+        full = linear["full_attn_layers"]  # counted from 1
         return [
             "full_attention" if index + 1 in full else "linear_attention"
             for index in range(_n_layers(config, where))
