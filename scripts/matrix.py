@@ -15,10 +15,10 @@ from pathlib import Path
 from rich.console import Console
 
 from torchtitan_tp_validate.cli import build_parser
+from torchtitan_tp_validate.cli.output import width_of
 from torchtitan_tp_validate.cli.table import matrix, survey
 
 PICTURE = Path(__file__).parent / "matrix.svg"
-COLUMNS = 116
 
 
 def main() -> None:
@@ -26,8 +26,10 @@ def main() -> None:
     options = build_parser("table").parse_args(["table", "--world-size", "32"])
     options.output_file = None
     reports = [report for report in survey(options) if report.plan is not None]
-    console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
-    console.print(matrix(reports, options.tp, options.world_size))
+    table = matrix(reports, options.tp, options.world_size)
+    console = Console(record=True, file=io.StringIO(), force_terminal=True)
+    console.width = width_of(table, console)
+    console.print(table)
     target = sys.argv[1] if len(sys.argv) > 1 else str(PICTURE)
     # A fixed id, so that the same table is the same file.
     console.save_svg(target, title="tp-validate table --world-size 32", unique_id="matrix")

@@ -98,6 +98,7 @@ def matrix(reports: Sequence[Report], asked: Sequence[int], world_size: int | No
         caption=_caption(reports, world_size),
         caption_justify="left",
         pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
     table.add_column("model", style="bold", no_wrap=True)
     table.add_column("flavor", no_wrap=True)
@@ -113,7 +114,7 @@ def matrix(reports: Sequence[Report], asked: Sequence[int], world_size: int | No
         marks = []
         for judgement in report.judgements:
             style = ("green" if judgement.error is None else "red") if judgement.in_world else "bright_black"
-            marks.append(Text("\u25cf" if judgement.error is None else "\u00b7", style=style))
+            marks.append(Text("\u25cf" if judgement.error is None else "\u25cb", style=style))
         group = "" if report.group == previous else report.group
         table.add_row(group, _flavor(report), *_sizes(report, codes), *marks, report.binding)
         previous = report.group
@@ -141,7 +142,7 @@ def _plain(reports: Sequence[Report], asked: Sequence[int], world_size: int | No
 
 def _caption(reports: Sequence[Report], world_size: int | None) -> str:
     lines = [
-        "\u25cf works   \u00b7 does not"
+        "\u25cf works   \u25cb does not"
         + (f"   grey: does not divide {world_size} ranks" if world_size else "")
     ]
     lines += [f"{report.name}: {report.note}" for report in reports if report.note]

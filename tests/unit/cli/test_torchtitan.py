@@ -129,7 +129,7 @@ def test_a_run_is_judged_as_the_launcher_does(tp_validate: Program) -> None:
     status, out, _ = tp_validate(*run, flag, "2")
     assert (status, out) == (
         0,
-        "this run: TP 2 fits Qwen3.5-MoE by torchtitan's rule. Degrees that work: 1, 2.\n",
+        "this run: TP 2 with EP 8 fits Qwen3.5-MoE by torchtitan's rule. Degrees that work: 1, 2.\n",
     )
     status, out, _ = tp_validate(*run, flag, "4")
     assert status == 1
