@@ -50,7 +50,7 @@ class Target:
             source: the root of a torchtitan checkout to look in, instead of the torchtitan at hand.
         """
         for package in self.packages:
-            folder = _package_folder(package, source)
+            folder = package_folder(package, source)
             if folder is not None:
                 yield self._entry_point_in(package, folder)
 
@@ -134,7 +134,7 @@ def torchtitan_version() -> str | None:
         return None
 
 
-def _package_folder(package: str, source: Path | None) -> Path | None:
+def package_folder(package: str, source: Path | None = None) -> Path | None:
     """The folder of a torchtitan package, in a checkout or in the torchtitan at hand."""
     root, *parts = package.split(".")
     for location in _installed_folders(root) if source is None else (source / root,):
