@@ -25,7 +25,8 @@ def validate_tp_compat(
 
     Args:
         model_or_config: a torchtitan model (any line; a pipeline stage of it too), or its config or
-            model args.
+            model args; or a Hugging Face model, config or the content of its ``config.json``, judged by
+            transformers' native tensor parallelism.
         parallel_dims: torchtitan's ``ParallelDims``, or the TP degree as an int. Of the former the expert
             parallel degree and, in 0.3.x, the SPMD backend count too; an int means neither expert
             parallelism nor another backend than the default.
@@ -113,8 +114,8 @@ def refuse_unread(plan: Plan) -> None:
     Raises:
         PlanError: some layer, or every layer, could not be read.
     """
-    # A vocabulary or a sequence length alone is no model.
-    if plan.unread or not plan.dims or not plan.n_layers:
+    # A vocabulary or a sequence length alone is no model. (A model of which nothing is split is one.)
+    if plan.unread or not plan.n_layers:
         shown = ", ".join(plan.unread[:3]) + (", ..." if len(plan.unread) > 3 else "")
         raise PlanError(
             f"Not validated: {plan.model} has {plan.n_layers} layers, and {len(plan.unread)} of them have no "

@@ -6,10 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 from torchtitan_tp_validate.errors import PlanError
-from torchtitan_tp_validate.plans import torchtitan_0_2, torchtitan_0_3, transformers_backend
+from torchtitan_tp_validate.plans import huggingface, torchtitan_0_2, torchtitan_0_3, transformers_backend
+from torchtitan_tp_validate.plans.reading import shortened
 from torchtitan_tp_validate.rules import Degrees, Plan
 
-_READERS = (transformers_backend, torchtitan_0_3, torchtitan_0_2)
+# Some Hugging Face configs have torchtitan's names: they are recognised first.
+_READERS = (transformers_backend, huggingface, torchtitan_0_3, torchtitan_0_2)
 
 _NO_DEGREES = Degrees(tp=1)
 
@@ -37,11 +39,10 @@ def read_plan(model_or_config: Any, degrees: Degrees = _NO_DEGREES, *, model_nam
             return plan if model_name is None else replace(plan, model=model_name)
     raise PlanError(
         f"Not validated: cannot find head counts in {_describe(model_or_config)}. Expected a torchtitan "
-        "model, its config (0.3.x: with .layers) or its model args (0.2.x: with .n_heads)."
+        "model, its config (0.3.x: with .layers) or its model args (0.2.x: with .n_heads), or a Hugging Face "
+        "model or config (with num_attention_heads)."
     )
 
 
 def _describe(value: Any) -> str:
-    text = repr(value)
-    shown = text if len(text) <= 80 else f"{text[:77]}..."
-    return f"{shown} of type {type(value).__module__}.{type(value).__qualname__}"
+    return f"{shortened(value)} of type {type(value).__module__}.{type(value).__qualname__}"

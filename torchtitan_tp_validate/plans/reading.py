@@ -34,10 +34,33 @@ def positive_int(holder: Any, field: str, where: str) -> int:
     Raises:
         PlanError: it is missing or something else: named with its value, never guessed.
     """
-    value = getattr(holder, field, None)
+    return whole_number(getattr(holder, field, None), f"{where}.{field}")
+
+
+def whole_number(value: Any, name: str, *, at_most: int | None = None) -> int:
+    """``value`` as an int of at least 1.
+
+    Args:
+        name: how to name it in the error.
+        at_most: the largest that can be meant.
+
+    Raises:
+        PlanError: it is something else: named with its value, never guessed.
+    """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise PlanError(f"Not validated: {where}.{field} must be a positive whole number, got {value!r}.")
+        raise PlanError(f"Not validated: {name} must be a positive whole number, got {shortened(value)}.")
+    if at_most is not None and value > at_most:
+        raise PlanError(f"Not validated: {name} must be at most {at_most}, got {shortened(value)}.")
     return value
+
+
+def shortened(value: Any) -> str:
+    """A value for people, in one line of at most 80 characters."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError) as error:  # an int of too many digits, a list in itself
+        text = f"a value that cannot be shown ({error})"
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def attention_heads(holder: Any, where: str) -> Heads:
