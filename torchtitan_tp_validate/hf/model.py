@@ -23,7 +23,7 @@ class OutputHead:
     Attributes:
         name: its module name, e.g. ``lm_head``.
         module: the linear itself; its weight has shape (vocab_size, hidden_size).
-        tied_to: names of the other modules that hold the identical weight, the input embedding as a rule.
+        tied_to: names of the modules that share its weight, the input embedding as a rule.
     """
 
     name: str
@@ -78,9 +78,14 @@ def output_head(model: Any) -> OutputHead | None:
     name = next((name for name, m in model.named_modules() if m is module), None)
     if name is None:
         return None
-    sharing = (
-        parameter.rpartition(".")[0]
-        for parameter, tensor in model.named_parameters(remove_duplicate=False)
-        if tensor is module.weight
-    )
-    return OutputHead(name, module, tuple(other for other in sharing if other != name))
+    return OutputHead(name, module, _tied_to(f"{name}.weight", model.all_tied_weights_keys))
+
+
+def _tied_to(weight: str, ties: Mapping[str, str]) -> tuple[str, ...]:
+    """The modules that share a weight, of ``PreTrainedModel.all_tied_weights_keys`` (target -> source).
+
+    The parameters themselves are no help: `from_pretrained` ties them after the model is distributed.
+    """
+    source = ties.get(weight, weight)
+    sharing = dict.fromkeys((source, *(target for target, of in ties.items() if of == source)))
+    return tuple(name.rpartition(".")[0] for name in sharing if name != weight)
