@@ -2,20 +2,29 @@
 
 The check itself (`validate_tp_compat`, `valid_tp_degrees`) is arithmetic on the configuration and loads
 neither torch nor torchtitan. `install` puts it in front of torchtitan's own entry points.
+
+Names are imported when they are first used: the command line starts faster without those it never needs.
 """
 
-from torchtitan_tp_validate.errors import (
-    InstallError,
-    InstallWarning,
-    NotValidatedWarning,
-    PlanError,
-    TPCompatError,
-    TPDegreeError,
-    TPValidateError,
-    Violation,
-)
-from torchtitan_tp_validate.install import Installation, TargetState, install, installed, uninstall
-from torchtitan_tp_validate.validate import valid_tp_degrees, validate_tp_compat
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torchtitan_tp_validate.errors import (
+        InstallError,
+        InstallWarning,
+        NotValidatedWarning,
+        PlanError,
+        TPCompatError,
+        TPDegreeError,
+        TPValidateError,
+        Violation,
+    )
+    from torchtitan_tp_validate.install import Installation, TargetState, install, installed, uninstall
+    from torchtitan_tp_validate.validate import valid_tp_degrees, validate_tp_compat
 
 __version__ = "0.1.0"
 
@@ -36,3 +45,32 @@ __all__ = [
     "valid_tp_degrees",
     "validate_tp_compat",
 ]
+
+_IN_INSTALL = {"Installation", "TargetState", "install", "installed", "uninstall"}
+_IN_VALIDATE = {"valid_tp_degrees", "validate_tp_compat"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    room = "install" if name in _IN_INSTALL else "validate" if name in _IN_VALIDATE else "errors"
+    value = getattr(import_module(f"{__name__}.{room}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Whoever imports the submodule binds it here under its name, which is also the function's.
+        if name == "install" and isinstance(value, ModuleType):
+            value = value.install
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

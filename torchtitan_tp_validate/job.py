@@ -30,6 +30,11 @@ class Job:
     degrees: Degrees
     parallelize_fn: Callable[..., Any]
 
+    @property
+    def splits_nothing(self) -> bool:
+        """Whether it asks for neither tensor nor expert parallelism."""
+        return self.degrees.tp == self.degrees.ep == 1
+
 
 def read_job(config: Any) -> Job | None:
     """Read a ``Trainer.Config`` (0.3.x) or ``JobConfig`` (0.2.x), or None when it names no known model.
@@ -84,17 +89,21 @@ def check_job(config: Any, *, is_guarded: Callable[[Callable[..., Any]], bool]) 
         TPDegreeError: the degree is not a positive whole number.
     """
     job = read_job(config)
-    if job is None or job.degrees.tp == job.degrees.ep == 1:
+    if job is None or job.splits_nothing:
         return
-    if not is_guarded(job.parallelize_fn):
-        function = f"{job.parallelize_fn.__module__}.{job.parallelize_fn.__qualname__}"
-        warnings.warn(
-            f"Not validated at startup: {job.name} is parallelized by {function}, which is not guarded.",
-            NotValidatedWarning,
-            stacklevel=2,
-        )
+    problem = unguarded(job, is_guarded=is_guarded)
+    if problem is not None:
+        warnings.warn(f"Not validated at startup: {problem}", NotValidatedWarning, stacklevel=2)
         return
     try:
         judge(job.model_config, job.degrees)
     except PlanError:
         return
+
+
+def unguarded(job: Job, *, is_guarded: Callable[[Callable[..., Any]], bool]) -> str | None:
+    """Why nobody here knows what the job's parallelize function shards, or None when it is guarded."""
+    if is_guarded(job.parallelize_fn):
+        return None
+    function = f"{job.parallelize_fn.__module__}.{job.parallelize_fn.__qualname__}"
+    return f"{job.name} is parallelized by {function}, which is not guarded."

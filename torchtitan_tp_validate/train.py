@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import runpy
 import sys
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -34,12 +35,12 @@ def main() -> None:
     runpy.run_module("torchtitan.train", run_name="__main__", alter_sys=True)
 
 
-def parse_command_line() -> Any:
-    """The job that torchtitan makes of this process's arguments."""
+def parse_command_line(arguments: Sequence[str] | None = None) -> Any:
+    """The job that torchtitan makes of these arguments, or of this process's."""
     from torchtitan.config import ConfigManager
 
     # Explicit, since 0.2.x binds its default when it is imported.
-    return ConfigManager().parse_args(sys.argv[1:])
+    return ConfigManager().parse_args(list(sys.argv[1:] if arguments is None else arguments))
 
 
 def _wait_for_all_ranks() -> None:

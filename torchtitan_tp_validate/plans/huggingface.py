@@ -5,7 +5,8 @@ key-value heads, and the key and value heads of its linear attention. What they 
 splits the model, see `Framework`.
 
 A layer without attention (state space, convolution, feed-forward alone) imposes nothing: neither
-framework splits it by heads. Encoders, audio and speech parts beside the text decoder are not judged.
+framework splits it by heads. What is beside the text decoder (vision, audio), and what is not a head, is
+not judged.
 
 Source: ``models/*/configuration_*.py`` (the names, and how raw files are completed) and
 ``PreTrainedConfig.get_text_config`` of transformers 5.23, and files on the Hugging Face Hub whose model code
@@ -28,8 +29,8 @@ class Framework(Enum):
     """Who splits the model; the value is what people call it."""
 
     TORCHTITAN = "torchtitan"
-    """Every kind of head is split whole: query, key-value and linear-attention heads, the vision encoder's
-    too. The rule of torchtitan's own models, applied to any."""
+    """Every kind of head is split whole: query, key-value and linear-attention heads. The rule of
+    torchtitan's own models, applied to any."""
     TRANSFORMERS = "transformers"
     """Native tensor parallelism: query and key-value heads where the model's plan has their projections
     ``colwise``. Linear attention is gathered, and imposes nothing."""
@@ -157,9 +158,6 @@ def read(
         for code, size in heads.items():
             if code in split:
                 findings.add(code, size, _CONSEQUENCE[framework], layers=(index,), label=_LABELS[code])
-    vision_heads = _vision_heads(config)
-    if framework is Framework.TORCHTITAN and vision_heads is not None:
-        findings.add("TP007", vision_heads, torchtitan_0_3.DIES_WITH_IMAGES, place="vision_config")
     return Plan(
         model=_name(config),
         dims=findings.dims(),
@@ -378,13 +376,6 @@ def _blocks(config: Mapping[str, Any], where: str) -> Iterator[Heads]:
         else:
             group = _count(attention.get("n_heads_in_group"), f"{path}.n_heads_in_group")
             yield {"TP001": n_heads, "TP002": _count(n_heads // group, path)}
-
-
-def _vision_heads(config: Mapping[str, Any]) -> int | None:
-    vision = config.get("vision_config")
-    value = _value(vision, _N_HEADS) if isinstance(vision, Mapping) else None
-    # Encoders of other kinds (convolutions, stages) have no such number.
-    return _count(value, "vision_config.num_heads") if isinstance(value, int) else None
 
 
 def _split_by(tp_plan: Mapping[str, str] | None) -> set[str]:

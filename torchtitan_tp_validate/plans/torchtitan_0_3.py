@@ -36,7 +36,7 @@ _DIES_LATE = (
     "  are up; any other one kills the first forward pass with\n"
     "  \"shape '[...]' is invalid for input of size ...\"."
 )
-DIES_WITH_IMAGES = "the first forward pass with images dies; torchtitan does not look at these heads."
+_DIES_WITH_IMAGES = "the first forward pass with images dies; torchtitan does not look at these heads."
 _SILENTLY_WRONG = (
     "torchtitan pads the dimension to a multiple of the degree and trains on SILENTLY,\n"
     "  with other losses and gradients than the model's own, and no error at all."
@@ -154,7 +154,7 @@ class _Reading:
                     self._split(node, size, f"{path}.{name}", layers, has_double=2 * size in sizes)
         if hasattr(node, "num_heads") and hasattr(node, "wq"):
             heads = (positive_int(node, "num_heads", path),)
-            self.findings.add("TP007", heads[0], DIES_WITH_IMAGES, layers=layers, place=path)
+            self.findings.add("TP007", heads[0], _DIES_WITH_IMAGES, layers=layers, place=path)
         for name, child in _children(node, kind):
             self._node(child, f"{path}.{name}", layers, heads)
 

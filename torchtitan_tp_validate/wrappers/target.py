@@ -46,7 +46,7 @@ class Target:
     def entry_points(self) -> Iterator[EntryPoint]:
         """The entry points of this target in the torchtitan at hand; none when it has no such model."""
         for package in self.packages:
-            folder = _package_folder(package)
+            folder = package_folder(package)
             if folder is not None:
                 yield self._entry_point_in(package, folder)
 
@@ -130,7 +130,7 @@ def torchtitan_version() -> str | None:
         return None
 
 
-def _package_folder(package: str) -> Path | None:
+def package_folder(package: str) -> Path | None:
     """The folder of a torchtitan package; only its root is asked for, since `find_spec` imports parents."""
     root, *parts = package.split(".")
     spec = importlib.util.find_spec(root)

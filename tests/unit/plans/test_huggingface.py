@@ -47,7 +47,7 @@ def qwen3_5() -> dict[str, Any]:
         linear_num_key_heads=6,
         linear_num_value_heads=12,
     )
-    return {"model_type": "qwen3_5_moe", "text_config": text, "vision_config": {"num_heads": 6}}
+    return {"model_type": "qwen3_5_moe", "text_config": text}
 
 
 def plan(content: dict[str, Any], framework: Framework = Framework.TRANSFORMERS, **more: Any) -> Plan:
@@ -71,7 +71,6 @@ def test_torchtitan_splits_every_kind_of_head_and_transformers_two() -> None:
         "TP002": 2,
         "TP003": 6,
         "TP004": 12,
-        "TP007": 6,
     }
     assert "--parallelism.{flag} {degree}" in plan(qwen3_5(), Framework.TORCHTITAN).how_to_change
 

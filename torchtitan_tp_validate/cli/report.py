@@ -1,0 +1,184 @@
+"""What a command found, as data: `Report` per model, config or file, and the exit status of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import Any
+
+from torchtitan_tp_validate.errors import TPCompatError
+from torchtitan_tp_validate.rules import Degrees, Plan
+from torchtitan_tp_validate.validate import incompatibility, refuse_unread
+
+SCHEMA_VERSION = 1
+"""Version of the JSON output; a field that changes its meaning or goes away raises it."""
+
+
+class Status(Enum):
+    """The verdict on one thing."""
+
+    COMPATIBLE = "compatible"
+    INCOMPATIBLE = "incompatible"
+    LISTED = "listed"
+    """Shown with the degrees that work; none was asked for."""
+    SKIPPED = "skipped"
+    """Not judged, for a reason that is nobody's mistake, and never counted as passed."""
+    NOT_VALIDATED = "not_validated"
+    """Could not be judged although it was asked for."""
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where the degree, or the dimension, is written.
+
+    Attributes:
+        file: its path.
+        line: counted from 1, where it is known.
+    """
+
+    file: str
+    line: int | None = None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The verdict on one choice of degrees.
+
+    Attributes:
+        degrees: the choice.
+        error: what is wrong with it, or None.
+        in_world: whether its TP degree divides the number of ranks, where that was given.
+    """
+
+    degrees: Degrees
+    error: TPCompatError | None
+    in_world: bool = True
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found about one model, config or file.
+
+    Attributes:
+        name: what to call it.
+        judgements: a verdict per TP degree that was asked for.
+        plan: what is split; None when nothing is, or when it could not be read.
+        group: what it belongs to, e.g. the model of a flavour.
+        framework: whose rule it was judged by.
+        location: the file that says so.
+        note: why there is no verdict.
+        skipped: whether that is nobody's mistake.
+        listed: whether no degree was asked for, and all are only shown.
+    """
+
+    name: str
+    judgements: tuple[Judgement, ...] = ()
+    plan: Plan | None = None
+    group: str = ""
+    framework: str = "torchtitan"
+    location: Location | None = None
+    note: str = ""
+    skipped: bool = False
+    listed: bool = False
+
+    @property
+    def status(self) -> Status:
+        """The worst that was found."""
+        if self.note:
+            return Status.SKIPPED if self.skipped else Status.NOT_VALIDATED
+        if self.listed:
+            return Status.LISTED
+        broken = any(judgement.error for judgement in self.judgements)
+        return Status.INCOMPATIBLE if broken else Status.COMPATIBLE
+
+    @property
+    def binding(self) -> str:
+        """The dimension that keeps the TP degree from being doubled, in words; empty when none does."""
+        if self.plan is None:
+            return ""
+        broken = self.plan.violations(Degrees(tp=2 * self.plan.valid_degrees()[-1]))
+        return f"{broken[0].code} {broken[0].name} = {broken[0].size}" if broken else ""
+
+
+def judge(plan: Plan, choices: Iterable[Degrees], world_size: int | None = None) -> tuple[Judgement, ...]:
+    """The verdict of the engine on each choice of degrees.
+
+    Raises:
+        PlanError: a choice seems to fit, but part of the model could not be read.
+    """
+    judgements = []
+    for choice in choices:
+        error = incompatibility(plan, choice)
+        if error is None:
+            refuse_unread(plan)
+        judgements.append(Judgement(choice, error, world_size is None or world_size % choice.tp == 0))
+    return tuple(judgements)
+
+
+def exit_status(reports: Sequence[Report]) -> int:
+    """0 when all that was judged fits, 1 when something does not, 2 when something could not be judged."""
+    found = {report.status for report in reports}
+    if Status.NOT_VALIDATED in found:
+        return 2
+    return 1 if Status.INCOMPATIBLE in found else 0
+
+
+def count(reports: Sequence[Report]) -> dict[str, int]:
+    """How many there are of each status."""
+    return {status.value: sum(report.status is status for report in reports) for status in Status}
+
+
+def as_json(command: str, reports: Sequence[Report]) -> dict[str, Any]:
+    """The document of ``--output-format json``; ``schema.json`` beside this file describes it."""
+    from torchtitan_tp_validate import __version__
+
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "tool": {"name": "tp-validate", "version": __version__},
+        "command": command,
+        "summary": count(reports),
+        "results": [_result(report) for report in reports],
+    }
+
+
+def _result(report: Report) -> dict[str, Any]:
+    plan = report.plan
+    return {
+        "name": report.name,
+        "group": report.group or None,
+        "status": report.status.value,
+        "framework": report.framework,
+        "reason": report.note or None,
+        "location": asdict(report.location) if report.location else None,
+        "model": plan.model if plan else None,
+        "n_layers": plan.n_layers if plan else None,
+        "valid_tp_degrees": plan.valid_degrees() if plan else None,
+        "binding_constraint": report.binding or None,
+        "dims": [
+            {
+                "code": dim.code,
+                "dim": dim.name,
+                "size": dim.size,
+                "axis": dim.rule.axis.value,
+                "layers": list(dim.layers),
+                "places": list(dim.places),
+            }
+            for dim in (plan.dims if plan else ())
+        ],
+        "judgements": [_judgement(judgement) for judgement in report.judgements],
+    }
+
+
+def _judgement(judgement: Judgement) -> dict[str, Any]:
+    error = judgement.error
+    return {
+        "degrees": asdict(judgement.degrees),
+        "compatible": error is None,
+        "in_world": judgement.in_world,
+        "message": str(error) if error else None,
+        "violations": [
+            {**asdict(violation), "layers": list(violation.layers)}
+            for violation in (error.violations if error else ())
+        ],
+    }

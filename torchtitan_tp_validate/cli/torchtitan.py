@@ -1,0 +1,170 @@
+"""The installed torchtitan, asked for verdicts. Imported only by the commands that need it."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from torchtitan_tp_validate import registry
+from torchtitan_tp_validate.cli import files
+from torchtitan_tp_validate.cli.report import Judgement, Location, Report, judge
+from torchtitan_tp_validate.errors import PlanError, TPDegreeError, TPValidateError
+from torchtitan_tp_validate.install import installed, leads_to_guard
+from torchtitan_tp_validate.job import Job, read_job, unguarded
+from torchtitan_tp_validate.plans import read_plan
+from torchtitan_tp_validate.rules import Degrees
+from torchtitan_tp_validate.train import parse_command_line
+
+_TOML_FLAGS = ("--job.config_file", "--job.config-file")
+
+
+class NotReadError(TPValidateError):
+    """torchtitan does not read what it was given; the text says why."""
+
+
+@contextlib.contextmanager
+def at_hand() -> Iterator[None]:
+    """Guards in place, so that it is known which functions they know; standard output for results alone.
+
+    Raises:
+        UnavailableError: there is no torchtitan.
+    """
+    registry.names()
+    with contextlib.redirect_stdout(sys.stderr), installed():
+        yield
+
+
+def judge_run(arguments: Sequence[str]) -> Report:
+    """The verdict on the run that torchtitan makes of these arguments.
+
+    Raises:
+        UnknownNameError: there is no such module or config.
+        UnreadableError: the TOML file cannot be read.
+        NotReadError: torchtitan does not take the arguments.
+        SystemExit: torchtitan's own parser, with its own message.
+    """
+    location = _check_names(arguments)
+    return judge_job(_parsed(arguments), " ".join(arguments), location)
+
+
+def judge_toml(path: Path) -> Report:
+    """The verdict on the run that a TOML file of 0.2.x describes."""
+    try:
+        _, text = files.read_toml(path)
+        location = Location(str(path), files.line_of(text, "tensor_parallel_degree"))
+        config = _parsed([_TOML_FLAGS[0], str(path)])
+        return judge_job(config, str(path), location)
+    except TPValidateError as error:
+        return Report(str(path), note=str(error), location=Location(str(path)))
+    except SystemExit as stop:
+        note = f"torchtitan does not take it (exit status {stop.code})."
+        return Report(str(path), note=note, location=Location(str(path)))
+
+
+def judge_config(name: str, build: Callable[[], Any], group: str) -> Report:
+    """The verdict on a training config of 0.3.x; what cannot be built here is skipped."""
+    code = getattr(build, "__code__", None)
+    location = Location(_relative(code.co_filename), code.co_firstlineno) if code else None
+    try:
+        config = build()
+    except Exception as error:  # a package, a GPU or a file that is not here
+        return Report(name, group=group, note=f"cannot be built here: {_first_line(error)}", skipped=True)
+    report = judge_job(config, name, location)
+    return Report(**{**vars(report), "group": group, "skipped": True})
+
+
+def judge_flavor(model: str, flavor: str, choices: Sequence[Degrees], *, listed: bool = False) -> Report:
+    """The verdict on a flavour at some degrees.
+
+    Args:
+        listed: whether it is only shown: what cannot be read is then skipped.
+
+    Raises:
+        UnknownNameError: there is no such model or flavour.
+        UnavailableError: the model cannot be imported here.
+    """
+    name, found = f"{model} {flavor}", registry.model(model)
+    try:
+        spec = found.spec(flavor)
+    except registry.UnknownNameError:
+        raise
+    except Exception as error:
+        return Report(name, group=model, note=f"cannot be built here: {_first_line(error)}", skipped=listed)
+    job = Job(name, registry.model_config(spec, flavor), choices[0], spec.parallelize_fn)
+    problem = unguarded(job, is_guarded=leads_to_guard)
+    if problem is not None:
+        return Report(name, group=model, note=problem, skipped=listed)
+    try:
+        plan = read_plan(job.model_config, choices[0])
+        return Report(name, judge(plan, choices), plan, group=model, listed=listed)
+    except PlanError as error:
+        return Report(name, group=model, note=str(error), skipped=listed)
+
+
+def judge_job(config: Any, name: str, location: Location | None) -> Report:
+    """The verdict on a job that torchtitan parsed; the same as the launcher's.
+
+    Raises:
+        UnknownNameError: there is no such model or flavour.
+    """
+    try:
+        job = read_job(config)
+        if job is None:
+            if not hasattr(config, "model_spec"):  # 0.2.x: say what there is instead
+                registry.model(config.model.name).spec(config.model.flavor)
+            return Report(name, note="the job names no model.", location=location)
+    except TPDegreeError as error:
+        return Report(name, note=str(error), location=location)
+    if job.splits_nothing:
+        return Report(name, (Judgement(job.degrees, None),), location=location)
+    problem = unguarded(job, is_guarded=leads_to_guard)
+    if problem is not None:
+        return Report(name, note=problem, location=location)
+    try:
+        plan = read_plan(job.model_config, job.degrees)
+        return Report(name, judge(plan, [job.degrees]), plan, location=location)
+    except PlanError as error:
+        return Report(name, note=str(error), location=location)
+
+
+def _parsed(arguments: Sequence[str]) -> Any:
+    try:
+        return parse_command_line(arguments)
+    except Exception as error:  # torchtitan's own complaints have many types, Exception among them
+        raise NotReadError(f"torchtitan does not take the job: {_first_line(error)}") from error
+
+
+def _check_names(arguments: Sequence[str]) -> Location | None:
+    """Complain of what torchtitan answers with a traceback; where the degree is written, if in a file."""
+    toml = _value_of(arguments, _TOML_FLAGS)
+    if toml is not None:
+        _, text = files.read_toml(Path(toml))
+        return Location(toml, files.line_of(text, "tensor_parallel_degree"))
+    module, config = _value_of(arguments, ("--module",)), _value_of(arguments, ("--config",))
+    if module is not None and config is not None and registry.has_configs():
+        known = registry.configs(module, own=False)
+        if config not in known:
+            raise registry.UnknownNameError("config", config, list(known), module)
+    return None
+
+
+def _value_of(arguments: Sequence[str], flags: Sequence[str]) -> str | None:
+    for position, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag in flags:
+            return value if equals else next(iter(arguments[position + 1 :]), None)
+    return None
+
+
+def _relative(file: str) -> str:
+    with contextlib.suppress(ValueError):
+        return str(Path(file).relative_to(Path.cwd()))
+    return file
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().partition("\n")[0] or type(error).__name__
+    return text if text.endswith(".") else f"{text}."
