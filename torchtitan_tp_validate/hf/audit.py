@@ -71,7 +71,10 @@ class HeadAudit:
         if not self.tied_to:
             return "" if self.rule else "every rank holds all of it"
         if self.rule and not self.embedding_rule:
-            return "tied to a whole embedding: up to 5.14.1 the logits silently get tp times too wide"
+            return (
+                "tied to a whole embedding: logits tp times too wide (silently up to 5.14.1; later the forward "
+                "pass fails)"
+            )
         if self.embedding_rule and not self.rule:
             return "tied to a sharded embedding: the forward pass fails"
         return "" if self.rule else "tied; every rank holds all of it"
@@ -101,10 +104,15 @@ class PlanAudit:
         """Whether the plan shards the model and forgets its output head."""
         return bool(self.rules and self.head and not self.head.rule)
 
+    @property
+    def fails(self) -> bool:
+        """Whether loading it under this plan gives wrong logits, or none: a tied pair is sharded by half."""
+        return bool(self.head and self.head.tied_to and bool(self.head.rule) != bool(self.head.embedding_rule))
+
     def as_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
         head = self.head and {**asdict(self.head), "consequence": self.head.consequence}
-        return {**asdict(self), "head": head, "head_left_whole": self.head_left_whole}
+        return {**asdict(self), "head": head, "head_left_whole": self.head_left_whole, "fails": self.fails}
 
 
 @dataclass(frozen=True)

@@ -138,25 +138,34 @@ def _fix_class(cls: Any) -> PlanFix:
     return fix
 
 
-def drop_uneven(model: Any, tp: int) -> None:
-    """Take our rules out again where the vocabulary does not divide and the release cannot split it so.
+def settle(model: Any, tp: int) -> None:
+    """Where plain tensors cannot be split as the completed plan says, leave the output head whole after all.
 
-    For the releases whose shards are plain tensors (up to 5.15): they refuse such a head, or take the wrong
-    rows of such an embedding. The output head then stays whole, as it was without the fix.
+    For the releases up to 5.15, and called when the degree is known. They refuse a head of a vocabulary that
+    does not divide, take the wrong rows of such an embedding, and fail on an embedding whose padding index
+    is beyond the first rank's rows. A tied pair loses both rules, transformers' own too: half of them
+    would double the logits.
     """
-    rules = added_rules(model)
-    uneven = {
-        name: model.get_submodule(name).weight.shape[0]
-        for name in rules
-        if model.get_submodule(name).weight.shape[0] % tp
-    }
-    if not uneven:
+    head = output_head(model)
+    added = added_rules(model)
+    if head is None or not added:
         return
-    withdraw(model, rules)
-    shown = ", ".join(f"{name} ({rows} rows)" for name, rows in uneven.items())
+    rows = head.module.weight.shape[0]
+    reason = ""
+    if rows % tp:
+        reason = f"{tp} ranks cannot share its {rows} rows evenly"
+    for name in head.tied_to:
+        padding = getattr(model.get_submodule(name), "padding_idx", None)
+        if padding is not None and padding >= rows // tp:
+            reason = reason or f"padding_idx {padding} of {name} is not among the first rank's {rows // tp} rows"
+    if not reason:
+        return
+    dropped = {head.name, *head.tied_to} if head.tied_to else {*added}
+    for name in dropped:
+        model._tp_plan.pop(name, None)
     warnings.warn(
-        f"The plan of {type(model).__name__} is left without {', '.join(rules)}: {tp} ranks cannot share "
-        f"{shown} evenly, which this transformers needs.",
+        f"The output head {head.name} of {type(model).__name__} stays whole on every rank: {reason}, which "
+        "this transformers release needs.",
         InstallWarning,
-        stacklevel=2,
+        stacklevel=3,
     )

@@ -55,7 +55,7 @@ class Target:
             file = folder.joinpath(*layout.split(".")).with_suffix(".py")
             if not file.is_file():
                 continue
-            defined = _functions_in(file)
+            defined = functions_in(file)
             for function in self.functions:
                 if function in defined:
                     problem = unbindable(function, defined[function])
@@ -142,7 +142,7 @@ def package_folder(package: str) -> Path | None:
 
 
 @functools.lru_cache
-def _functions_in(file: Path) -> dict[str, tuple[str, ...]]:
+def functions_in(file: Path) -> dict[str, tuple[str, ...]]:
     """Name -> parameter names of the functions that a source file defines at its top level."""
     tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
     return {
