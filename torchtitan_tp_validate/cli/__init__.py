@@ -10,11 +10,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from torchtitan_tp_validate.cli import audit, check, completion, doctor, rules, table
+from torchtitan_tp_validate.cli import audit, check, completion, doctor, hf_audit, rules, table
 from torchtitan_tp_validate.cli.arguments import Parser
 from torchtitan_tp_validate.errors import TPValidateError
 
-_COMMANDS = (check, table, audit, rules, doctor, completion)
+_COMMANDS = (check, table, audit, hf_audit, rules, doctor, completion)
 USAGE = 2
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 

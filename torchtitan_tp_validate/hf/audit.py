@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -107,7 +107,9 @@ class PlanAudit:
     @property
     def fails(self) -> bool:
         """Whether loading it under this plan gives wrong logits, or none: a tied pair is sharded by half."""
-        return bool(self.head and self.head.tied_to and bool(self.head.rule) != bool(self.head.embedding_rule))
+        return bool(
+            self.head and self.head.tied_to and bool(self.head.rule) != bool(self.head.embedding_rule)
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
@@ -183,22 +185,18 @@ def audited_classes() -> list[str]:
     return sorted(name for name in names if not name.startswith("AutoModel"))
 
 
-def audit_installed(
-    names: list[str], progress: Callable[[int, str], None] = lambda done, name: None
-) -> Iterator[PlanAudit | NotAudited]:
+def audit_installed(names: Iterable[str]) -> Iterator[PlanAudit | NotAudited]:
     """Audit classes of the transformers at hand, each with its default configuration.
 
     Args:
         names: of the classes, as `audited_classes` lists them.
-        progress: called with the number of classes done and the name of the next one.
 
     Raises:
         PlanError: transformers has no class of that name.
     """
     import transformers
 
-    for done, name in enumerate(names):
-        progress(done, name)
+    for name in names:
         cls = getattr(transformers, name, None)
         if not isinstance(cls, type):
             raise PlanError(f"transformers {transformers_version()} has no class {name}.")

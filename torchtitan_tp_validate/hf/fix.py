@@ -157,7 +157,9 @@ def settle(model: Any, tp: int) -> None:
     for name in head.tied_to:
         padding = getattr(model.get_submodule(name), "padding_idx", None)
         if padding is not None and padding >= rows // tp:
-            reason = reason or f"padding_idx {padding} of {name} is not among the first rank's {rows // tp} rows"
+            reason = (
+                reason or f"padding_idx {padding} of {name} is not among the first rank's {rows // tp} rows"
+            )
     if not reason:
         return
     dropped = {head.name, *head.tied_to} if head.tied_to else {*added}
