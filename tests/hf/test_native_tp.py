@@ -1,4 +1,4 @@
-"""Native tensor parallelism of the transformers at hand under torchrun: stock, guarded and with plans completed.
+"""Native tensor parallelism of the transformers at hand: stock, guarded, and with plans completed.
 
 Each case has its stock twin, which shows what the guard or the fix is for, and fails when it is for nothing.
 """
@@ -153,7 +153,7 @@ def test_a_degree_that_fits_is_let_through_and_generates_the_tokens_of_one_proce
 
 
 NAMES = {"llama": "llama", "qwen3_5_moe": "qwen3_5_moe", "qwen2_audio": "qwen2_audio"}
-WHERE = {"qwen3_5_moe": "layer 3 (1 of 4)"}
+WHERE = {"llama": "all 2 layers", "qwen3_5_moe": "layer 3 (1 of 4)", "qwen2_audio": "all 2 layers"}
 FLAG = (
     "tp_size=2, as in from_pretrained(...,\n  distributed_config=DistributedConfig(tp_size=2))"
     if RELEASE >= (5, 15)
@@ -172,7 +172,7 @@ def test_a_degree_that_does_not_divide_the_kv_heads_is_refused_before_a_weight_i
             f"Tensor parallel degree (4) must divide num_key_value_heads (2). For {NAMES[family]}, "
             "max supported TP is 2.\n"
             "\n"
-            f"  TP002 num_key_value_heads = 2 is not a multiple of 4, in {WHERE.get(family, 'all 2 layers')}:\n"
+            f"  TP002 num_key_value_heads = 2 is not a multiple of 4, in {WHERE[family]}:\n"
             "        wk and wv are split by columns, so that every rank computes whole key-value heads.\n"
             "\n"
             "Without this check: the model loads without a word, and its first forward pass dies in\n"

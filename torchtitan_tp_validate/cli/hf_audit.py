@@ -1,4 +1,4 @@
-"""``tp-validate hf-audit``: output heads that transformers' tensor parallel plans leave whole on every rank."""
+"""``tp-validate hf-audit``: output heads that the plans of transformers leave whole on every rank."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torchtitan_tp_validate.hf.audit import (
     PlanAudit,
     audit_installed,
     audited_classes,
-    transformers_version,
 )
+from torchtitan_tp_validate.hf.model import transformers_version
 
 SCHEMA_VERSION = 1
 """Of the JSON output; raised when a field changes its meaning or goes."""

@@ -72,8 +72,8 @@ class HeadAudit:
             return "" if self.rule else "every rank holds all of it"
         if self.rule and not self.embedding_rule:
             return (
-                "tied to a whole embedding: logits tp times too wide (silently up to 5.14.1; later the forward "
-                "pass fails)"
+                "tied to a whole embedding: logits tp times too wide "
+                "(silently up to 5.14.1; later the forward pass fails)"
             )
         if self.embedding_rule and not self.rule:
             return "tied to a sharded embedding: the forward pass fails"
@@ -159,13 +159,14 @@ def instantiate(cls: Any, config: Any = None) -> Any:
         PlanError: making it, or its default configuration, raised.
     """
     import torch
+    from transformers.initialization import no_init_weights
 
     quiet = io.StringIO()
     try:
         # What a default configuration makes its class say is of no use to anybody.
         with warnings.catch_warnings(), contextlib.redirect_stderr(quiet), _errors_only():
             warnings.simplefilter("ignore")
-            with torch.device("meta"):
+            with torch.device("meta"), no_init_weights():
                 return cls(cls.config_class() if config is None else config)
     except Exception as error:
         # Any class of some hundred may fail in its own way, and each failure is reported as such.

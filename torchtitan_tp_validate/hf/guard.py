@@ -1,4 +1,4 @@
-"""Check native tensor parallelism where transformers distributes a model: on the meta device, before its weights.
+"""Check native tensor parallelism where transformers distributes a model, before it reads any weight.
 
 Every release has one function that is called for it, and only when a degree was asked for, so that the
 guard costs nothing else. It is found by looking at the files, not by a version number.

@@ -71,7 +71,7 @@ def wildcard(name: str) -> str:
 
 
 def output_head(model: Any) -> OutputHead | None:
-    """The output head that the model itself names, or None when it has none (or several, as audio codecs do)."""
+    """The output head that the model itself names; None when it has none, or several, as audio codecs do."""
     module = model.get_output_embeddings()
     if getattr(module, "weight", None) is None:
         return None
