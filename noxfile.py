@@ -17,6 +17,10 @@ LINES = {
 }
 OLDER = ("0.2.0", "0.2.1")
 
+# Native tensor parallelism: the class's plan never takes effect; the same, last of its kind; tied logits are
+# doubled; the newest.
+TRANSFORMERS = ("5.4.0", "5.13.1", "5.14.1", "5.23.0")
+
 
 @nox.session
 def lint(session: nox.Session) -> None:
@@ -44,3 +48,16 @@ def tests(session: nox.Session, torchtitan: str) -> None:
     refusals = ["tests/distributed/test_matrix.py", "-k", "refused"]
     session.run("pytest", *(refusals if torchtitan in OLDER else ["tests/distributed"]))
     session.run("pytest", "tests/patches")
+
+
+@nox.session
+def hf(session: nox.Session) -> None:
+    """Transformers' native tensor parallelism, release after release in one environment.
+
+    Arguments after ``--`` go to pytest, with the newest release only.
+    """
+    session.install("torch==2.13.*", "accelerate")
+    session.install(".[test]")
+    for version in TRANSFORMERS[-1:] if session.posargs else TRANSFORMERS:
+        session.install(f"transformers=={version}")
+        session.run("pytest", *(session.posargs or ["tests/hf", "tests/unit/hf"]))

@@ -1,4 +1,4 @@
-"""Put the guards in place in the torchtitan at hand, and take them away again.
+"""Put the guards in place in the torchtitan and transformers at hand, and take them away again.
 
 ``install()`` replaces every known entry point by its guard: in the module that defines it, in every
 module that imported it by name, and in every train or model spec built before. Modules imported later
@@ -20,6 +20,8 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 from torchtitan_tp_validate.errors import InstallError, InstallWarning
+from torchtitan_tp_validate.hf import guard as hf
+from torchtitan_tp_validate.hf.fix import PlanFix, ensure_lm_head_plan
 from torchtitan_tp_validate.job import check_job
 from torchtitan_tp_validate.wrappers import TARGETS
 from torchtitan_tp_validate.wrappers.guard import guard
@@ -34,6 +36,9 @@ Function = Callable[..., Any]
 
 # 0.3.x defines the Trainer in the first, 0.2.x in the second.
 _TRAINER_MODULES = ("torchtitan.trainer", "torchtitan.train")
+
+# What `TargetState.model` says of transformers' native tensor parallelism.
+_NATIVE_TP = "transformers"
 
 
 @dataclass(frozen=True)
@@ -108,23 +113,29 @@ class Installation:
                 uninstall()
 
 
-def install(*, strict: bool = False) -> Installation:
-    """Guard every known entry point of the torchtitan at hand. Calling it again changes nothing.
+def install(*, strict: bool = False, fix_tp_plan: bool = False) -> Installation:
+    """Guard every known entry point of the torchtitan at hand, and loading under transformers' native TP.
+
+    Calling it again changes nothing, except that it can add the fix.
 
     Args:
         strict: raise instead of warning when something cannot be guarded; nothing is then installed.
+        fix_tp_plan: also complete the plans of transformers models that forget their output head, see
+            `torchtitan_tp_validate.hf.ensure_lm_head_plan`.
 
     Raises:
-        InstallError: under ``strict``, naming what cannot be guarded: torchtitan itself is missing or of
-            an unknown release, or an entry point is gone or has another signature.
+        InstallError: under ``strict``, naming what cannot be guarded: torchtitan and transformers are both
+            missing, one is of an unknown release, or an entry point is gone or has another signature.
     """
-    global _active
+    global _active, _fixes
     with _lock:
         problems = _problems()
         if strict and problems:
-            raise InstallError("Cannot guard this torchtitan:\n  " + "\n  ".join(problems))
+            raise InstallError("Cannot guard everything:\n  " + "\n  ".join(problems))
         was_active, _active = _active, True
+        _fixes = _fixes or fix_tp_plan
         _watch_imports()
+        _fix_plans()
         _guard_trainer()
         _guard_loaded()
     if not was_active:
@@ -135,9 +146,12 @@ def install(*, strict: bool = False) -> Installation:
 
 def uninstall() -> None:
     """Put the original objects back wherever our guard still stands. Calling it again changes nothing."""
-    global _active
+    global _active, _fixes, _plan_fix
     with _lock:
-        _active = False
+        _active = _fixes = False
+        if _plan_fix is not None:
+            _plan_fix.undo()
+            _plan_fix = None
         _replace({id(guarded): original for original, guarded in _guards.values()})
         for trainer, (original, guarded) in _trainers.items():
             if trainer.__dict__.get("__init__") is guarded:
@@ -154,6 +168,8 @@ def installed() -> Installation:
 # What is in place. _guards maps id(original) to (original, guard): ids, since a callable need not hash.
 _lock = threading.RLock()
 _active = False
+_fixes = False
+_plan_fix: PlanFix | None = None
 _guards: dict[int, tuple[Function, Function]] = {}
 _trainers: dict[type, tuple[Function, Function]] = {}
 _watched: set[str] = set()
@@ -179,6 +195,8 @@ def _entry_points() -> Iterator[tuple[str, EntryPoint]]:
     for model, target in TARGETS.items():
         for entry_point in target.entry_points():
             yield model, entry_point
+    for entry_point in hf.entry_points():
+        yield _NATIVE_TP, entry_point
 
 
 def _states() -> Iterator[TargetState]:
@@ -191,6 +209,8 @@ def _states() -> Iterator[TargetState]:
         if not found:
             absent = f"torchtitan {version} has no such model" if version else "torchtitan is not installed"
             yield TargetState(model, target.name, False, absent)
+    for entry_point in hf.entry_points():
+        yield _state(_NATIVE_TP, entry_point)
 
 
 def _state(model: str, entry_point: EntryPoint) -> TargetState:
@@ -203,7 +223,8 @@ def _state(model: str, entry_point: EntryPoint) -> TargetState:
     if entry_point.module not in sys.modules:
         return TargetState(model, name, True, "guarded when its module is imported")
     if is_guard(_bound(entry_point)):
-        return TargetState(model, name, True, "guarded")
+        fixes = ", and plans are completed" if _fixes and hf.is_entry_point(entry_point) else ""
+        return TargetState(model, name, True, f"guarded{fixes}")
     return TargetState(model, name, False, "replaced by somebody else after install()", faulty=True)
 
 
@@ -220,13 +241,16 @@ def _problem(entry_point: EntryPoint) -> str | None:
     function = _bound(entry_point)
     if function is None:
         return "its module is loaded, but does not hold it (yet)"
-    return unbindable_function(function)
+    return (hf.unbindable_function if hf.is_entry_point(entry_point) else unbindable_function)(function)
 
 
 def _problems() -> list[str]:
     """What stands in the way of guarding everything, a sentence each."""
     version = torchtitan_version()
-    entry_points = list(_entry_points())
+    native = hf.problems()
+    entry_points = [(model, point) for model, point in _entry_points() if not hf.is_entry_point(point)]
+    if not entry_points and any(hf.entry_points()):
+        return native
     if not entry_points:
         return ["torchtitan is not installed here, or has no entry point that is known: nothing is guarded."]
     problems = [
@@ -240,7 +264,7 @@ def _problems() -> list[str]:
             f"({', '.join(sorted(KNOWN_RELEASES))}): {len(entry_points) - len(problems)} entry points were "
             "found in it and are guarded."
         )
-    return problems
+    return problems + native
 
 
 def _watch_imports() -> None:
@@ -249,7 +273,7 @@ def _watch_imports() -> None:
     from wrapt import register_post_import_hook
 
     modules = {point.module for _, point in _entry_points() if point.problem is None}
-    for name in modules.union(_TRAINER_MODULES) - _watched:
+    for name in modules.union(_TRAINER_MODULES, {hf.MODEL_MODULE}) - _watched:
         if name not in sys.modules:
             _watched.add(name)
             register_post_import_hook(_on_import, name)
@@ -260,6 +284,7 @@ def _on_import(module: ModuleType) -> None:
         _watched.discard(module.__name__)
         if not _active:
             return
+        _fix_plans()
         _guard_trainer()
         _guard_loaded(module.__name__)
         for _, entry_point in _entry_points():
@@ -276,7 +301,11 @@ def _guard_loaded(only: str | None = None) -> None:
             continue
         if is_guard(function) or id(function) in _guards:
             continue
-        _guards[id(function)] = (function, guard(function, active=lambda: _active))
+        if hf.is_entry_point(entry_point):
+            guarded = hf.guard(function, active=lambda: _active, fixes=lambda: _fixes)
+        else:
+            guarded = guard(function, active=lambda: _active)
+        _guards[id(function)] = (function, guarded)
     _replace({id(original): guarded for original, guarded in _guards.values()})
 
 
@@ -308,6 +337,14 @@ def _specs() -> Iterator[Any]:
             known = is_spec[kind] = "parallelize_fn" in fields
         if known:
             yield candidate
+
+
+def _fix_plans() -> None:
+    """Complete the plan of every transformers model made from now on, once there is such a class."""
+    global _plan_fix
+    base = getattr(sys.modules.get(hf.MODEL_MODULE), "PreTrainedModel", None)
+    if _fixes and _plan_fix is None and base is not None:
+        _plan_fix = ensure_lm_head_plan(base)
 
 
 def _guard_trainer() -> None:

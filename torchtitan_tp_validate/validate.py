@@ -46,7 +46,16 @@ def judge(model_or_config: Any, degrees: Degrees, *, model_name: str | None = No
     """`validate_tp_compat` for degrees that are read already."""
     if degrees.tp == degrees.ep == 1:
         return
-    plan = read_plan(model_or_config, degrees, model_name=model_name)
+    refuse(read_plan(model_or_config, degrees, model_name=model_name), degrees)
+
+
+def refuse(plan: Plan, degrees: Degrees) -> None:
+    """Raise what these degrees deserve under ``plan``, which is nothing when they are compatible.
+
+    Raises:
+        TPCompatError: a degree does not fit.
+        PlanError: the plan was not read to the end.
+    """
     error = incompatibility(plan, degrees)
     if error is not None:
         raise error

@@ -17,6 +17,7 @@ _COMMANDS = {
     "check": "check",
     "table": "table",
     "audit": "audit",
+    "hf-audit": "hf_audit",
     "rule": "rules",
     "rules": "rules",
     "doctor": "doctor",

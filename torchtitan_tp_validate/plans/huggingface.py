@@ -142,16 +142,19 @@ def read(
 
     Args:
         config: what `find_config` gave.
-        model: not looked into.
+        model: where its effective plan is asked for when ``tp_plan`` is not given.
         degrees: not looked into: they change nothing about heads.
         framework: who splits the model.
-        tp_plan: transformers' own, module pattern -> style, when it is known. Without it every attention
-            projection is taken to be ``colwise``, which is what all but a few families do.
+        tp_plan: transformers' own, module pattern -> style, when it is known; by default that of ``model``.
+            A file has none: then every attention projection is taken to be ``colwise``, which is what all
+            but a few families do.
 
     Raises:
         PlanError: the config does not tell its head counts.
     """
-    del model, degrees
+    del degrees
+    if tp_plan is None:
+        tp_plan = _live_plan(model)
     split = set(_LABELS) if framework is Framework.TORCHTITAN else _split_by(tp_plan)
     layers = layer_heads(config)
     findings = Findings()
@@ -379,6 +382,18 @@ def _blocks(config: Mapping[str, Any], where: str) -> Iterator[Heads]:
         else:
             group = _count(attention.get("n_heads_in_group"), f"{path}.n_heads_in_group")
             yield {"TP001": n_heads, "TP002": _count(n_heads // group, path)}
+
+
+def _live_plan(model: Any) -> Mapping[str, str] | None:
+    """The effective plan of a model, or the plan that a config object brings; a file has neither.
+
+    Source: ``PreTrainedModel.tp_plan``, ``PreTrainedConfig.base_model_tp_plan``.
+    """
+    if hasattr(model, "tp_plan"):
+        return model.tp_plan or {}
+    if hasattr(model, "base_model_tp_plan"):
+        return model.get_text_config().base_model_tp_plan or {}
+    return None
 
 
 def _split_by(tp_plan: Mapping[str, str] | None) -> set[str]:

@@ -59,7 +59,7 @@ class Target:
             file = folder.joinpath(*layout.split(".")).with_suffix(".py")
             if not file.is_file():
                 continue
-            defined = _functions_in(file, file.stat().st_mtime_ns)
+            defined = functions_in(file)
             for function in self.functions:
                 if function in defined:
                     problem = unbindable(function, defined[function])
@@ -150,13 +150,14 @@ def _installed_folders(root: str) -> Sequence[str]:
     return (spec.submodule_search_locations or ()) if spec else ()
 
 
+def functions_in(file: Path) -> dict[str, tuple[str, ...]]:
+    """Name -> parameter names of the functions that a source file defines at its top level."""
+    return _functions_in(file, file.stat().st_mtime_ns)
+
+
 @functools.lru_cache
 def _functions_in(file: Path, changed: int) -> dict[str, tuple[str, ...]]:
-    """Name -> parameter names of the functions that a source file defines at its top level.
-
-    Args:
-        changed: when the file was last changed; an older reading of it is of no use.
-    """
+    # changed: when it was last; an older reading is of no use.
     del changed
     tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
     return {

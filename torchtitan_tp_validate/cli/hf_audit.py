@@ -1,0 +1,143 @@
+"""``tp-validate hf-audit``: output heads that the plans of transformers leave whole on every rank."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torchtitan_tp_validate.cli import output
+from torchtitan_tp_validate.cli.arguments import Parser
+from torchtitan_tp_validate.hf.audit import (
+    NotAudited,
+    PlanAudit,
+    audit_installed,
+    audited_classes,
+)
+from torchtitan_tp_validate.hf.model import transformers_version
+
+SCHEMA_VERSION = 1
+"""Of the JSON output; raised when a field changes its meaning or goes."""
+
+
+def add_parser(commands: Any) -> None:
+    """Declare the subcommand."""
+    parser: Parser = commands.add_parser(
+        "hf-audit",
+        help="name the transformers classes whose plan forgets the output head",
+        description="Make an instance of every generating class of the installed transformers on the meta "
+        "device, with its default configuration, and name those whose effective tensor parallel plan shards "
+        "the model but not its output head. Exit status 1 when there are any.",
+    )
+    parser.add_argument(
+        "--class",
+        action="append",
+        dest="classes",
+        metavar="CLASS",
+        help="only this class, with all large linears that every rank holds whole; may be repeated",
+    )
+    parser.add_argument(
+        "--fixed", action="store_true", help="audit what install(fix_tp_plan=True) makes of the plans"
+    )
+    group = parser.add_argument_group("output")
+    group.add_argument("--output-format", choices=("full", "json"), default="full", help="default: full")
+    group.add_argument("--output-file", metavar="FILE", help="write the result there, not to standard output")
+    parser.set_defaults(run=run, parser=parser, command="hf-audit")
+
+
+def run(options: Any) -> int:
+    """Run the subcommand; the exit status."""
+    if transformers_version() is None:
+        options.parser.error("transformers is not installed here: pip install 'torchtitan-tp-validate[hf]'")
+    with _fixed(options.fixed), output.progress("Auditing plans") as track:
+        names = options.classes or audited_classes()
+        results = [result for name in track(names) for result in audit_installed([name])]
+    if options.output_format == "json":
+        lines: list[output.Line] = [(json.dumps(_as_json(results), indent=2), "")]
+    else:
+        lines = list(_table(results, in_full=options.classes is not None))
+    output.put(options, lines)
+    audits = [result for result in results if isinstance(result, PlanAudit)]
+    if not audits:
+        return 2
+    return int(any(audit.head_left_whole or audit.fails for audit in audits))
+
+
+@contextlib.contextmanager
+def _fixed(wanted: bool) -> Iterator[None]:
+    if not wanted:
+        yield
+        return
+    from transformers import PreTrainedModel
+
+    from torchtitan_tp_validate.hf.fix import ensure_lm_head_plan
+
+    with ensure_lm_head_plan(PreTrainedModel):
+        yield
+
+
+def _as_json(results: Sequence[PlanAudit | NotAudited]) -> dict[str, Any]:
+    audits = [result for result in results if isinstance(result, PlanAudit)]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "transformers": transformers_version(),
+        "head_left_whole": [audit.model for audit in audits if audit.head_left_whole],
+        "fails": [audit.model for audit in audits if audit.fails],
+        "audited": [audit.as_dict() for audit in audits],
+        "not_audited": [vars(result) for result in results if isinstance(result, NotAudited)],
+    }
+
+
+def _table(results: Sequence[PlanAudit | NotAudited], *, in_full: bool) -> Iterator[output.Line]:
+    audits = [result for result in results if isinstance(result, PlanAudit)]
+    missed = [result for result in results if isinstance(result, NotAudited)]
+    shown = [audit for audit in audits if in_full or audit.head_left_whole or audit.fails]
+    if shown:
+        yield from _rows(shown)
+        yield "", ""
+    if in_full:
+        for audit in audits:
+            yield from _linears(audit)
+    if missed:
+        yield "Not audited, since no instance could be made:", ""
+        yield from ((f"  {result.model}: {result.reason}", "dim") for result in missed)
+    sharded = sum(bool(audit.rules) for audit in audits)
+    whole = sum(audit.head_left_whole for audit in audits)
+    fails = sum(audit.fails for audit in audits)
+    yield (
+        f"transformers {transformers_version()}: {len(audits)} classes audited, {sharded} with a plan; "
+        f"{whole} leave the output head whole, {fails} shard half of a tied pair.",
+        "bold red" if whole or fails else "green",
+    )
+
+
+def _rows(audits: Sequence[PlanAudit]) -> Iterator[output.Line]:
+    rows = [["class", "output head", "rule", "bytes per rank", "what happens"]]
+    for audit in audits:
+        head = audit.head
+        if head is None:
+            rows.append([audit.model, "-", "-", "-", "names no output head"])
+            continue
+        happens = head.consequence if audit.rules else "nothing of the model is sharded"
+        rows.append(
+            [audit.model, head.name, head.rule or "-", f"{head.bytes_per_rank:,}", happens or "sharded"]
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (
+            cell.rjust(w) if i == 3 else cell.ljust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        yield "  ".join(cells).rstrip(), ""
+
+
+def _linears(audit: PlanAudit) -> Iterator[output.Line]:
+    if not audit.linears:
+        return
+    yield f"{audit.model} also holds whole on every rank, though its plan shards smaller linears:", ""
+    for linear in audit.linears:
+        times = f"{linear.count} x " if linear.count > 1 else ""
+        shape = " x ".join(map(str, linear.shape))
+        yield f"  {linear.name}: {times}({shape}), {linear.bytes_per_rank:,} bytes per rank", ""
+    yield "", ""
