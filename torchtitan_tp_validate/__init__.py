@@ -7,6 +7,7 @@ neither torch nor torchtitan. `install` puts it in front of torchtitan's own ent
 from torchtitan_tp_validate.errors import (
     InstallError,
     InstallWarning,
+    KVReplicationError,
     NotValidatedWarning,
     PlanError,
     TPCompatError,
@@ -23,6 +24,7 @@ __all__ = [
     "InstallError",
     "InstallWarning",
     "Installation",
+    "KVReplicationError",
     "NotValidatedWarning",
     "PlanError",
     "TPCompatError",
