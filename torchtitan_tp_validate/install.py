@@ -108,22 +108,26 @@ class Installation:
                 uninstall()
 
 
-def install(*, strict: bool = False) -> Installation:
+def install(*, strict: bool = False, replicate_kv_heads: bool = False) -> Installation:
     """Guard every known entry point of the torchtitan at hand. Calling it again changes nothing.
 
     Args:
         strict: raise instead of warning when something cannot be guarded; nothing is then installed.
+        replicate_kv_heads: let several ranks share a key-value head where the TP degree is a multiple of
+            n_kv_heads (see ``kv_replication``). It stays on until `uninstall`. A model of 0.3.x that no
+            Trainer builds needs the converter ``ReplicateKVHeads``.
 
     Raises:
         InstallError: under ``strict``, naming what cannot be guarded: torchtitan itself is missing or of
             an unknown release, or an entry point is gone or has another signature.
     """
-    global _active
+    global _active, _replicate_kv_heads
     with _lock:
         problems = _problems()
         if strict and problems:
             raise InstallError("Cannot guard this torchtitan:\n  " + "\n  ".join(problems))
         was_active, _active = _active, True
+        _replicate_kv_heads |= replicate_kv_heads
         _watch_imports()
         _guard_trainer()
         _guard_loaded()
@@ -135,9 +139,9 @@ def install(*, strict: bool = False) -> Installation:
 
 def uninstall() -> None:
     """Put the original objects back wherever our guard still stands. Calling it again changes nothing."""
-    global _active
+    global _active, _replicate_kv_heads
     with _lock:
-        _active = False
+        _active = _replicate_kv_heads = False
         _replace({id(guarded): original for original, guarded in _guards.values()})
         for trainer, (original, guarded) in _trainers.items():
             if trainer.__dict__.get("__init__") is guarded:
@@ -154,6 +158,7 @@ def installed() -> Installation:
 # What is in place. _guards maps id(original) to (original, guard): ids, since a callable need not hash.
 _lock = threading.RLock()
 _active = False
+_replicate_kv_heads = False
 _guards: dict[int, tuple[Function, Function]] = {}
 _trainers: dict[type, tuple[Function, Function]] = {}
 _watched: set[str] = set()
@@ -265,7 +270,8 @@ def _guard_loaded(only: str | None = None) -> None:
             continue
         if is_guard(function) or id(function) in _guards:
             continue
-        _guards[id(function)] = (function, guard(function, active=lambda: _active))
+        guarded = guard(function, active=lambda: _active, replicate_kv_heads=lambda: _replicate_kv_heads)
+        _guards[id(function)] = (function, guarded)
     _replace({id(original): guarded for original, guarded in _guards.values()})
 
 
@@ -328,4 +334,5 @@ def recorded_check(config: Any) -> None:
     """`check_job`, whose refusal torchrun's own failure summary shows."""
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    record(functools.partial(check_job, is_guarded=is_guard))(config)
+    check = functools.partial(check_job, is_guarded=is_guard, replicate_kv_heads=_replicate_kv_heads)
+    record(check)(config)

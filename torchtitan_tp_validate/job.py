@@ -10,6 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from torchtitan_tp_validate.errors import NotValidatedWarning, PlanError
+from torchtitan_tp_validate.kv_replication.job import ask_job
+from torchtitan_tp_validate.kv_replication.support import refuse
 from torchtitan_tp_validate.rules import Degrees
 from torchtitan_tp_validate.validate import judge, read_degrees
 
@@ -71,7 +73,9 @@ def _degrees(config: Any) -> Degrees:
     )
 
 
-def check_job(config: Any, *, is_guarded: Callable[[Callable[..., Any]], bool]) -> None:
+def check_job(
+    config: Any, *, is_guarded: Callable[[Callable[..., Any]], bool], replicate_kv_heads: bool = False
+) -> None:
     """Refuse a job whose degree does not fit its model, before a device or process group exists.
 
     Only a model whose parallelize function is guarded is judged: what other functions shard is theirs to
@@ -79,15 +83,25 @@ def check_job(config: Any, *, is_guarded: Callable[[Callable[..., Any]], bool]) 
     when the model is built); the guard of the parallelize function then has the last word, and says so
     if it cannot read the model either.
 
+    Args:
+        config: the job.
+        is_guarded: whether a parallelize function is.
+        replicate_kv_heads: ask for KV-head replication; in 0.3.x this converts the job's model config.
+
     Raises:
         TPCompatError: the degree does not fit.
         TPDegreeError: the degree is not a positive whole number.
+        KVReplicationError: replication is not supported with this job.
     """
+    if replicate_kv_heads:
+        ask_job(config)
     job = read_job(config)
     if job is None or job.degrees.tp == job.degrees.ep == 1:
         return
     if not is_guarded(job.parallelize_fn):
         function = f"{job.parallelize_fn.__module__}.{job.parallelize_fn.__qualname__}"
+        if replicate_kv_heads:
+            raise refuse(f"{job.name} is parallelized by {function}, which is not guarded", "a guarded model")
         warnings.warn(
             f"Not validated at startup: {job.name} is parallelized by {function}, which is not guarded.",
             NotValidatedWarning,
@@ -95,6 +109,6 @@ def check_job(config: Any, *, is_guarded: Callable[[Callable[..., Any]], bool]) 
         )
         return
     try:
-        judge(job.model_config, job.degrees)
+        judge(job.model_config, replace(job.degrees, replicate_kv_heads=replicate_kv_heads))
     except PlanError:
         return

@@ -265,6 +265,7 @@ class Plan:
         unread: what could not be read; a plan that has any can still prove a degree wrong, never right.
         shared_kv: what takes the place of n_kv_heads where several ranks may share a key-value head;
             empty where nothing makes that work.
+        how_to_replicate: how they are allowed to, in this torchtitan line.
     """
 
     model: str
@@ -273,6 +274,7 @@ class Plan:
     how_to_change: str
     unread: tuple[str, ...] = ()
     shared_kv: tuple[ShardedDim, ...] = ()
+    how_to_replicate: str = ""
 
     def with_kv_replication(self) -> Plan:
         """The plan when several ranks may share a key-value head; the same one where they cannot."""

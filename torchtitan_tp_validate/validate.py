@@ -11,9 +11,6 @@ from torchtitan_tp_validate.errors import PlanError, TPCompatError, TPDegreeErro
 from torchtitan_tp_validate.plans import read_plan
 from torchtitan_tp_validate.rules import Axis, Degrees, Plan, ShardedDim, Split, describe_places
 
-HOW_TO_REPLICATE = "--replicate-kv-heads, or install(replicate_kv_heads=True)"
-"""How KV-head replication is switched on: the launcher's flag, and the call."""
-
 
 def validate_tp_compat(
     model_or_config: Any,
@@ -116,7 +113,7 @@ def incompatibility(plan: Plan, degrees: Degrees) -> TPCompatError | None:
         ),
         advice=(
             f"Degrees that work: {', '.join(map(str, valid))}.\n"
-            + _about_replication(more, broken, degrees)
+            + _about_replication(plan, more, degrees)
             + "To change it: "
             + plan.how_to_change.format(flag=axis.flag, degree=max(d for d in valid if d <= degree))
         ),
@@ -130,12 +127,11 @@ def _degrees_of_replication(plan: Plan, broken: Sequence[ShardedDim]) -> list[in
     return sorted(set(plan.with_kv_replication().valid_degrees()) - set(plan.valid_degrees()))
 
 
-def _about_replication(more: Sequence[int], broken: Sequence[ShardedDim], degrees: Degrees) -> str:
+def _about_replication(plan: Plan, more: Sequence[int], degrees: Degrees) -> str:
     """What to say of KV-head replication, a line or nothing."""
     if more:
-        return f"With KV-head replication ({HOW_TO_REPLICATE}) also: {', '.join(map(str, more))}.\n"
-    asked_in_vain = any(dim.code == "TP002" and dim.split is Split.EVEN for dim in broken)
-    if degrees.replicate_kv_heads and asked_in_vain:
+        return f"KV-head replication ({plan.how_to_replicate}) adds: {', '.join(map(str, more))}.\n"
+    if degrees.replicate_kv_heads and not plan.shared_kv:
         return "KV-head replication was asked for, but is not available for this model here.\n"
     return ""
 

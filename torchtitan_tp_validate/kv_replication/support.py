@@ -61,6 +61,21 @@ def projections(attention: Any) -> dict[str, Any]:
     return {name: getattr(holder, name) for name in names if hasattr(holder, name)}
 
 
+def refuse_async_tp(section: Any, prefix: str) -> None:
+    """Refuse asynchronous tensor parallelism, which rewrites the gather before wk and wv.
+
+    Args:
+        section: the config that holds the switch.
+        prefix: how that config is called.
+
+    Raises:
+        KVReplicationError: it is on.
+    """
+    if getattr(section, "enable_async_tensor_parallel", False):
+        name = f"{prefix}enable_async_tensor_parallel"
+        raise refuse(f"{name} = true fuses wk and wv with the gather before them", f"{name} = false")
+
+
 def refuse(what: str, instead: str) -> KVReplicationError:
     """The error for a run that asks for replication and for something that it does not go with."""
     return KVReplicationError(

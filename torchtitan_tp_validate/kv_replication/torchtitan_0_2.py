@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from torchtitan_tp_validate.kv_replication.gather import replicated_linear
-from torchtitan_tp_validate.kv_replication.support import class_name, refuse, supports_args
+from torchtitan_tp_validate.kv_replication.support import class_name, refuse, refuse_async_tp, supports_args
 
 
 class KVHeadLinear(nn.Linear):  # type: ignore[misc]
@@ -41,14 +41,9 @@ def refuse_job(job: Any) -> None:
     linears = [name for name in job.model.converters if name.startswith("quantize.linear.")]
     if linears:
         raise refuse(
-            f'[model] converters has "{linears[0]}", which replaces wk and wv', "high-precision linears"
+            f'model.converters has "{linears[0]}", which replaces wk and wv', "high-precision linears"
         )
-    if job.parallelism.enable_async_tensor_parallel:
-        raise refuse(
-            "[parallelism] enable_async_tensor_parallel = true would fuse the gather of activations with wk "
-            "and wv",
-            "enable_async_tensor_parallel = false",
-        )
+    refuse_async_tp(job.parallelism, "parallelism.")
 
 
 def replicate_kv_heads(model: nn.Module, tp: int) -> None:

@@ -41,6 +41,7 @@ from torchtitan_tp_validate.kv_replication.support import (
     problem_with_attention,
     projections,
     refuse,
+    refuse_async_tp,
 )
 from torchtitan_tp_validate.rules import Degrees
 from torchtitan_tp_validate.validate import judge
@@ -136,8 +137,9 @@ class ReplicatingConfig:
 
         Raises:
             TPCompatError: the degree fits neither n_heads nor, as a multiple or a divisor, n_kv_heads.
-            KVReplicationError: a later converter replaced wk or wv.
+            KVReplicationError: a later converter replaced wk or wv, or the run asks for asynchronous TP.
         """
+        refuse_async_tp(getattr(config, "compile", None), "compile.")
         parallelism = config.parallelism
         tp = parallelism.tensor_parallel_degree
         for path, attention in _attentions(self):

@@ -26,6 +26,7 @@ from torchtitan_tp_validate.rules import Degrees, Findings, Plan, Split
 HOW_TO_CHANGE = (
     "--parallelism.{flag} {degree}, or in the job's TOML file:\n  [parallelism]\n  {flag} = {degree}"
 )
+_HOW_TO_REPLICATE = "--replicate-kv-heads, or install(replicate_kv_heads=True)"
 DIES_IN_FORWARD = (
     "the run starts, and its first forward pass dies in attention with\n"
     '  "shape \'[...]\' is invalid for input of size ..." or "Cannot unflatten unevenly sharded tensor".'
@@ -81,6 +82,7 @@ def read(args: Any, model: Any, degrees: Degrees) -> Plan:
         dims=findings.dims(),
         n_layers=n_layers,
         how_to_change=HOW_TO_CHANGE,
+        how_to_replicate=_HOW_TO_REPLICATE,
         shared_kv=shared.dims(),
     )
 

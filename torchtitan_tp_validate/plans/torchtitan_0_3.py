@@ -38,6 +38,7 @@ HOW_TO_CHANGE = (
     "--parallelism.{flag} {degree}, or in the config registry:\n"
     "  parallelism=ParallelismConfig({flag}={degree})"
 )
+_HOW_TO_REPLICATE = "--replicate-kv-heads, or converters=[ReplicateKVHeads.Config()]"
 _DIES_LATE = (
     "torchtitan looks at the first such layer only, and not before the process groups\n"
     "  are up; any other one kills the first forward pass with\n"
@@ -92,6 +93,7 @@ def read(config: Any, model: Any, degrees: Degrees) -> Plan:
         n_layers=n_layers,
         how_to_change=HOW_TO_CHANGE,
         unread=tuple(reading.unread),
+        how_to_replicate=_HOW_TO_REPLICATE,
         shared_kv=reading.shared_kv.dims() if reading.all_share else (),
     )
     # A converted config says so itself, whatever was asked for.
