@@ -82,7 +82,7 @@ def _own_rows(shard: torch.Tensor, n_kv_heads: int) -> torch.Tensor:
     group = mesh.get_group(TP_AXIS)
     whole = spmd.all_gather(shard, group, src=spmd.S(0), dst=spmd.R)
     # From here on each rank has rows of its own, whose gradients the gather's backward sums.
-    whole = spmd.reinterpret(whole, group, src=spmd.R, dst=spmd.V)
+    whole = spmd.reinterpret(whole, group, src=spmd.R, dst=spmd.V, expert_mode=True)
     return rows_of_own_head(
         whole, n_kv_heads=n_kv_heads, tp=mesh[TP_AXIS].size(), tp_rank=mesh.get_local_rank(TP_AXIS)
     )
@@ -150,16 +150,17 @@ class ReplicatingConfig:
                         f"{class_name(projection)}",
                         "ReplicateKVHeads without it",
                     )
-        judge(
-            self,
-            Degrees(
-                tp=tp,
-                ep=parallelism.expert_parallel_degree,
-                cp=parallelism.context_parallel_degree,
-                spmd_backend=parallelism.spmd_backend,
-                sequence_parallel=parallelism.enable_sequence_parallel,
-            ),
-        )
+        if tp > 1:
+            judge(
+                self,
+                Degrees(
+                    tp=tp,
+                    ep=parallelism.expert_parallel_degree,
+                    cp=parallelism.context_parallel_degree,
+                    spmd_backend=parallelism.spmd_backend,
+                    sequence_parallel=parallelism.enable_sequence_parallel,
+                ),
+            )
         with _one_head_per_rank(self, tp):
             super().update_from_config(config=config, **kwargs)  # type: ignore[misc]
 

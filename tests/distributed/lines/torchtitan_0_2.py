@@ -136,6 +136,7 @@ def build(
         loss=_loss,
         vocab_size=model_args.vocab_size,
         seq_len=seq_len,
+        hf_adapter=lambda: spec.state_dict_adapter(model_args, None),
     )
 
 

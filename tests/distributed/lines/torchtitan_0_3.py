@@ -33,7 +33,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from tests.distributed.training import copy_whole
+from tests.distributed.training import copy_whole, named_parameters
 
 from . import TinyModel
 
@@ -653,7 +653,7 @@ class _Run:
         weights = dict(drawn.named_parameters())
         model.to_empty(device=device)
         model.init_states(buffer_device=None)
-        for name, parameter in model.named_parameters():
+        for name, parameter in named_parameters(model):
             copy_whole(parameter, weights[name])
         _leave_out_upstream_faults(model)
 
@@ -799,4 +799,5 @@ def build(
         loss=run.loss,
         vocab_size=spec.model.vocab_size,
         seq_len=run.seq_len,
+        hf_adapter=lambda: spec.state_dict_adapter(spec.model, None),
     )
