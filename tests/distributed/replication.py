@@ -13,7 +13,7 @@ import argparse
 import json
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import ModuleType
@@ -149,7 +149,7 @@ def _run(case: Case, line: ModuleType, device: torch.device, report: Report) -> 
     try:
         with replicating(not case.how.stock):
             tiny = build(case, line, replicate_kv_heads=not case.how.stock)
-            model = parallelize(tiny, case)
+            model, context = parallelize(tiny, case)
     except torchtitan_tp_validate.TPValidateError as error:
         report.status, report.message = "refused", str(error)
         return
@@ -163,7 +163,7 @@ def _run(case: Case, line: ModuleType, device: torch.device, report: Report) -> 
     dp = dist.get_world_size() // case.how.tp
     difference = Difference()
     dp_rank = dist.get_rank() // case.how.tp
-    steps = train(tiny, model, case.family, device, dp=dp, dp_rank=dp_rank, line=line)
+    steps = train(tiny, model, case.family, device, dp=dp, dp_rank=dp_rank, line=line, context=context)
     for step, wanted in zip(steps, expected, strict=True):
         loss = torch.tensor(step.loss)
         dist.all_reduce(loss)
@@ -216,7 +216,11 @@ def build(case: Case, line: ModuleType, *, replicate_kv_heads: bool) -> TinyMode
     return tiny
 
 
-def parallelize(tiny: TinyModel, case: Case) -> nn.Module:
+Context = Callable[[], AbstractContextManager[None]]
+
+
+def parallelize(tiny: TinyModel, case: Case) -> tuple[nn.Module, Context]:
+    """The model, split over all ranks, and what torchtitan's Trainer has open around each step."""
     how = case.how
     parallel_dims = tiny.make_parallel_dims(how.tp, dist.get_world_size())
     if how.replicate > 1:
@@ -242,7 +246,13 @@ def parallelize(tiny: TinyModel, case: Case) -> nn.Module:
         kwargs["ac_config"] = None if kind is None else kind.Config()
         if how.compile != "none":
             kwargs["compile_config"] = CompileConfig(enable=True, backend=how.compile, components=["model"])
-    return tiny.parallelize_fn(tiny.model, *args, **kwargs)
+    model = tiny.parallelize_fn(tiny.model, *args, **kwargs)
+    if args:
+        return model, nullcontext
+    from torchtitan.distributed.utils import get_spmd_context
+
+    # Activation checkpointing computes parts again in backward, and needs the mesh there too.
+    return model, get_spmd_context(parallel_dims=parallel_dims)
 
 
 def train(
@@ -254,6 +264,7 @@ def train(
     dp: int,
     dp_rank: int,
     line: ModuleType | None = None,
+    context: Context = nullcontext,
 ) -> Iterator[Step]:
     """Train on the rows of each batch that are this rank's."""
     from torchtitan.distributed.utils import clip_grad_norm_
@@ -268,8 +279,9 @@ def train(
     for tokens, labels in batches(tiny, device):
         rows = slice(dp_rank % dp * BATCH_SIZE // dp, (dp_rank % dp + 1) * BATCH_SIZE // dp)
         model.zero_grad()
-        loss = tiny.loss(model, tokens[rows].contiguous(), labels[rows].contiguous())
-        (loss / divisor).backward()
+        with context():
+            loss = tiny.loss(model, tokens[rows].contiguous(), labels[rows].contiguous())
+            (loss / divisor).backward()
         gradients = {name: whole(p.grad) for name, p in parameters.items() if p.grad is not None}
         norm = clip_grad_norm_(list(parameters.values()), MAX_NORM, foreach=False)
         optimizer.step()
@@ -319,7 +331,7 @@ def local_rows(model: nn.Module) -> list[int]:
     return [
         parameter.to_local().shape[0] if isinstance(parameter, DTensor) else parameter.shape[0]
         for name, parameter in named_parameters(model)
-        if name.endswith(("wk.weight", "wv.weight"))
+        if name.startswith("layers.") and name.endswith(("wk.weight", "wv.weight"))
     ]
 
 

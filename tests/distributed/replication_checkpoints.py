@@ -160,7 +160,7 @@ def _run(family: str, tp: int, line: ModuleType) -> Run:
     case = Case.parse(f"{family}:8/2:tp={tp}")
     with replicating(replicate):
         tiny = build(case, line, replicate_kv_heads=replicate)
-        model = parallelize(tiny, case)
+        model, _ = parallelize(tiny, case)
     torch.manual_seed(SEED)
     tiny.initialise(model, torch.device("cpu"))
     sum_gradients(model)
