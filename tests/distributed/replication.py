@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 
 import torch
 import torch.distributed as dist
@@ -81,7 +81,7 @@ class Case:
     def parse(cls, text: str) -> Case:
         family, heads, *more = text.split(":")
         n_heads, n_kv_heads = map(int, heads.split("/"))
-        kinds = {f.name: type(f.default) for f in fields(How)}
+        kinds = {name: type(value) for name, value in asdict(How()).items()}
         given = [setting.split("=") for setting in more[0].split(",")] if more else []
         how = How(**{name: kinds[name](value) for name, value in given})
         return cls(family, n_heads, n_kv_heads, how)
@@ -115,7 +115,7 @@ class Step:
     gradients: Gradients
 
 
-@record
+@record  # type: ignore[untyped-decorator]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--case", nargs="+", required=True)
@@ -187,8 +187,8 @@ def reference_run(case: Case, line: ModuleType, device: torch.device) -> tuple[G
         tiny.initialise(tiny.model, device)
         weights = unfused(tiny.model, copy_weights(tiny.model))
         steps = train(tiny, tiny.model, case.family, device, dp=1, dp_rank=0)
-        steps = [replace(step, gradients=unfused(tiny.model, step.gradients)) for step in steps]
-        _references[case] = weights, steps
+        separate = [replace(step, gradients=unfused(tiny.model, step.gradients)) for step in steps]
+        _references[case] = weights, separate
     return _references[case]
 
 
@@ -202,13 +202,21 @@ def replicating(asked: bool) -> Iterator[None]:
         torchtitan_tp_validate.uninstall()
 
 
-def build(case: Case, line: ModuleType, *, replicate_kv_heads: bool) -> TinyModel:
+def build(
+    case: Case,
+    line: ModuleType,
+    *,
+    replicate_kv_heads: bool,
+    sizes: Mapping[str, int] = MappingProxyType({}),
+) -> TinyModel:
+    """The case's model, on meta, configured for its degrees."""
     how = case.how
     tiny: TinyModel = line.build(
         case.family,
         n_heads=case.n_heads,
         n_kv_heads=case.n_kv_heads,
         tp=how.tp,
+        sizes=sizes,
         spmd_backend=how.backend or None,
         replicate_kv_heads=replicate_kv_heads,
         sequence_parallel=bool(how.sp),
