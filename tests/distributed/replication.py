@@ -10,6 +10,7 @@ every case; the exit status is 0 only when every one was trained.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType, ModuleType
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -42,6 +44,8 @@ LEARNING_RATE = 0.1
 MAX_NORM = 1.0
 BATCH_SIZE = 2
 
+_REPLICATION_0_2 = "torchtitan_tp_validate.kv_replication.torchtitan_0_2"
+
 Gradients = dict[str, torch.Tensor]
 
 
@@ -56,7 +60,9 @@ class How:
         sp: sequence parallel, 0 or 1.
         ac: activation checkpointing, ``none``, ``full`` or ``selective``.
         compile: backend of torch.compile, or ``none``.
-        stock: train without replication too (1), to see how exact stock torchtitan is.
+        stock: train without replication (1), to see how exact stock torchtitan is.
+        unchecked: leave all checks out (1), ours and torchtitan's, to see what they prevent.
+        head_dim: rows of a head; 0 means that of the line.
     """
 
     tp: int = 4
@@ -66,6 +72,8 @@ class How:
     ac: str = "none"
     compile: str = "none"
     stock: int = 0
+    unchecked: int = 0
+    head_dim: int = 0
 
 
 @dataclass(frozen=True)
@@ -141,15 +149,21 @@ def main() -> None:
 
 def _run(case: Case, line: ModuleType, device: torch.device, report: Report) -> None:
     report.stage = "reference"
-    weights, expected = reference_run(replace(case, how=How()), line, device)
+    weights, expected = reference_run(replace(case, how=How(head_dim=case.how.head_dim)), line, device)
     report.reference_losses = [step.loss for step in expected]
     report.reference_norms = [step.norm for step in expected]
 
     report.stage = "parallelize"
     try:
-        with replicating(not case.how.stock):
-            tiny = build(case, line, replicate_kv_heads=not case.how.stock)
+        if case.how.unchecked:
+            tiny = build(case, line, replicate_kv_heads=True)
+            if not hasattr(line, "UPSTREAM_CHECKS"):
+                importlib.import_module(_REPLICATION_0_2).replicate_kv_heads(tiny.model, case.how.tp)
             model, context = parallelize(tiny, case)
+        else:
+            with replicating(not case.how.stock):
+                tiny = build(case, line, replicate_kv_heads=not case.how.stock)
+                model, context = parallelize(tiny, case)
     except torchtitan_tp_validate.TPValidateError as error:
         report.status, report.message = "refused", str(error)
         return
@@ -182,7 +196,7 @@ _references: dict[Case, tuple[Gradients, list[Step]]] = {}
 def reference_run(case: Case, line: ModuleType, device: torch.device) -> tuple[Gradients, list[Step]]:
     """Weights, and the steps of stock training at TP = 1 from them, the same for every way to run a case."""
     if case not in _references:
-        tiny = build(replace(case, how=How(tp=1)), line, replicate_kv_heads=False)
+        tiny = build(replace(case, how=replace(case.how, tp=1)), line, replicate_kv_heads=False)
         torch.manual_seed(SEED)
         tiny.initialise(tiny.model, device)
         weights = unfused(tiny.model, copy_weights(tiny.model))
@@ -211,16 +225,18 @@ def build(
 ) -> TinyModel:
     """The case's model, on meta, configured for its degrees."""
     how = case.how
-    tiny: TinyModel = line.build(
-        case.family,
-        n_heads=case.n_heads,
-        n_kv_heads=case.n_kv_heads,
-        tp=how.tp,
-        sizes=sizes,
-        spmd_backend=how.backend or None,
-        replicate_kv_heads=replicate_kv_heads,
-        sequence_parallel=bool(how.sp),
-    )
+    with mock.patch.object(line, "HEAD_DIM", how.head_dim or line.HEAD_DIM):
+        tiny: TinyModel = line.build(
+            case.family,
+            n_heads=case.n_heads,
+            n_kv_heads=case.n_kv_heads,
+            tp=how.tp,
+            upstream_check=not how.unchecked,
+            sizes=sizes,
+            spmd_backend=how.backend or None,
+            replicate_kv_heads=replicate_kv_heads,
+            sequence_parallel=bool(how.sp),
+        )
     return tiny
 
 
