@@ -30,6 +30,7 @@ from torch.distributed.tensor import DTensor
 import torchtitan_tp_validate
 from tests.distributed import lines
 from tests.distributed.lines import TinyModel
+from tests.distributed.replication_pipeline import Pipeline, build_pipeline
 from tests.distributed.training import (
     Difference,
     copy_weights,
@@ -55,6 +56,7 @@ class How:
 
     Attributes:
         tp: tensor parallel degree.
+        pp: pipeline stages, 1 or 2 (0.3.x).
         replicate: degree of replicated data parallelism (HSDP); what is left of the ranks shards.
         backend: ``spmd_backend`` of 0.3.x.
         sp: sequence parallel, 0 or 1.
@@ -66,6 +68,7 @@ class How:
     """
 
     tp: int = 4
+    pp: int = 1
     replicate: int = 1
     backend: str = ""
     sp: int = 1
@@ -154,6 +157,7 @@ def _run(case: Case, line: ModuleType, device: torch.device, report: Report) -> 
     report.reference_norms = [step.norm for step in expected]
 
     report.stage = "parallelize"
+    pipeline = None
     try:
         if case.how.unchecked:
             tiny = build(case, line, replicate_kv_heads=True)
@@ -163,27 +167,35 @@ def _run(case: Case, line: ModuleType, device: torch.device, report: Report) -> 
         else:
             with replicating(not case.how.stock):
                 tiny = build(case, line, replicate_kv_heads=not case.how.stock)
-                model, context = parallelize(tiny, case)
+                pipeline = build_pipeline(tiny, case.how.tp, device) if case.how.pp > 1 else None
+                if pipeline is None:
+                    model, context = parallelize(tiny, case)
+                else:
+                    model, context = pipeline.stage, pipeline.context
     except torchtitan_tp_validate.TPValidateError as error:
         report.status, report.message = "refused", str(error)
         return
     report.stage = "initialise"
     tiny.initialise(model, device)
     sum_gradients(model)
-    load(model, weights)
+    names = dict(named_parameters(model))
+    load(model, {name: weight for name, weight in weights.items() if pipeline is None or name in names})
     report.rows_of_wk = local_rows(model)
 
     report.stage = "train"
-    dp = dist.get_world_size() // case.how.tp
+    dp = dist.get_world_size() // case.how.tp // case.how.pp
     difference = Difference()
     dp_rank = dist.get_rank() // case.how.tp
-    steps = train(tiny, model, case.family, device, dp=dp, dp_rank=dp_rank, line=line, context=context)
+    where = {"dp": dp, "dp_rank": dp_rank, "line": line, "context": context, "pipeline": pipeline}
+    steps = train(tiny, model, case.family, device, **where)
     for step, wanted in zip(steps, expected, strict=True):
         loss = torch.tensor(step.loss)
         dist.all_reduce(loss)
         report.losses.append(loss.item() / dist.get_world_size())
         report.norms.append(step.norm)
-        difference.add(unfused(model, step.gradients), wanted.gradients)
+        seen = unfused(model, step.gradients)
+        # A pipeline stage has its own parameters only.
+        difference.add(seen, wanted.gradients if pipeline is None else {n: wanted.gradients[n] for n in seen})
     report.max_rel_gradient_difference = difference.relative
     report.worst_gradient = difference.worst
     report.compared_gradients = difference.compared
@@ -289,6 +301,7 @@ def train(
     dp_rank: int,
     line: ModuleType | None = None,
     context: Context = nullcontext,
+    pipeline: Pipeline | None = None,
 ) -> Iterator[Step]:
     """Train on the rows of each batch that are this rank's."""
     from torchtitan.distributed.utils import clip_grad_norm_
@@ -303,11 +316,15 @@ def train(
     for tokens, labels in batches(tiny, device):
         rows = slice(dp_rank % dp * BATCH_SIZE // dp, (dp_rank % dp + 1) * BATCH_SIZE // dp)
         model.zero_grad()
-        with context():
-            loss = tiny.loss(model, tokens[rows].contiguous(), labels[rows].contiguous())
-            (loss / divisor).backward()
+        if pipeline is not None:
+            loss = torch.tensor(pipeline.step(tokens, labels))
+        else:
+            with context():
+                loss = tiny.loss(model, tokens[rows].contiguous(), labels[rows].contiguous())
+                (loss / divisor).backward()
         gradients = {name: whole(p.grad) for name, p in parameters.items() if p.grad is not None}
-        norm = clip_grad_norm_(list(parameters.values()), MAX_NORM, foreach=False)
+        pp_mesh = pipeline.parallel_dims.get_mesh("pp") if pipeline else None
+        norm = clip_grad_norm_(list(parameters.values()), MAX_NORM, foreach=False, pp_mesh=pp_mesh)
         optimizer.step()
         yield Step(loss=whole(loss).item(), norm=whole(norm).item(), gradients=gradients)
 

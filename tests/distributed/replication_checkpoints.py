@@ -158,8 +158,9 @@ def _run(family: str, tp: int, line: ModuleType) -> Run:
     # The optimizer's state is named after the parameters: a fused projection is taken apart at every degree.
     replicate = tp == 4 or family == "qwen3_fused"
     case = Case.parse(f"{family}:8/2:tp={tp}")
+    sizes = {"num_experts": 8} if "num_experts" in line.SIZES[family] else {}
     with replicating(replicate):
-        tiny = build(case, line, replicate_kv_heads=replicate)
+        tiny = build(case, line, replicate_kv_heads=replicate, sizes=sizes)
         model, _ = parallelize(tiny, case)
     torch.manual_seed(SEED)
     tiny.initialise(model, torch.device("cpu"))
