@@ -48,7 +48,8 @@ class Pipeline:
         total = torch.stack(losses).sum().detach() if losses else torch.zeros(())
         dist.all_reduce(total)
         # Every rank of the last stage, and no other, has it.
-        return float(total) * STAGES / dist.get_world_size()
+        loss: float = total.item() * STAGES / dist.get_world_size()
+        return loss
 
 
 def build_pipeline(tiny: TinyModel, tp: int, device: torch.device) -> Pipeline:

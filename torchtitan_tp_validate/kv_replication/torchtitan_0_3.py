@@ -83,9 +83,8 @@ def _own_rows(shard: torch.Tensor, n_kv_heads: int) -> torch.Tensor:
     whole = spmd.all_gather(shard, group, src=spmd.S(0), dst=spmd.R)
     # From here on each rank has rows of its own, whose gradients the gather's backward sums.
     whole = spmd.reinterpret(whole, group, src=spmd.R, dst=spmd.V, expert_mode=True)
-    return rows_of_own_head(
-        whole, n_kv_heads=n_kv_heads, tp=mesh[TP_AXIS].size(), tp_rank=mesh.get_local_rank(TP_AXIS)
-    )
+    # Asked of the group: a mesh computes with tensors, which type checking would look at.
+    return rows_of_own_head(whole, n_kv_heads=n_kv_heads, tp=group.size(), tp_rank=group.rank())
 
 
 class ReplicateKVHeads(ModelConfigConverter):  # type: ignore[misc]

@@ -239,3 +239,19 @@ def test_the_shipped_configs_that_could_never_start_build_and_parallelize(
     for built, over_all_ranks, on_this_rank in seen["wk"]:
         assert built == over_all_ranks == shape
         assert on_this_rank == [shape[0] // world_size, shape[1]]
+
+
+def test_the_gather_passes_torchtitans_type_checking() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.unit.kv_replication.type_checked", "llama3", "gpt_oss", "qwen3_5"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.splitlines()[-3:] == [
+        "llama3 (2, 32, 64)",
+        "gpt_oss (2, 32, 64)",
+        "qwen3_5 (2, 32, 64)",
+    ]
