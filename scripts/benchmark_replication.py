@@ -46,7 +46,7 @@ class Sizes:
     n_heads: int
 
 
-CPU = Sizes(dim=2048, hidden=6144, vocab=8192, seq_len=1024, n_heads=16)
+CPU = Sizes(dim=1024, hidden=3072, vocab=4096, seq_len=512, n_heads=8)
 GPU = Sizes(dim=4096, hidden=12288, vocab=32768, seq_len=8192, n_heads=32)
 
 

@@ -54,7 +54,7 @@ def _projections(model: torch.nn.Module, shapes: dict[str, tuple[int, ...]]) -> 
     """``(shape in the model, shape over all ranks, shape on this rank)`` of each wk and wv."""
     found = []
     for name, parameter in model.named_parameters():
-        if name.endswith((".wk.weight", ".wv.weight")):
+        if name.startswith("layers.") and name.endswith((".wk.weight", ".wv.weight")):
             assert isinstance(parameter, DTensor)
             found.append((shapes[name], tuple(parameter.shape), tuple(parameter.to_local().shape)))
     return found
