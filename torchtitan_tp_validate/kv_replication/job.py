@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torchtitan_tp_validate.kv_replication.support import HOW_TO_CONVERT, refuse, refuse_async_tp
+from torchtitan_tp_validate.kv_replication.support import HOW_TO_CONVERT, refuse, refuse_untried
 
 
 def ask_job(config: Any) -> None:
@@ -25,7 +25,7 @@ def ask_job(config: Any) -> None:
     elif config.model_spec is not None:
         from torchtitan_tp_validate.kv_replication.torchtitan_0_3 import ReplicateKVHeads
 
-        refuse_async_tp(config.compile, "compile.")
+        refuse_untried(config.parallelism, config.compile)
         config.model_spec.model = ReplicateKVHeads.Config().build().convert(config.model_spec.model)
 
 
@@ -41,11 +41,11 @@ def ask_call(function: Callable[..., Any], arguments: Mapping[str, Any], tp: int
         KVReplicationError: the function, the model or the job does not go with replication.
     """
     model = arguments["model"]
+    if not function.__module__.startswith("torchtitan.models."):
+        raise refuse(f"{function.__module__} parallelizes this model", "torchtitan.models")
     if hasattr(model, "model_args"):
         from torchtitan_tp_validate.kv_replication.torchtitan_0_2 import refuse_job, replicate_kv_heads
 
-        if not function.__module__.startswith("torchtitan.models."):
-            raise refuse(f"{function.__module__} parallelizes this model", "torchtitan.models")
         refuse_job(arguments["job_config"])
         replicate_kv_heads(model, tp)
     elif not hasattr(model.config, "replicates_kv_heads"):

@@ -61,26 +61,34 @@ def projections(attention: Any) -> dict[str, Any]:
     return {name: getattr(holder, name) for name in names if hasattr(holder, name)}
 
 
-def refuse_async_tp(section: Any, prefix: str) -> None:
-    """Refuse asynchronous tensor parallelism, which rewrites the gather before wk and wv.
+def refuse_untried(parallelism: Any, compiling: Any) -> None:
+    """Refuse what replication was not seen to work with, whatever the model.
 
     Args:
-        section: the config that holds the switch.
-        prefix: how that config is called.
+        parallelism: the run's ``[parallelism]``; in 0.2.x it holds the switch of async TP.
+        compiling: the run's ``[compile]``, which holds it in 0.3.x; None where there is none.
 
     Raises:
-        KVReplicationError: it is on.
+        KVReplicationError: asynchronous tensor parallelism, which rewrites the gather before wk and wv, or
+            context parallelism, which nobody tried.
     """
-    if getattr(section, "enable_async_tensor_parallel", False):
-        name = f"{prefix}enable_async_tensor_parallel"
-        raise refuse(f"{name} = true fuses wk and wv with the gather before them", f"{name} = false")
+    for name, section in (("parallelism", parallelism), ("compile", compiling)):
+        if getattr(section, "enable_async_tensor_parallel", False):
+            flag = f"{name}.enable_async_tensor_parallel"
+            raise refuse(f"{flag} = true fuses wk and wv with the gather before them", f"{flag} = false")
+    cp = parallelism.context_parallel_degree
+    if cp > 1:
+        raise refuse(
+            f"parallelism.context_parallel_degree = {cp} was never tried with it",
+            "context_parallel_degree = 1",
+        )
 
 
 def refuse(what: str, instead: str) -> KVReplicationError:
     """The error for a run that asks for replication and for something that it does not go with."""
     return KVReplicationError(
         f"KV-head replication is not supported here: {what}.\n"
-        "Without this check the run would die in its first forward pass, or train wrongly.\n"
+        "Without this check the run might die in its first forward pass, or train wrongly.\n"
         f"What works: {instead}, or a tensor parallel degree that divides n_kv_heads without "
         "--replicate-kv-heads."
     )

@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from torchtitan_tp_validate.kv_replication.gather import replicated_linear
-from torchtitan_tp_validate.kv_replication.support import class_name, refuse, refuse_async_tp, supports_args
+from torchtitan_tp_validate.kv_replication.support import class_name, refuse, refuse_untried, supports_args
 
 
 class KVHeadLinear(nn.Linear):  # type: ignore[misc]
@@ -36,14 +36,14 @@ def refuse_job(job: Any) -> None:
     """Refuse what a job config asks for beside replication, before anything is built.
 
     Raises:
-        KVReplicationError: float8 or MX linears, or async tensor parallelism.
+        KVReplicationError: float8 or MX linears, async tensor parallelism, or context parallelism.
     """
     linears = [name for name in job.model.converters if name.startswith("quantize.linear.")]
     if linears:
         raise refuse(
             f'model.converters has "{linears[0]}", which replaces wk and wv', "high-precision linears"
         )
-    refuse_async_tp(job.parallelism, "parallelism.")
+    refuse_untried(job.parallelism, job.compile)
 
 
 def replicate_kv_heads(model: nn.Module, tp: int) -> None:

@@ -41,7 +41,7 @@ from torchtitan_tp_validate.kv_replication.support import (
     problem_with_attention,
     projections,
     refuse,
-    refuse_async_tp,
+    refuse_untried,
 )
 from torchtitan_tp_validate.rules import Degrees
 from torchtitan_tp_validate.validate import judge
@@ -136,10 +136,10 @@ class ReplicatingConfig:
 
         Raises:
             TPCompatError: the degree fits neither n_heads nor, as a multiple or a divisor, n_kv_heads.
-            KVReplicationError: a later converter replaced wk or wv, or the run asks for asynchronous TP.
+            KVReplicationError: a later converter replaced wk or wv, or the run asks for what was not tried.
         """
-        refuse_async_tp(getattr(config, "compile", None), "compile.")
         parallelism = config.parallelism
+        refuse_untried(parallelism, getattr(config, "compile", None))
         tp = parallelism.tensor_parallel_degree
         for path, attention in _attentions(self):
             for name, projection in projections(attention).items():

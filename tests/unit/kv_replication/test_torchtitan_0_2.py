@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not version("torchtitan").startswith("0.2"), rea
 FLOAT8 = """\
 KV-head replication is not supported here: model.converters has "quantize.linear.float8", which replaces \
 wk and wv.
-Without this check the run would die in its first forward pass, or train wrongly.
+Without this check the run might die in its first forward pass, or train wrongly.
 What works: high-precision linears, or a tensor parallel degree that divides n_kv_heads without \
 --replicate-kv-heads."""
 
@@ -114,6 +114,8 @@ def test_a_job_with_what_does_not_go_with_it_is_refused_at_startup() -> None:
     assert str(caught.value) == FLOAT8
     with pytest.raises(tpv.KVReplicationError, match=r"parallelism\.enable_async_tensor_parallel = true"):
         check(job(tensor_parallel_degree=16, enable_async_tensor_parallel=True))
+    with pytest.raises(tpv.KVReplicationError, match="context_parallel_degree = 2 was never tried"):
+        check(job(tensor_parallel_degree=16, context_parallel_degree=2))
     check(job(tensor_parallel_degree=16))
     with pytest.raises(tpv.TPCompatError, match=r"must divide n_kv_heads \(8\)"), tpv.installed():
         check_job(job(tensor_parallel_degree=16), is_guarded=is_guard)

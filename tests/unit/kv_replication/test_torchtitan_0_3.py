@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[3]
 LORA = """\
 KV-head replication is not supported here: layers[0].attention: its wkv is a \
 torchtitan.components.lora._get_lora_cls.<locals>.LoRALinear.Config, not a plain Linear.
-Without this check the run would die in its first forward pass, or train wrongly.
+Without this check the run might die in its first forward pass, or train wrongly.
 What works: plain projections, in llama3, qwen3, qwen3_5 and gpt_oss, or a tensor parallel degree that \
 divides n_kv_heads without --replicate-kv-heads."""
 
@@ -158,6 +158,12 @@ def test_what_cannot_be_had_is_refused_by_name() -> None:
         registry("llama3", "debugmodel", converter()).update_from_config(config=config)
 
 
+def test_context_parallelism_was_not_tried() -> None:
+    config = registry("llama3", "debugmodel", converter())
+    with pytest.raises(tpv.KVReplicationError, match="context_parallel_degree = 2 was never tried with it"):
+        config.update_from_config(config=run_config(2, context_parallel_degree=2))
+
+
 def test_a_model_that_cannot_have_it_is_not_told_of_it() -> None:
     from torchtitan.components.lora import LoRAConverter
 
@@ -210,12 +216,16 @@ def test_a_model_built_without_the_converter_is_refused_by_the_guard() -> None:
     def parallelize(model: Any, *, parallel_dims: Any) -> str:
         return "parallelized"
 
+    parallelize.__module__ = "torchtitan.models.llama3.parallelize"
     guarded = guard(parallelize, replicate_kv_heads=lambda: True)
     stock = NS(config=registry("llama3", "8B"))
     with pytest.raises(tpv.KVReplicationError, match="was built from a config without it"):
         guarded(stock, parallel_dims=NS(tp=16))
     ours = NS(config=registry("llama3", "8B", converter()))
     assert guarded(ours, parallel_dims=NS(tp=16)) == "parallelized"
+    parallelize.__module__ = "torchtitan.experiments.graph_trainer.llama3.parallelize"
+    with pytest.raises(tpv.KVReplicationError, match="graph_trainer"):
+        guarded(ours, parallel_dims=NS(tp=16))
 
 
 @pytest.mark.parametrize(
