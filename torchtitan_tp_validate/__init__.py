@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torchtitan_tp_validate.errors import (
         InstallError,
         InstallWarning,
+        KVReplicationError,
         NotValidatedWarning,
         PlanError,
         TPCompatError,
@@ -32,6 +33,7 @@ __all__ = [
     "InstallError",
     "InstallWarning",
     "Installation",
+    "KVReplicationError",
     "NotValidatedWarning",
     "PlanError",
     "TPCompatError",

@@ -5,6 +5,7 @@ Every error here is a `ValueError`, since each is about a value that the user se
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -18,6 +19,10 @@ class TPDegreeError(TPValidateError):
 
 class PlanError(TPValidateError):
     """The object's sharded dimensions could not be read, so nothing was validated."""
+
+
+class KVReplicationError(TPValidateError):
+    """KV-head replication was asked for, and cannot be had with this model or this run."""
 
 
 class InstallError(TPValidateError):
@@ -71,6 +76,7 @@ class TPCompatError(TPValidateError):
         model: the model's name.
         violations: every `Violation`, the tightest dimension first.
         valid_degrees: the TP degrees that work, ascending.
+        replication_degrees: the TP degrees that KV-head replication would add, ascending.
         headline: the first line of the text, in the words of upstream issue #2574.
         advice: the last lines: what works, and the flag to change in the spelling of the line at hand.
     """
@@ -84,18 +90,20 @@ class TPCompatError(TPValidateError):
         valid_degrees: list[int],
         headline: str,
         advice: str,
+        replication_degrees: Sequence[int] = (),
     ) -> None:
         self.tp = tp
         self.model = model
         self.violations = violations
         self.valid_degrees = valid_degrees
+        self.replication_degrees = list(replication_degrees)
         self.headline = headline
         self.advice = advice
         super().__init__(self._text())
 
     def __reduce__(self) -> tuple[object, ...]:
         # BaseException would call the class with its positional args; ours are keywords.
-        fields = ("tp", "model", "violations", "valid_degrees", "headline", "advice")
+        fields = ("tp", "model", "violations", "valid_degrees", "headline", "advice", "replication_degrees")
         return _rebuild, ({field: getattr(self, field) for field in fields},)
 
     def _text(self) -> str:

@@ -113,13 +113,18 @@ class Installation:
                 uninstall()
 
 
-def install(*, strict: bool = False, fix_tp_plan: bool = False) -> Installation:
+def install(
+    *, strict: bool = False, replicate_kv_heads: bool = False, fix_tp_plan: bool = False
+) -> Installation:
     """Guard every known entry point of the torchtitan at hand, and loading under transformers' native TP.
 
-    Calling it again changes nothing, except that it can add the fix.
+    Calling it again changes nothing, except that it can switch on what was off.
 
     Args:
         strict: raise instead of warning when something cannot be guarded; nothing is then installed.
+        replicate_kv_heads: let several ranks share a key-value head where the TP degree is a multiple of
+            n_kv_heads (see ``kv_replication``). It stays on until `uninstall`. A model of 0.3.x that no
+            Trainer builds needs the converter ``ReplicateKVHeads``.
         fix_tp_plan: also complete the plans of transformers models that forget their output head, see
             `torchtitan_tp_validate.hf.ensure_lm_head_plan`.
 
@@ -127,13 +132,14 @@ def install(*, strict: bool = False, fix_tp_plan: bool = False) -> Installation:
         InstallError: under ``strict``, naming what cannot be guarded: torchtitan and transformers are both
             missing, one is of an unknown release, or an entry point is gone or has another signature.
     """
-    global _active, _fixes
+    global _active, _replicate_kv_heads, _fixes
     with _lock:
         problems = _problems()
         if strict and problems:
             raise InstallError("Cannot guard everything:\n  " + "\n  ".join(problems))
         was_active, _active = _active, True
-        _fixes = _fixes or fix_tp_plan
+        _replicate_kv_heads |= replicate_kv_heads
+        _fixes |= fix_tp_plan
         _watch_imports()
         _fix_plans()
         _guard_trainer()
@@ -146,9 +152,9 @@ def install(*, strict: bool = False, fix_tp_plan: bool = False) -> Installation:
 
 def uninstall() -> None:
     """Put the original objects back wherever our guard still stands. Calling it again changes nothing."""
-    global _active, _fixes, _plan_fix
+    global _active, _replicate_kv_heads, _fixes, _plan_fix
     with _lock:
-        _active = _fixes = False
+        _active = _replicate_kv_heads = _fixes = False
         if _plan_fix is not None:
             _plan_fix.undo()
             _plan_fix = None
@@ -168,6 +174,7 @@ def installed() -> Installation:
 # What is in place. _guards maps id(original) to (original, guard): ids, since a callable need not hash.
 _lock = threading.RLock()
 _active = False
+_replicate_kv_heads = False
 _fixes = False
 _plan_fix: PlanFix | None = None
 _guards: dict[int, tuple[Function, Function]] = {}
@@ -304,7 +311,7 @@ def _guard_loaded(only: str | None = None) -> None:
         if hf.is_entry_point(entry_point):
             guarded = hf.guard(function, active=lambda: _active, fixes=lambda: _fixes)
         else:
-            guarded = guard(function, active=lambda: _active)
+            guarded = guard(function, active=lambda: _active, replicate_kv_heads=lambda: _replicate_kv_heads)
         _guards[id(function)] = (function, guarded)
     _replace({id(original): guarded for original, guarded in _guards.values()})
 
@@ -376,4 +383,5 @@ def recorded_check(config: Any) -> None:
     """`check_job`, whose refusal torchrun's own failure summary shows."""
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    record(functools.partial(check_job, is_guarded=is_guard))(config)
+    check = functools.partial(check_job, is_guarded=is_guard, replicate_kv_heads=_replicate_kv_heads)
+    record(check)(config)

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from torchtitan_tp_validate.errors import NotValidatedWarning, PlanError
+from torchtitan_tp_validate.kv_replication.job import ask_job
+from torchtitan_tp_validate.kv_replication.support import refuse
 from torchtitan_tp_validate.rules import Degrees
 from torchtitan_tp_validate.validate import judge, read_degrees
 
@@ -76,7 +78,9 @@ def _degrees(config: Any) -> Degrees:
     )
 
 
-def check_job(config: Any, *, is_guarded: Callable[[Callable[..., Any]], bool]) -> None:
+def check_job(
+    config: Any, *, is_guarded: Callable[[Callable[..., Any]], bool], replicate_kv_heads: bool = False
+) -> None:
     """Refuse a job whose degree does not fit its model, before a device or process group exists.
 
     Only a model whose parallelize function is guarded is judged: what other functions shard is theirs to
@@ -84,19 +88,29 @@ def check_job(config: Any, *, is_guarded: Callable[[Callable[..., Any]], bool]) 
     when the model is built); the guard of the parallelize function then has the last word, and says so
     if it cannot read the model either.
 
+    Args:
+        config: the job.
+        is_guarded: whether a parallelize function is.
+        replicate_kv_heads: ask for KV-head replication; in 0.3.x this converts the job's model config.
+
     Raises:
         TPCompatError: the degree does not fit.
         TPDegreeError: the degree is not a positive whole number.
+        KVReplicationError: replication is not supported with this job.
     """
+    if replicate_kv_heads:
+        ask_job(config)
     job = read_job(config)
     if job is None or job.splits_nothing:
         return
     problem = unguarded(job, is_guarded=is_guarded)
     if problem is not None:
+        if replicate_kv_heads:
+            raise refuse(problem.removesuffix("."), "a guarded model")
         warnings.warn(f"Not validated at startup: {problem}", NotValidatedWarning, stacklevel=2)
         return
     try:
-        judge(job.model_config, job.degrees)
+        judge(job.model_config, replace(job.degrees, replicate_kv_heads=replicate_kv_heads))
     except PlanError:
         return
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 
@@ -40,6 +40,8 @@ class Split(Enum):
     """Shards may differ in size (each is the size over the degree, rounded up), but none is empty."""
     IN_STEP = "in step"
     """A dimension of this size and one of twice it are cut in the same places."""
+    SHARED = "shared"
+    """Every rank gets the same number of units, or the same number of ranks share each unit."""
 
     def problem(self, degree: int) -> str:
         """What is wrong with a dimension that ``degree`` ranks cannot share, to follow its size."""
@@ -47,6 +49,8 @@ class Split(Enum):
             return f"is not a multiple of {degree}"
         if self is Split.NOT_EMPTY:
             return f"leaves one of {degree} ranks empty"
+        if self is Split.SHARED:
+            return f"is neither a multiple nor a divisor of {degree}"
         return f"is not cut where its double is, on {degree} ranks"
 
     def allows(self, size: int, degree: int) -> bool:
@@ -56,6 +60,8 @@ class Split(Enum):
             return size % degree == 0
         if self is Split.NOT_EMPTY:
             return shard * (degree - 1) < size
+        if self is Split.SHARED:
+            return size % degree == 0 or degree % size == 0
         return -(-2 * size // degree) == 2 * shard
 
 
@@ -158,6 +164,12 @@ RULES: dict[str, Rule] = {
             "torchtitan protocols/sharding.py (ShardingConfig.state_shardings)",
         ),
         Rule(
+            "TP013",
+            "kv_projection_rows",
+            "with shared key-value heads wk and wv stay split by rows over all ranks, through a head",
+            "torchtitan_tp_validate/kv_replication",
+        ),
+        Rule(
             "EP001",
             "num_experts",
             "every rank of the expert parallel axis holds the same number of experts",
@@ -179,6 +191,7 @@ class Degrees:
         spmd_backend: ``parallelism.spmd_backend`` of torchtitan 0.3.x.
         seq_len: ``training.seq_len``, in tokens, where it is known.
         sequence_parallel: ``parallelism.enable_sequence_parallel`` of torchtitan 0.3.x.
+        replicate_kv_heads: whether several ranks may share a key-value head (``kv_replication``).
     """
 
     tp: int
@@ -187,6 +200,7 @@ class Degrees:
     spmd_backend: str = "spmd_types"
     seq_len: int | None = None
     sequence_parallel: bool = True
+    replicate_kv_heads: bool = False
 
     def of(self, axis: Axis) -> int:
         """The degree of one axis."""
@@ -249,6 +263,9 @@ class Plan:
         n_layers: the number of layers that the layer indices count.
         how_to_change: template of the advice for this torchtitan line, with ``{flag}`` and ``{degree}``.
         unread: what could not be read; a plan that has any can still prove a degree wrong, never right.
+        shared_kv: what takes the place of n_kv_heads where several ranks may share a key-value head;
+            empty where nothing makes that work.
+        how_to_replicate: how they are allowed to, in this torchtitan line.
     """
 
     model: str
@@ -256,6 +273,15 @@ class Plan:
     n_layers: int
     how_to_change: str
     unread: tuple[str, ...] = ()
+    shared_kv: tuple[ShardedDim, ...] = ()
+    how_to_replicate: str = ""
+
+    def with_kv_replication(self) -> Plan:
+        """The plan when several ranks may share a key-value head; the same one where they cannot."""
+        if not self.shared_kv:
+            return self
+        kept = (dim for dim in self.dims if dim.code not in {shared.code for shared in self.shared_kv})
+        return replace(self, dims=(*kept, *self.shared_kv))
 
     def violations(self, degrees: Degrees) -> tuple[ShardedDim, ...]:
         """The dimensions that do not allow these degrees: the TP axis first, the tightest first."""

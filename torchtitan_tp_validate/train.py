@@ -1,5 +1,7 @@
 """``torchrun ... -m torchtitan_tp_validate.train <torchtitan's own arguments>``: torchtitan.train, guarded.
 
+One argument is ours, and is not passed on: ``--replicate-kv-heads``.
+
 torchtitan parses its own command line; the job is checked before any device or process group is
 touched; a compatible one is handed over to ``torchtitan.train`` untouched, guards in place.
 """
@@ -13,9 +15,10 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from torchtitan_tp_validate.errors import TPCompatError
+from torchtitan_tp_validate.errors import KVReplicationError, TPCompatError
 from torchtitan_tp_validate.install import install, recorded_check
 
+REPLICATE_FLAG = "--replicate-kv-heads"
 _PATIENCE = timedelta(seconds=60)
 
 
@@ -24,15 +27,24 @@ def main() -> None:
 
     Exits with status 1 on refusal: the full message on rank 0, its first line on the others.
     """
-    install()
+    install(replicate_kv_heads=_take_flag())
     try:
         recorded_check(parse_command_line())
-    except TPCompatError as error:
+    except (TPCompatError, KVReplicationError) as error:
         rank = int(os.environ.get("RANK", "0"))
-        print(error if rank == 0 else f"[rank {rank}] {error.headline}", file=sys.stderr, flush=True)
+        print(
+            error if rank == 0 else f"[rank {rank}] {str(error).splitlines()[0]}", file=sys.stderr, flush=True
+        )
         _wait_for_all_ranks()
         raise SystemExit(1) from None
     runpy.run_module("torchtitan.train", run_name="__main__", alter_sys=True)
+
+
+def _take_flag() -> bool:
+    """Whether the command line has our flag; torchtitan, which does not know it, will not see it."""
+    asked = REPLICATE_FLAG in sys.argv[1:]
+    sys.argv[1:] = [argument for argument in sys.argv[1:] if argument != REPLICATE_FLAG]
+    return asked
 
 
 def parse_command_line(arguments: Sequence[str] | None = None) -> Any:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from torchtitan_tp_validate.errors import PlanError, TPCompatError, TPDegreeError, Violation
 from torchtitan_tp_validate.plans import read_plan
-from torchtitan_tp_validate.rules import Axis, Degrees, Plan, Split, describe_places
+from torchtitan_tp_validate.rules import Axis, Degrees, Plan, ShardedDim, Split, describe_places
 
 
 def validate_tp_compat(
@@ -17,6 +18,7 @@ def validate_tp_compat(
     *,
     model_name: str | None = None,
     seq_len: int | None = None,
+    replicate_kv_heads: bool = False,
 ) -> None:
     """Refuse a tensor parallel degree that the model's plan cannot split evenly.
 
@@ -32,6 +34,8 @@ def validate_tp_compat(
             parallelism nor another backend than the default.
         model_name: the name to show instead of the one derived from the model.
         seq_len: ``training.seq_len`` in tokens, to be judged too; the guards know it.
+        replicate_kv_heads: judge a run with KV-head replication (see ``kv_replication``): where it is
+            supported, a TP degree may be a multiple of ``n_kv_heads`` too.
 
     Raises:
         TPCompatError: a degree does not fit a dimension that it splits.
@@ -39,7 +43,9 @@ def validate_tp_compat(
         PlanError: the object has no sizes to judge by. Not raised without tensor and expert parallelism,
             where nothing is split.
     """
-    judge(model_or_config, replace(read_degrees(parallel_dims), seq_len=seq_len), model_name=model_name)
+    degrees = read_degrees(parallel_dims)
+    degrees = replace(degrees, seq_len=seq_len, replicate_kv_heads=replicate_kv_heads)
+    judge(model_or_config, degrees, model_name=model_name)
 
 
 def judge(model_or_config: Any, degrees: Degrees, *, model_name: str | None = None) -> None:
@@ -62,17 +68,21 @@ def refuse(plan: Plan, degrees: Degrees) -> None:
     refuse_unread(plan)
 
 
-def valid_tp_degrees(model_or_config: Any, parallel_dims: Any = 1) -> list[int]:
+def valid_tp_degrees(
+    model_or_config: Any, parallel_dims: Any = 1, *, replicate_kv_heads: bool = False
+) -> list[int]:
     """Every TP degree that splits the model evenly, ascending.
 
     Args:
         model_or_config: as in `validate_tp_compat`.
         parallel_dims: a ``ParallelDims`` with the other degrees and the backend; its TP degree is ignored.
+        replicate_kv_heads: as in `validate_tp_compat`.
 
     Raises:
         PlanError: the object has no sizes to judge by.
     """
-    plan = read_plan(model_or_config, read_degrees(parallel_dims))
+    degrees = replace(read_degrees(parallel_dims), replicate_kv_heads=replicate_kv_heads)
+    plan = read_plan(model_or_config, degrees)
     refuse_unread(plan)
     return plan.valid_degrees()
 
@@ -86,6 +96,7 @@ def incompatibility(plan: Plan, degrees: Degrees) -> TPCompatError | None:
     valid, degree = plan.valid_degrees(axis), degrees.of(axis)
     divides = broken[0].split is Split.EVEN and broken[0].multiple == 1
     must = "must divide" if divides else "does not fit"
+    more = _degrees_of_replication(plan, broken)
     return TPCompatError(
         tp=degrees.tp,
         model=plan.model,
@@ -105,16 +116,34 @@ def incompatibility(plan: Plan, degrees: Degrees) -> TPCompatError | None:
             for dim in broken
         ),
         valid_degrees=plan.valid_degrees(),
+        replication_degrees=more,
         headline=(
             f"{axis.noun} ({degree}) {must} {broken[0].name} ({broken[0].size}). "
             f"For {plan.model}, max supported {axis.name} is {valid[-1]}."
         ),
         advice=(
             f"Degrees that work: {', '.join(map(str, valid))}.\n"
-            "To change it: "
+            + _about_replication(plan, more, degrees)
+            + "To change it: "
             + plan.how_to_change.format(flag=axis.flag, degree=max(d for d in valid if d <= degree))
         ),
     )
+
+
+def _degrees_of_replication(plan: Plan, broken: Sequence[ShardedDim]) -> list[int]:
+    """The TP degrees that KV-head replication would add, where it is n_kv_heads that does not fit."""
+    if all(dim.code != "TP002" for dim in broken):
+        return []
+    return sorted(set(plan.with_kv_replication().valid_degrees()) - set(plan.valid_degrees()))
+
+
+def _about_replication(plan: Plan, more: Sequence[int], degrees: Degrees) -> str:
+    """What to say of KV-head replication, a line or nothing."""
+    if more:
+        return f"KV-head replication ({plan.how_to_replicate}) adds: {', '.join(map(str, more))}.\n"
+    if degrees.replicate_kv_heads and not plan.shared_kv:
+        return "KV-head replication was asked for, but is not available for this model here.\n"
+    return ""
 
 
 def refuse_unread(plan: Plan) -> None:

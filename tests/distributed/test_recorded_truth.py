@@ -25,6 +25,7 @@ if not TABLE.exists():
 
 # Rules that no recorded case needs, and where they are proved instead.
 PROVED_ELSEWHERE = {
+    "TP013": "only under KV-head replication: test_recorded_replication.py",
     "TP012": "no model of torchtitan's own has such a parameter: tests/unit/test_exact_0_3.py",
     "TP004": "value heads are a multiple of key heads: tests/unit/test_validate.py",
     "EP001": "no recorded case runs expert parallelism: tests/unit/test_exact_0_3.py, test_validate.py",

@@ -44,12 +44,13 @@ def test_the_quickstart_prints_what_the_readme_shows() -> None:
 
 
 @only_0_3
-def test_the_python_example_prints_what_the_readme_shows() -> None:
-    example = next(block for block in blocks("python") if "model_registry" in block)
-    result = subprocess.run(
-        [sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert result.stdout == blocks("text")[2], result.stderr
+def test_the_python_examples_print_what_the_readme_shows() -> None:
+    examples = [block for block in blocks("python") if "model_registry" in block]
+    for example, shown in zip(examples, blocks("text")[2:], strict=True):
+        result = subprocess.run(
+            [sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, timeout=120
+        )
+        assert result.stdout == shown, result.stderr
 
 
 def test_install_is_called_as_the_readme_says() -> None:

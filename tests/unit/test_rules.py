@@ -63,10 +63,15 @@ def test_a_split_allows_what_its_shards_show(split: Split, size: int, degree: in
         width = -(-n // degree)
         return [max(0, min(width, n - width * rank)) for rank in range(degree)]
 
+    def users(n: int) -> list[list[int]]:  # the ranks of each unit, as query heads are dealt out
+        return [[rank for rank in range(degree) if rank * n // degree == unit] for unit in range(n)]
+
     allowed = {
         Split.EVEN: len(set(shards(size))) == 1,
         Split.NOT_EMPTY: 0 not in shards(size),
         Split.IN_STEP: shards(2 * size) == [2 * part for part in shards(size)],
+        # Units dealt out to ranks, or ranks to units: nobody is left over.
+        Split.SHARED: len(set(shards(size))) == 1 or all(degree / size == len(r) for r in users(size)),
     }[split]
     assert split.allows(size, degree) is allowed
 

@@ -42,6 +42,8 @@ def read_plan(model_or_config: Any, degrees: Degrees = _NO_DEGREES, *, model_nam
         config = reader.find_config(model_or_config)
         if config is not None:
             plan: Plan = reader.read(config, model_or_config, degrees)
+            if degrees.replicate_kv_heads:
+                plan = plan.with_kv_replication()
             return plan if model_name is None else replace(plan, model=model_name)
     raise PlanError(
         f"Not validated: cannot find head counts in {_describe(model_or_config)}. Expected a torchtitan "

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torchtitan_tp_validate.errors import PlanError
+from torchtitan_tp_validate.rules import Findings, Split
 
 Heads = dict[str, int]
 """Rule code -> number of heads, of one layer."""
@@ -23,6 +25,9 @@ FAMILIES = {
 }
 # Families with dense and mixture-of-experts models in one package.
 _DENSE_AND_MOE = {"qwen3", "qwen3_5", "qwen3_5_moe"}
+
+_NO_HEAD_TO_SHARE = "ranks would need parts of two key-value heads, and the first forward pass would die."
+_UNEVEN_ROWS = "the parts of wk and wv that the ranks gather would differ in size."
 
 
 def positive_int(holder: Any, field: str, where: str) -> int:
@@ -75,6 +80,20 @@ def attention_heads(holder: Any, where: str) -> Heads:
     if getattr(holder, "n_kv_heads", None) is not None:
         heads["TP002"] = positive_int(holder, "n_kv_heads", where)
     return heads
+
+
+def share_kv_heads(shared: Findings, n_kv_heads: int, head_dim: int, layers: Iterable[int]) -> None:
+    """Note what KV-head replication asks for in the place of a divisible ``n_kv_heads``.
+
+    Args:
+        shared: where to note it.
+        n_kv_heads: key-value heads of these layers; several ranks may share one.
+        head_dim: rows of wk, and of wv, per head. The rows stay split evenly, through a head if need be.
+        layers: their indices.
+    """
+    layers = tuple(layers)
+    shared.add("TP002", n_kv_heads, _NO_HEAD_TO_SHARE, layers=layers, split=Split.SHARED)
+    shared.add("TP013", n_kv_heads * head_dim, _UNEVEN_ROWS, layers=layers)
 
 
 def family_name(config: Any, *, has_experts: bool) -> str:

@@ -13,12 +13,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from torchtitan_tp_validate.plans.reading import Heads, attention_heads, family_name, positive_int
+from torchtitan_tp_validate.kv_replication.support import supports_args
+from torchtitan_tp_validate.plans.reading import (
+    Heads,
+    attention_heads,
+    family_name,
+    positive_int,
+    share_kv_heads,
+)
 from torchtitan_tp_validate.rules import Degrees, Findings, Plan, Split
 
 HOW_TO_CHANGE = (
     "--parallelism.{flag} {degree}, or in the job's TOML file:\n  [parallelism]\n  {flag} = {degree}"
 )
+_HOW_TO_REPLICATE = "--replicate-kv-heads, or install(replicate_kv_heads=True)"
 DIES_IN_FORWARD = (
     "the run starts, and its first forward pass dies in attention with\n"
     '  "shape \'[...]\' is invalid for input of size ..." or "Cannot unflatten unevenly sharded tensor".'
@@ -48,11 +56,15 @@ def read(args: Any, model: Any, degrees: Degrees) -> Plan:
     n_layers = positive_int(args, "n_layers", name)
     declared = attention_heads(args, name)
     built = dict(_layers(model))
-    findings = Findings()
+    findings, shared = Findings(), Findings()
     for index in range(n_layers):
         layer = built.get(index)
-        for code, size in _heads(layer, declared, index).items():
+        heads = _heads(layer, declared, index)
+        for code, size in heads.items():
             findings.add(code, size, DIES_IN_FORWARD, layers=(index,))
+        if "TP002" in heads and supports_args(args):
+            head_dim = getattr(args, "head_dim", None) or args.dim // args.n_heads
+            share_kv_heads(shared, heads["TP002"], head_dim, (index,))
         if layer is not None:
             _read_mlp(layer, index, findings)
     if degrees.seq_len is not None:
@@ -70,6 +82,8 @@ def read(args: Any, model: Any, degrees: Degrees) -> Plan:
         dims=findings.dims(),
         n_layers=n_layers,
         how_to_change=HOW_TO_CHANGE,
+        how_to_replicate=_HOW_TO_REPLICATE,
+        shared_kv=shared.dims(),
     )
 
 

@@ -24,13 +24,21 @@ from types import SimpleNamespace
 from typing import Any
 
 from torchtitan_tp_validate.errors import PlanError
-from torchtitan_tp_validate.plans.reading import Heads, attention_heads, family_name, positive_int
+from torchtitan_tp_validate.kv_replication.support import problem_with_attention
+from torchtitan_tp_validate.plans.reading import (
+    Heads,
+    attention_heads,
+    family_name,
+    positive_int,
+    share_kv_heads,
+)
 from torchtitan_tp_validate.rules import Axis, Degrees, Findings, Plan, Split
 
 HOW_TO_CHANGE = (
     "--parallelism.{flag} {degree}, or in the config registry:\n"
     "  parallelism=ParallelismConfig({flag}={degree})"
 )
+_HOW_TO_REPLICATE = "--replicate-kv-heads, or converters=[ReplicateKVHeads.Config()]"
 _DIES_LATE = (
     "torchtitan looks at the first such layer only, and not before the process groups\n"
     "  are up; any other one kills the first forward pass with\n"
@@ -79,13 +87,17 @@ def read(config: Any, model: Any, degrees: Degrees) -> Plan:
     else:
         n_layers = positive_int(config, "n_layers", type(config).__qualname__)
         reading.fork(config, n_layers)
-    return Plan(
+    plan = Plan(
         model=family_name(config, has_experts=_has_experts(config)),
         dims=reading.findings.dims(),
         n_layers=n_layers,
         how_to_change=HOW_TO_CHANGE,
         unread=tuple(reading.unread),
+        how_to_replicate=_HOW_TO_REPLICATE,
+        shared_kv=reading.shared_kv.dims() if reading.all_share else (),
     )
+    # A converted config says so itself, whatever was asked for.
+    return plan.with_kv_replication() if hasattr(config, "replicates_kv_heads") else plan
 
 
 class _Reading:
@@ -93,6 +105,8 @@ class _Reading:
 
     def __init__(self, degrees: Degrees) -> None:
         self.findings = Findings()
+        self.shared_kv = Findings()
+        self.all_share = True
         self.unread: list[str] = []
         self._pads = degrees.spmd_backend == _PADS_UNEVEN_SHARDS
 
@@ -131,9 +145,18 @@ class _Reading:
             if next(_shardings_below(layer), None) is None:
                 self.unread += (f"layers[{index}]" for index in layers)
         self._heads(heads, layers)
+        if attention is not None and "TP002" in heads:
+            self._share(attention, heads["TP002"], layers)
         for name in _kind(layer).children:
             mixer = name in ("attention", "delta_net")
             self._node(getattr(layer, name), f"{path}.{name}", layers, tuple(heads.values()) if mixer else ())
+
+    def _share(self, attention: Any, n_kv_heads: int, layers: tuple[int, ...]) -> None:
+        """Note what KV-head replication asks for in these layers, if all layers can have it."""
+        self.all_share &= problem_with_attention(attention) is None
+        if self.all_share:
+            head_dim = attention.head_dim or attention.dim // attention.n_heads
+            share_kv_heads(self.shared_kv, n_kv_heads, head_dim, layers)
 
     def _heads(self, heads: Heads, layers: tuple[int, ...]) -> None:
         for code, size in heads.items():

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from torchtitan_tp_validate.errors import InstallError, NotValidatedWarning, PlanError
+from torchtitan_tp_validate.kv_replication.job import ask_call
 from torchtitan_tp_validate.rules import Degrees
 from torchtitan_tp_validate.validate import judge, read_degrees
 from torchtitan_tp_validate.wrappers.target import (
@@ -21,7 +22,12 @@ from torchtitan_tp_validate.wrappers.target import (
 )
 
 
-def guard(function: Callable[..., Any], *, active: Callable[[], bool] = lambda: True) -> Callable[..., Any]:
+def guard(
+    function: Callable[..., Any],
+    *,
+    active: Callable[[], bool] = lambda: True,
+    replicate_kv_heads: Callable[[], bool] = lambda: False,
+) -> Callable[..., Any]:
     """A drop-in replacement of a parallelize function that checks before anything is touched.
 
     It keeps the signature, name and docstring of ``function`` and returns what ``function`` returns.
@@ -29,6 +35,7 @@ def guard(function: Callable[..., Any], *, active: Callable[[], bool] = lambda: 
     Args:
         function: any function with the parameters ``model`` and ``parallel_dims``.
         active: asked at each call; when it says no, the call goes straight through.
+        replicate_kv_heads: asked at each call; when it says yes, ranks may share key-value heads.
 
     Raises:
         InstallError: ``function`` lacks one of the two parameters.
@@ -42,7 +49,10 @@ def guard(function: Callable[..., Any], *, active: Callable[[], bool] = lambda: 
     def guarded(*args: Any, **kwargs: Any) -> Any:
         if active():
             arguments = _arguments(signature, args, kwargs)
-            check(arguments["model"], _degrees(arguments))
+            degrees = replace(_degrees(arguments), replicate_kv_heads=replicate_kv_heads())
+            check(arguments["model"], degrees)
+            if degrees.replicate_kv_heads and degrees.tp > 1:
+                ask_call(function, arguments, degrees.tp)
         return function(*args, **kwargs)
 
     return guarded

@@ -42,6 +42,7 @@ class TinyModel:
             under any seed that the caller set, so that TP = 1 is a reference.
         loss: ``(model, tokens, labels) -> scalar``, tokens and labels of shape (batch, seq_len).
         vocab_size: upper bound of token ids; seq_len: the sequence length to feed.
+        hf_adapter: torchtitan's adapter between this model's state dict and Hugging Face's.
     """
 
     model: nn.Module
@@ -54,6 +55,7 @@ class TinyModel:
     loss: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
     vocab_size: int
     seq_len: int
+    hf_adapter: Callable[[], Any]
 
 
 def installed_line() -> ModuleType:

@@ -92,16 +92,21 @@ def build(
     upstream_check: bool = True,
     sizes: Mapping[str, int] = _NO_SIZES,
     spmd_backend: str | None = None,
+    replicate_kv_heads: bool = False,
+    sequence_parallel: bool = True,
 ) -> TinyModel:
     """A tiny model of `family` with these head counts and sizes, configured for a run at degree `tp`.
 
     0.2.x has no head check of its own to take out of the way, and DTensor as its only backend.
-    deepseek_v3 has no KV heads: its `n_kv_heads` is not looked at.
+    deepseek_v3 has no KV heads: its `n_kv_heads` is not looked at. The guard brings KV-head replication
+    in, `replicate_kv_heads` does nothing. Sequence parallel cannot be switched off.
 
     Raises:
         ValueError: the family, or one of the sizes, is not there.
     """
-    del upstream_check
+    del upstream_check, replicate_kv_heads
+    if not sequence_parallel:
+        raise ValueError("torchtitan 0.2.x is always sequence parallel")
     _refuse_unknown(family, sizes, spmd_backend)
 
     import torch
@@ -131,6 +136,7 @@ def build(
         loss=_loss,
         vocab_size=model_args.vocab_size,
         seq_len=seq_len,
+        hf_adapter=lambda: spec.state_dict_adapter(model_args, None),
     )
 
 

@@ -33,7 +33,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from tests.distributed.training import copy_whole
+from tests.distributed.training import copy_whole, named_parameters
 
 from . import TinyModel
 
@@ -602,6 +602,7 @@ class _Run:
     backend: str
     seq_len: int
     images: bool
+    sequence_parallel: bool = True
     parallel_dims: ParallelDims | None = None
 
     def select_backend(self) -> None:
@@ -615,7 +616,13 @@ class _Run:
         """Tensor parallelism of degree ``tp``; the ranks that are left shard the data."""
         from torchtitan.distributed import ParallelDims
 
-        return ParallelDims.from_config(_parallelism(tp, self.backend), world_size)
+        return ParallelDims.from_config(self.parallelism(tp), world_size)
+
+    def parallelism(self, tp: int) -> ParallelismConfig:
+        """The part of the training config that says how the model is split."""
+        return dataclasses.replace(
+            _parallelism(tp, self.backend), enable_sequence_parallel=self.sequence_parallel
+        )
 
     def arguments(self, parallel_dims: ParallelDims) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What follows the model in a call of the parallelize function."""
@@ -629,7 +636,7 @@ class _Run:
         return (), {
             "parallel_dims": parallel_dims,
             "training": TrainingConfig(mixed_precision_param="float32", seq_len=self.seq_len),
-            "parallelism": _parallelism(parallel_dims.tp, self.backend),
+            "parallelism": self.parallelism(parallel_dims.tp),
             "compile_config": CompileConfig(enable=False),
             "ac_config": None,
             "dump_folder": "",
@@ -646,7 +653,7 @@ class _Run:
         weights = dict(drawn.named_parameters())
         model.to_empty(device=device)
         model.init_states(buffer_device=None)
-        for name, parameter in model.named_parameters():
+        for name, parameter in named_parameters(model):
             copy_whole(parameter, weights[name])
         _leave_out_upstream_faults(model)
 
@@ -660,7 +667,8 @@ class _Run:
             tokens, image_arguments = self._with_images(tokens)
             arguments |= image_arguments
         count = labels.numel()
-        dp = self.parallel_dims.dp_shard if self.parallel_dims else 1
+        dims = self.parallel_dims
+        dp = dims.dp_shard * dims.dp_replicate if dims else 1
         with self._current_mesh():
             tokens, labels, arguments = self._inputs(tokens, labels, arguments)
             logits = model(tokens, **arguments)
@@ -751,8 +759,12 @@ def build(
     upstream_check: bool = True,
     sizes: Mapping[str, int] = MappingProxyType({}),
     spmd_backend: str | None = None,
+    replicate_kv_heads: bool = False,
+    sequence_parallel: bool = True,
 ) -> TinyModel:
     """A tiny model of this family, configured for a run at degree ``tp``.
+
+    With ``replicate_kv_heads`` its config goes through our converter.
 
     Raises:
         ValueError: if the family has no such size (see `SIZES`), and from torchtitan's own head check,
@@ -766,9 +778,13 @@ def build(
     sizes = {**described.defaults, **sizes}
     spec = _tiny_spec(described, n_heads, n_kv_heads, sizes)
     seq_len = sizes.get("seq_len", SEQ_LEN)
-    run = _Run(spec.model, spmd_backend or DEFAULT_BACKEND, seq_len, described.images)
+    if replicate_kv_heads:
+        from torchtitan_tp_validate.kv_replication import ReplicateKVHeads
+
+        spec.model = ReplicateKVHeads.Config().build().convert(spec.model)
+    run = _Run(spec.model, spmd_backend or DEFAULT_BACKEND, seq_len, described.images, sequence_parallel)
     set_spmd_backend(run.backend)
-    _update_for_tensor_parallel(spec.model, _parallelism(tp, run.backend), upstream_check)
+    _update_for_tensor_parallel(spec.model, run.parallelism(tp), upstream_check)
     with torch.device("meta"):
         model = spec.model.build()
     parallelize_fn: Callable[..., nn.Module] = spec.parallelize_fn
@@ -783,4 +799,5 @@ def build(
         loss=run.loss,
         vocab_size=spec.model.vocab_size,
         seq_len=run.seq_len,
+        hf_adapter=lambda: spec.state_dict_adapter(spec.model, None),
     )

@@ -1,0 +1,209 @@
+#!/usr/bin/env python
+"""What KV-head replication costs: step time, peak memory and communicated bytes, side by side in one run.
+
+    torchrun --standalone --nproc-per-node 4 scripts/benchmark_replication.py
+
+On torchtitan 0.3.x, three models of the same sizes but for n_kv_heads are trained by turns on the same
+tokens: two key-value heads at TP 4, replicated, beside (a) four at TP 4 and (b) two at TP 2 (x FSDP 2). Every
+rank takes part in all three. On GPUs (one per rank) the model is larger and times are those of CUDA events.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.distributed import lines
+from tests.distributed.replication import Case, build, parallelize, replicating, sum_gradients
+from tests.distributed.training import join_process_group
+
+MEBIBYTE = 2**20
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The proportions of the model; head_dim is 128."""
+
+    dim: int
+    hidden: int
+    vocab: int
+    seq_len: int
+    n_heads: int
+
+
+CPU = Sizes(dim=1024, hidden=3072, vocab=4096, seq_len=512, n_heads=8)
+GPU = Sizes(dim=4096, hidden=12288, vocab=32768, seq_len=8192, n_heads=32)
+
+
+@dataclass
+class Variant:
+    """One of the models, and what was measured of it."""
+
+    name: str
+    step: Callable[[], None]
+    persistent_bytes: int
+    seconds: list[float] = field(default_factory=list)
+    transient_bytes: list[int] = field(default_factory=list)
+    communicated_bytes: int = 0
+
+    def memory(self) -> float:
+        """Peak memory of a rank in MiB: what stays, and what a step adds at most."""
+        return (self.persistent_bytes + statistics.median(self.transient_bytes)) / MEBIBYTE
+
+
+class CommunicatedBytes(TorchDispatchMode):  # type: ignore[misc]
+    """Counts what this rank takes part in exchanging: the larger side of every collective."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operator, and add the size of its tensors if it is a collective."""
+        result = func(*args, **(kwargs or {}))
+        if func.namespace in ("c10d", "_c10d_functional") and "wait" not in func.__name__:
+            sizes = [t.numel() * t.element_size() for t in _tensors((args, result))]
+            self.total += max(sizes, default=0)
+        return result
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+
+
+def main() -> None:
+    """Measure the three by turns, and print on rank 0."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    line = lines.installed_line()
+    device = join_process_group(line)
+    sizes = GPU if device.type == "cuda" else CPU
+    line.HEAD_DIM = 128  # type: ignore[attr-defined]
+    variants = [
+        _variant("n_kv_heads 2 at TP 4, replicated", 2, 4, True, sizes, line, device),
+        _variant("(a) n_kv_heads 4 at TP 4", 4, 4, False, sizes, line, device),
+        _variant("(b) n_kv_heads 2 at TP 2 x FSDP 2", 2, 2, False, sizes, line, device),
+    ]
+    for variant in variants:
+        variant.step()
+        with CommunicatedBytes() as counter:
+            variant.step()
+        variant.communicated_bytes = counter.total
+    for turn in range(options.rounds):
+        # Each begins in its turn.
+        for variant in variants[turn % 3 :] + variants[: turn % 3]:
+            _measure(variant, device)
+    if dist.get_rank() == 0:
+        _print(variants, sizes, device)
+    dist.destroy_process_group()
+
+
+def _variant(
+    name: str, n_kv_heads: int, tp: int, replicate: bool, sizes: Sizes, line: Any, device: torch.device
+) -> Variant:
+    case = Case.parse(f"llama3:{sizes.n_heads}/{n_kv_heads}:tp={tp}")
+    given = {"dim": sizes.dim, "hidden": sizes.hidden, "vocab": sizes.vocab, "seq_len": sizes.seq_len}
+    with replicating(replicate):
+        tiny = build(case, line, replicate_kv_heads=replicate, sizes=given)
+        model, context = parallelize(tiny, case)
+    model.to_empty(device=device)
+    model.init_states(buffer_device=None)
+    if device.type == "cpu":
+        sum_gradients(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    # The same number of tokens in all: the ranks that TP leaves have other ones.
+    shape = (tp // 2, sizes.seq_len + 1)
+    text = torch.randint(sizes.vocab, shape, generator=torch.Generator().manual_seed(0)).to(device)
+    tokens, labels = text[:, :-1].contiguous(), text[:, 1:].contiguous()
+
+    def step() -> None:
+        with context():
+            tiny.loss(model, tokens, labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    parameters = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
+    # The weights and AdamW's two moments.
+    return Variant(name, step, 3 * sum(p.numel() * p.element_size() for p in parameters))
+
+
+def _measure(variant: Variant, device: torch.device) -> None:
+    dist.barrier()
+    with _peak_memory(device, variant.transient_bytes):
+        start = time.perf_counter()
+        variant.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        dist.barrier()
+        variant.seconds.append(time.perf_counter() - start)
+
+
+@contextmanager
+def _peak_memory(device: torch.device, found: list[int]) -> Iterator[None]:
+    """Append what the block needs at most beyond what is there before it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        yield
+        found.append(torch.cuda.max_memory_allocated() - before)
+        return
+    # Linux: resets the peak of the resident set.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _resident("VmRSS")
+    yield
+    found.append(_resident("VmHWM") - before)
+
+
+def _resident(name: str) -> int:
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {name}")
+
+
+def _print(variants: list[Variant], sizes: Sizes, device: torch.device) -> None:
+    tokens = 2 * sizes.seq_len
+    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} CPU cores, gloo"
+    print(f"torch {torch.__version__}, 4 ranks on {where}, {tokens} tokens a step, fp32, {sizes}")
+    ours = variants[0]
+    for variant in variants:
+        print(
+            f"{variant.name:35} {statistics.median(variant.seconds):8.3f} s  {variant.memory():8.1f} MiB  "
+            f"{variant.communicated_bytes / MEBIBYTE:8.1f} MiB exchanged"
+        )
+    for other in variants[1:]:
+        ratios = [a / b for a, b in zip(ours.seconds, other.seconds, strict=True)]
+        print(
+            f"replicated over {other.name[:3]}: step time {statistics.median(ratios):.3f} "
+            f"(median of {len(ratios)} rounds), "
+            f"memory {ours.memory() / other.memory():.3f}, "
+            f"bytes {ours.communicated_bytes / other.communicated_bytes:.3f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""What KV-head replication can be had with. Everything else is refused at startup, never tried.
+
+Classes are told by name, so that the engine can ask without torch or torchtitan.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torchtitan_tp_validate.errors import KVReplicationError
+
+HOW_TO_CONVERT = "model_registry(..., converters=[ReplicateKVHeads.Config()])"
+
+_MODELS_0_2 = tuple(f"torchtitan.models.{name}." for name in ("llama3", "llama4", "qwen3"))
+
+_ATTENTIONS_0_3 = (
+    "torchtitan.models.common.attention.GQAttention.Config",
+    "torchtitan.models.qwen3_5.model.Qwen35Attention.Config",
+    "torchtitan.models.gpt_oss.model.Attention.Config",
+)
+FUSED = "torchtitan.models.common.attention.FusedQKVLinear.Config"
+_SEPARATE = "torchtitan.models.common.attention.QKVLinear.Config"
+_PLAIN = "torchtitan.models.common.linear.Linear.Config"
+CONVERTED = "torchtitan_tp_validate.kv_replication.torchtitan_0_3.KVHeadLinear.Config"
+
+
+def class_name(value: Any) -> str:
+    """The full name of an object's class."""
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def supports_args(args: Any) -> bool:
+    """Whether these are the model args of a torchtitan 0.2.x model that it can be had with.
+
+    deepseek_v3 has no key-value heads of its own; gpt_oss and the transformers backend shard another way.
+    """
+    return class_name(args).startswith(_MODELS_0_2)
+
+
+def problem_with_attention(attention: Any) -> str | None:
+    """What stands in the way in one layer's attention config of torchtitan 0.3.x, or None.
+
+    Float8, MX and LoRA converters, and the dist-GEMM backend, put other classes in the place of the plain
+    projections.
+    """
+    for name, projection in projections(attention).items():
+        if class_name(projection) not in (_PLAIN, CONVERTED):
+            return f"its {name} is a {class_name(projection)}, not a plain Linear"
+    qkv = getattr(attention, "qkv_linear", None)
+    if qkv is not None and class_name(qkv) not in (FUSED, _SEPARATE):
+        return f"its qkv_linear is a {class_name(qkv)}"
+    if class_name(attention) not in _ATTENTIONS_0_3:
+        return f"its attention is a {class_name(attention)}"
+    return None
+
+
+def projections(attention: Any) -> dict[str, Any]:
+    """Name -> config of what computes keys and values in an attention config of torchtitan 0.3.x."""
+    holder = getattr(attention, "qkv_linear", attention)
+    names = ("wk", "wv", "wkv", "wqkv")
+    return {name: getattr(holder, name) for name in names if hasattr(holder, name)}
+
+
+def refuse_untried(parallelism: Any, compiling: Any) -> None:
+    """Refuse what replication was not seen to work with, whatever the model.
+
+    Args:
+        parallelism: the run's ``[parallelism]``; in 0.2.x it holds the switch of async TP.
+        compiling: the run's ``[compile]``, which holds it in 0.3.x; None where there is none.
+
+    Raises:
+        KVReplicationError: asynchronous tensor parallelism, which rewrites the gather before wk and wv, or
+            context parallelism, which nobody tried.
+    """
+    for name, section in (("parallelism", parallelism), ("compile", compiling)):
+        if getattr(section, "enable_async_tensor_parallel", False):
+            flag = f"{name}.enable_async_tensor_parallel"
+            raise refuse(f"{flag} = true fuses wk and wv with the gather before them", f"{flag} = false")
+    cp = parallelism.context_parallel_degree
+    if cp > 1:
+        raise refuse(
+            f"parallelism.context_parallel_degree = {cp} was never tried with it",
+            "context_parallel_degree = 1",
+        )
+
+
+def refuse(what: str, instead: str) -> KVReplicationError:
+    """The error for a run that asks for replication and for something that it does not go with."""
+    return KVReplicationError(
+        f"KV-head replication is not supported here: {what}.\n"
+        "Without this check the run might die in its first forward pass, or train wrongly.\n"
+        f"What works: {instead}, or a tensor parallel degree that divides n_kv_heads without "
+        "--replicate-kv-heads."
+    )

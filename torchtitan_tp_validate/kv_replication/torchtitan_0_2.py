@@ -1,0 +1,72 @@
+"""KV-head replication in torchtitan 0.2.x: wk and wv become gathering linears, just before they are sharded.
+
+Stock ``ColwiseParallel`` then splits their weight by rows over all ranks, as it does with every linear.
+
+Source: ``models/{llama3,llama4,qwen3}/infra/parallelize.py`` and ``model/model.py`` of torchtitan 0.2.2.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from torchtitan_tp_validate.kv_replication.gather import replicated_linear
+from torchtitan_tp_validate.kv_replication.support import class_name, refuse, refuse_untried, supports_args
+
+
+class KVHeadLinear(nn.Linear):  # type: ignore[misc]
+    """wk or wv where several ranks share a head; the parameter is that of the linear that it replaces."""
+
+    def __init__(self, replaced: nn.Linear, n_kv_heads: int) -> None:
+        super().__init__(replaced.in_features, replaced.out_features, bias=False, device="meta")
+        self.weight = replaced.weight
+        self.n_kv_heads = n_kv_heads
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """One head of keys or values on each rank of the TP axis."""
+        if not isinstance(self.weight, DTensor):
+            return super().forward(input)
+        return replicated_linear(input, self.weight, None, n_kv_heads=self.n_kv_heads)
+
+
+def refuse_job(job: Any) -> None:
+    """Refuse what a job config asks for beside replication, before anything is built.
+
+    Raises:
+        KVReplicationError: float8 or MX linears, async tensor parallelism, or context parallelism.
+    """
+    linears = [name for name in job.model.converters if name.startswith("quantize.linear.")]
+    if linears:
+        raise refuse(
+            f'model.converters has "{linears[0]}", which replaces wk and wv', "high-precision linears"
+        )
+    refuse_untried(job.parallelism, job.compile)
+
+
+def replicate_kv_heads(model: nn.Module, tp: int) -> None:
+    """Let the ranks of a TP axis share key-value heads, if there are more of them than heads.
+
+    Args:
+        model: a model, or a pipeline stage of it, that nothing has sharded yet. Changed in place.
+        tp: tensor parallel degree, compatible with the model under replication.
+
+    Raises:
+        KVReplicationError: wk or wv is not a plain linear.
+    """
+    if not supports_args(model.model_args):
+        raise refuse(f"{class_name(model)} is not one of llama3, llama4 and qwen3", "those models")
+    for index, layer in model.layers.items():
+        attention = layer.attention
+        if attention.n_kv_heads % tp == 0:
+            continue
+        for name in ("wk", "wv"):
+            projection = getattr(attention, name)
+            if type(projection) is not nn.Linear or projection.bias is not None:
+                raise refuse(
+                    f"layers.{index}.attention.{name} is a {class_name(projection)}",
+                    "torch.nn.Linear without a bias",
+                )
+            setattr(attention, name, KVHeadLinear(projection, attention.n_kv_heads))

@@ -1,0 +1,238 @@
+"""KV-head replication in torchtitan 0.3.x: a model-config converter, torchtitan's own extension point.
+
+    model_registry("122B-A10B", converters=[ReplicateKVHeads.Config()])
+
+It puts gathering linears in the place of wk and wv. A fused QKV projection becomes three, whatever the
+degree, since the optimizer's state is named after the parameters; checkpoints of the model have the names
+of the three in any case.
+
+Source: ``protocols/model.py`` (ModelConfigConverter), ``models/common/attention.py``, ``components/lora.py``
+(a converter that returns another root config) and ``models/common/decoder.py`` of torchtitan 0.3.0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import spmd_types as spmd
+import torch
+import torch.nn.functional as F
+from torch.distributed.tensor import DTensor
+from torchtitan.distributed.spmd_types import current_spmd_mesh, spmd_mesh_size
+from torchtitan.models.common.attention import FusedQKVLinear, QKVLinear
+from torchtitan.models.common.linear import Linear
+from torchtitan.protocols.model import ModelConfigConverter
+
+from torchtitan_tp_validate.kv_replication.gather import (
+    TP_AXIS,
+    replicated_linear,
+    rows_of_own_head,
+    tp_axis,
+)
+from torchtitan_tp_validate.kv_replication.support import (
+    CONVERTED,
+    class_name,
+    problem_with_attention,
+    projections,
+    refuse,
+    refuse_untried,
+)
+from torchtitan_tp_validate.rules import Degrees
+from torchtitan_tp_validate.validate import judge
+
+
+class KVHeadLinear(Linear):  # type: ignore[misc]
+    """wk or wv, whose heads several ranks can share. At a degree that divides them it is a plain Linear."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Linear.Config):  # type: ignore[misc]
+        """A Linear and the number of key-value heads that its rows make up."""
+
+        n_kv_heads: int
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.n_kv_heads = config.n_kv_heads
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Keys or values of shape (batch, seq_len, local heads * head_dim)."""
+        weight = self.weight
+        if isinstance(weight, DTensor):
+            names = weight.device_mesh.mesh_dim_names or ()
+            tp = weight.device_mesh.size(tp_axis(weight.device_mesh)) if TP_AXIS in names else 1
+            if self.n_kv_heads % tp:
+                return replicated_linear(input, weight, self.bias, n_kv_heads=self.n_kv_heads)
+        elif self.n_kv_heads % spmd_mesh_size(TP_AXIS):
+            bias = None if self.bias is None else _own_rows(self.bias, self.n_kv_heads)
+            return F.linear(input, _own_rows(weight, self.n_kv_heads), bias)
+        return super().forward(input)
+
+
+@spmd.local_map(out_types={"dp": spmd.R, "cp": spmd.R, "tp": spmd.S(0)})  # type: ignore[untyped-decorator]
+def _own_rows(shard: torch.Tensor, n_kv_heads: int) -> torch.Tensor:
+    """The rows of this rank's head from a shard of all, on the ``spmd_types`` backend."""
+    mesh = current_spmd_mesh()
+    assert mesh is not None
+    group = mesh.get_group(TP_AXIS)
+    whole = spmd.all_gather(shard, group, src=spmd.S(0), dst=spmd.R)
+    # From here on each rank has rows of its own, whose gradients the gather's backward sums.
+    whole = spmd.reinterpret(whole, group, src=spmd.R, dst=spmd.V, expert_mode=True)
+    # Asked of the group: a mesh computes with tensors, which type checking would look at.
+    return rows_of_own_head(whole, n_kv_heads=n_kv_heads, tp=group.size(), tp_rank=group.rank())
+
+
+class ReplicateKVHeads(ModelConfigConverter):  # type: ignore[misc]
+    """Let a model train at tensor parallel degrees that are multiples of its n_kv_heads.
+
+    To be the last of the converters: what replaces wk or wv after it is refused when the model is built.
+    """
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(ModelConfigConverter.Config):  # type: ignore[misc]
+        """Nothing to set."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def convert(self, model_config: Any) -> Any:
+        """The same model config, its wk and wv gathering. Nested configs are changed in place.
+
+        Raises:
+            KVReplicationError: the model has no key-value heads, or projections that are not supported.
+        """
+        if isinstance(model_config, ReplicatingConfig):
+            return model_config
+        attentions = list(_attentions(model_config))
+        if not attentions:
+            raise refuse(f"{class_name(model_config)} has no key-value heads", "a model with n_kv_heads")
+        for path, attention in attentions:
+            problem = problem_with_attention(attention)
+            if problem is not None:
+                raise refuse(f"{path}: {problem}", "plain projections, in llama3, qwen3, qwen3_5 and gpt_oss")
+        for _, attention in attentions:
+            _convert_attention(attention)
+        kind = _replicating(type(model_config))  # type: ignore[arg-type]  # a class is hashable
+        return kind(**{f.name: getattr(model_config, f.name) for f in dataclasses.fields(model_config)})
+
+
+class ReplicatingConfig:
+    """What a converted model config is besides its own class."""
+
+    __slots__ = ()
+
+    replicates_kv_heads = True
+
+    def update_from_config(self, *, config: Any, **kwargs: Any) -> None:
+        """Judge the run's degrees in every layer, then let torchtitan do its part.
+
+        torchtitan's own check asks whether the degree divides the first layer's n_kv_heads: what the TP
+        axis splits is one head for each rank, and that is the number it is shown, for this call alone.
+
+        Raises:
+            TPCompatError: the degree fits neither n_heads nor, as a multiple or a divisor, n_kv_heads.
+            KVReplicationError: a later converter replaced wk or wv, or the run asks for what was not tried.
+        """
+        parallelism = config.parallelism
+        refuse_untried(parallelism, getattr(config, "compile", None))
+        tp = parallelism.tensor_parallel_degree
+        for path, attention in _attentions(self):
+            for name, projection in projections(attention).items():
+                if class_name(projection) != CONVERTED:
+                    raise refuse(
+                        f"{path}: after the converter ReplicateKVHeads another one has made {name} a "
+                        f"{class_name(projection)}",
+                        "ReplicateKVHeads without it",
+                    )
+        if tp > 1:
+            judge(
+                self,
+                Degrees(
+                    tp=tp,
+                    ep=parallelism.expert_parallel_degree,
+                    cp=parallelism.context_parallel_degree,
+                    spmd_backend=parallelism.spmd_backend,
+                    sequence_parallel=parallelism.enable_sequence_parallel,
+                ),
+            )
+        with _one_head_per_rank(self, tp):
+            super().update_from_config(config=config, **kwargs)  # type: ignore[misc]
+
+
+@functools.cache
+def _replicating(kind: type) -> type:
+    """The class of a converted config; its owner, fields and name are those of the original."""
+    names = {"__slots__": (), "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    return type(kind.__name__, (ReplicatingConfig, kind), names)
+
+
+@contextmanager
+def _one_head_per_rank(config: Any, tp: int) -> Iterator[None]:
+    """Show torchtitan's check, which looks at ``first_attention``, how many heads the TP axis splits."""
+    attention = config.first_attention
+    stored = attention.n_kv_heads
+    n_kv_heads = stored or attention.n_heads
+    try:
+        if n_kv_heads % tp:
+            attention.n_kv_heads = tp
+        yield
+    finally:
+        attention.n_kv_heads = stored
+
+
+def _attentions(config: Any) -> Iterator[tuple[str, Any]]:
+    """``(path, attention config)`` of every layer with key-value heads."""
+    for index, layer in enumerate(getattr(config, "layers", ())):
+        attention = getattr(layer, "attention", None)
+        if hasattr(attention, "n_kv_heads"):
+            yield f"layers[{index}].attention", attention
+
+
+def _convert_attention(attention: Any) -> None:
+    n_kv_heads = attention.n_kv_heads or attention.n_heads
+    qkv = getattr(attention, "qkv_linear", None)
+    if isinstance(qkv, FusedQKVLinear.Config):
+        attention.qkv_linear = qkv = _separate(qkv)
+    holder = attention if qkv is None else qkv
+    for name, projection in projections(attention).items():
+        setattr(holder, name, _gathering(projection, n_kv_heads))
+
+
+def _gathering(projection: Linear.Config, n_kv_heads: int) -> KVHeadLinear.Config:
+    fields = {f.name: getattr(projection, f.name) for f in dataclasses.fields(Linear.Config)}
+    return KVHeadLinear.Config(**fields, n_kv_heads=n_kv_heads)
+
+
+def _separate(fused: FusedQKVLinear.Config) -> QKVLinear.Config:
+    """Three projections in the place of a fused one, with the same initial values where it promises them."""
+    base = fused.wqkv.param_init
+    inits = None if base is None else {name: _base_init(init) for name, init in base.items()}
+
+    def linear(heads: int) -> Linear.Config:
+        return dataclasses.replace(fused.wqkv, out_features=heads * fused.head_dim, param_init=inits)
+
+    return QKVLinear.Config(head_dim=fused.head_dim, wq=linear(fused.n_heads), wkv=linear(fused.n_kv_heads))
+
+
+def _base_init(init: Callable[..., Any]) -> Callable[..., Any]:
+    """The initializer of one projection, from that of the fused one.
+
+    ``_fused_qkv_param_init`` (models/common/config_utils.py) draws the three one after the other, by an
+    initializer that it keeps in a closure. Any other is element-wise (gpt_oss) if it is torch's own.
+    """
+    base: Callable[..., Any] | None = None
+    if getattr(getattr(init, "func", init), "__module__", None) == "torch.nn.init":
+        base = init
+    elif inspect.isfunction(init):
+        base = inspect.getclosurevars(init).nonlocals.get("base_init")
+    if base is None:
+        raise refuse(
+            f"the fused QKV projection is initialized by {init!r}, which cannot be taken apart",
+            "a model config with separate wq and wkv",
+        )
+    return base
