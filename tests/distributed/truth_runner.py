@@ -21,7 +21,8 @@ from tests.distributed.harness import run_torchrun
 from tests.distributed.truth_cases import Case, from_dict
 
 PROGRAM = "tests.distributed.truth"
-CASES_PER_TORCHRUN = 100
+CASES_PER_TORCHRUN = 12
+"""About a minute: torchruns wait for each other, and someone else's may be waiting for this one."""
 
 # For a case, and for Python and torch to start. Ranks that notice that another one does not follow end
 # much earlier.
