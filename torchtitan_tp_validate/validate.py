@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import operator
+import sys
 from dataclasses import replace
 from typing import Any
 
 from torchtitan_tp_validate.errors import PlanError, TPCompatError, TPDegreeError, Violation
 from torchtitan_tp_validate.plans import read_plan
-from torchtitan_tp_validate.rules import Axis, Degrees, Plan, Split, describe_places
+from torchtitan_tp_validate.rules import Axis, Degrees, Plan, ShardedDim, Split, describe_places
 
 
 def validate_tp_compat(
@@ -27,8 +28,8 @@ def validate_tp_compat(
         model_or_config: a torchtitan model (any line; a pipeline stage of it too), or its config or
             model args.
         parallel_dims: torchtitan's ``ParallelDims``, or the TP degree as an int. Of the former the expert
-            parallel degree and, in 0.3.x, the SPMD backend count too; an int means neither expert
-            parallelism nor another backend than the default.
+            and data parallel degrees and, in 0.3.x, the SPMD backend count too; an int means no other
+            parallelism, and no other backend than the default.
         model_name: the name to show instead of the one derived from the model.
         seq_len: ``training.seq_len`` in tokens, to be judged too; the guards know it.
 
@@ -76,6 +77,7 @@ def incompatibility(plan: Plan, degrees: Degrees) -> TPCompatError | None:
     valid, degree = plan.valid_degrees(axis), degrees.of(axis)
     divides = broken[0].split is Split.EVEN and broken[0].multiple == 1
     must = "must divide" if divides else "does not fit"
+    limit = f"max supported {axis.name} is {valid[-1]}" if valid else f"no {axis.noun.lower()} works"
     return TPCompatError(
         tp=degrees.tp,
         model=plan.model,
@@ -97,13 +99,19 @@ def incompatibility(plan: Plan, degrees: Degrees) -> TPCompatError | None:
         valid_degrees=plan.valid_degrees(),
         headline=(
             f"{axis.noun} ({degree}) {must} {broken[0].name} ({broken[0].size}). "
-            f"For {plan.model}, max supported {axis.name} is {valid[-1]}."
+            f"For {plan.model}, {limit}."
         ),
-        advice=(
-            f"Degrees that work: {', '.join(map(str, valid))}.\n"
-            "To change it: "
-            + plan.how_to_change.format(flag=axis.flag, degree=max(d for d in valid if d <= degree))
-        ),
+        advice=_advice(plan, broken[0], valid, degree),
+    )
+
+
+def _advice(plan: Plan, dim: ShardedDim, valid: list[int], degree: int) -> str:
+    if not valid:
+        return f"No degree works: {dim.name} ({dim.size}) {dim.problem(1)}, so change it instead."
+    best = max(candidate for candidate in valid if candidate <= degree)
+    return (
+        f"Degrees that work: {', '.join(map(str, valid))}.\n"
+        f"To change it: {plan.how_to_change.format(flag=dim.rule.axis.flag, degree=best)}"
     )
 
 
@@ -130,14 +138,30 @@ def read_degrees(parallel_dims: Any) -> Degrees:
             in the wrong place.
     """
     if not hasattr(parallel_dims, "tp"):
-        return Degrees(tp=_degree(parallel_dims, Axis.TP.noun, ""))
+        return Degrees(tp=_degree(parallel_dims, Axis.TP.noun, ""), device_type=_device_type())
     source = type(parallel_dims).__name__
     return Degrees(
-        tp=_degree(parallel_dims.tp, Axis.TP.noun, f" (from {source}.tp)"),
-        ep=_degree(getattr(parallel_dims, "ep", 1), Axis.EP.noun, f" (from {source}.ep)"),
-        cp=_degree(getattr(parallel_dims, "cp", 1), "Context parallel degree", f" (from {source}.cp)"),
+        **{
+            field: _degree(getattr(parallel_dims, field, 1), noun, f" (from {source}.{field})")
+            for field, noun in _NOUNS.items()
+        },
+        device_type=_device_type(),
         spmd_backend=getattr(parallel_dims, "spmd_backend", Degrees.spmd_backend),
     )
+
+
+_NOUNS = {axis.value: axis.noun for axis in Axis} | {
+    "cp": "Context parallel degree",
+    "etp": "Expert tensor parallel degree",
+    "dp_replicate": "Data parallel replicate degree",
+}
+"""Field of ``ParallelDims`` -> what people call the degree."""
+
+
+def _device_type() -> str:
+    """What torchtitan has decided to run on, if it is loaded; nothing is loaded for it."""
+    utils = sys.modules.get("torchtitan.tools.utils")
+    return getattr(utils, "device_type", Degrees.device_type)
 
 
 def _degree(value: Any, noun: str, where: str) -> int:

@@ -216,8 +216,9 @@ def _on_four_ranks(family: str, line: ModuleType, backends: Sequence[str | None]
     """A control per backend; and what four ranks tell apart and two do not, dealt out to the backends.
 
     That is a dimension that halves but does not quarter, one that leaves a rank without any, and other
-    sizes that divide. A family with one backend runs all of them, with two every other one, and so on.
+    sizes that divide. A line with one backend runs all of them, one with three every third.
     """
+    stride = max(map(len, getattr(line, "BACKENDS", {None: backends}).values()))
     control = Case(family, "control", 4, n_kv_heads=_kv_heads(family))
     yield from (replace(control, spmd_backend=backend) for backend in backends)
     variants = [replace(control, n_heads=16, n_kv_heads=16)]
@@ -230,7 +231,7 @@ def _on_four_ranks(family: str, line: ModuleType, backends: Sequence[str | None]
         variants += (replace(control, dimension=name, sizes=broken_size) for broken_size in sizes)
         if name in _DIVISIBLE:
             variants.append(replace(control, sizes={name: _DIVISIBLE[name]}))
-    for turn, case in enumerate(variants[:: len(backends)]):
+    for turn, case in enumerate(variants[::stride]):
         yield replace(case, spmd_backend=backends[turn % len(backends)])
 
 

@@ -20,6 +20,7 @@ import functools
 import operator
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
 
@@ -52,6 +53,11 @@ _SEQUENCE = "the Trainer refuses it when the process groups are up; without a Tr
 _EXPERTS_DIE = "the first forward pass dies with \"shape '[2, -1]' is invalid for input of size ...\"."
 
 _EMPTY_SHARD = "the rank that is left without a part dies, or waits for ever, and so do the others."
+_UNEVEN_FSDP = (
+    "the parallelize function stops with a NotImplementedError, \"FSDP does not support uneven\n"
+    '  sharding on dim 1", when the process groups are up.'
+)
+_MISALIGNED = 'the first forward pass dies with "strides should be multiple of 16 bytes".'
 _OUT_OF_STEP = 'the first forward pass dies with "The size of tensor a must match the size of tensor b".'
 
 _PADS_UNEVEN_SHARDS = "spmd_types"
@@ -94,6 +100,7 @@ class _Reading:
     def __init__(self, degrees: Degrees) -> None:
         self.findings = Findings()
         self.unread: list[str] = []
+        self._degrees = degrees
         self._pads = degrees.spmd_backend == _PADS_UNEVEN_SHARDS
 
     def sequence(self, degrees: Degrees) -> None:
@@ -145,6 +152,8 @@ class _Reading:
         if kind.is_config and node.sharding_config is not None:
             splits = list(_splits(node, kind))
             sizes = {size for axis, _, size in splits if axis is Axis.TP}
+            if path.endswith(_EXPERTS):
+                self._expert_weights(node, kind, layers, has_double=any(2 * size in sizes for size in sizes))
             for axis, name, size in splits:
                 # What is made of whole heads is split like them, and the double like its half.
                 implied = any(size % count == 0 for count in heads) or size / 2 in sizes
