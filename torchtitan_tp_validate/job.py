@@ -12,6 +12,7 @@ from typing import Any
 from torchtitan_tp_validate.errors import NotValidatedWarning, PlanError
 from torchtitan_tp_validate.rules import Axis, Degrees
 from torchtitan_tp_validate.validate import judge, read_degrees
+from torchtitan_tp_validate.wrappers.target import applies_fsdp
 
 _WHAT_IS_LEFT = -1
 
@@ -105,6 +106,6 @@ def check_job(config: Any, *, is_guarded: Callable[[Callable[..., Any]], bool]) 
         )
         return
     try:
-        judge(job.model_config, job.degrees)
+        judge(job.model_config, replace(job.degrees, fsdp=applies_fsdp(job.parallelize_fn)))
     except PlanError:
         return

@@ -179,7 +179,7 @@ RULES: dict[str, Rule] = {
         Rule(
             "TP013",
             "expert_hidden_dim",
-            f"the grouped product of the routed experts takes rows of whole 16 bytes, {ALIGNMENT} in bfloat16",
+            f"the grouped product of routed experts takes rows of whole 16 bytes, {ALIGNMENT} in bfloat16",
             "torch._grouped_mm; torchtitan models/common/moe.py (GroupedExperts), 0.2.x models/moe/moe.py",
         ),
         Rule(
@@ -194,8 +194,8 @@ RULES: dict[str, Rule] = {
             "expert_dim",
             "with more ranks than experts, FSDP shards the experts' weights along their second dimension, "
             "and only evenly",
-            "torchtitan distributed/fsdp.py (apply_fsdp_to_decoder), 0.2.x models/llama4/infra/parallelize.py "
-            "(apply_fsdp); torch/distributed/fsdp/_fully_shard/_fsdp_param.py",
+            "torchtitan distributed/fsdp.py, 0.2.x models/llama4/infra/parallelize.py (apply_fsdp); "
+            "torch/distributed/fsdp/_fully_shard/_fsdp_param.py",
             Axis.FSDP,
         ),
     )
@@ -213,6 +213,7 @@ class Degrees:
         etp: degree of tensor parallelism within experts under EP, of torchtitan 0.2.x: 1 or ``tp``.
         dp_shard: how many ranks shard the data and the parameters.
         dp_replicate: how many times they do so.
+        fsdp: whether torchtitan's own ``apply_fsdp`` does the sharding, be it over one rank.
         device_type: what the run is for, as torchtitan calls it; without an accelerator that is ``cuda``.
         spmd_backend: ``parallelism.spmd_backend`` of torchtitan 0.3.x.
         seq_len: ``training.seq_len``, in tokens, where it is known.
@@ -225,6 +226,7 @@ class Degrees:
     etp: int = 1
     dp_shard: int = 1
     dp_replicate: int = 1
+    fsdp: bool = True
     device_type: str = "cuda"
     spmd_backend: str = "spmd_types"
     seq_len: int | None = None

@@ -98,8 +98,7 @@ def incompatibility(plan: Plan, degrees: Degrees) -> TPCompatError | None:
         ),
         valid_degrees=plan.valid_degrees(),
         headline=(
-            f"{axis.noun} ({degree}) {must} {broken[0].name} ({broken[0].size}). "
-            f"For {plan.model}, {limit}."
+            f"{axis.noun} ({degree}) {must} {broken[0].name} ({broken[0].size}). For {plan.model}, {limit}."
         ),
         advice=_advice(plan, broken[0], valid, degree),
     )
@@ -140,11 +139,12 @@ def read_degrees(parallel_dims: Any) -> Degrees:
     if not hasattr(parallel_dims, "tp"):
         return Degrees(tp=_degree(parallel_dims, Axis.TP.noun, ""), device_type=_device_type())
     source = type(parallel_dims).__name__
+    read: dict[str, Any] = {
+        field: _degree(getattr(parallel_dims, field, 1), noun, f" (from {source}.{field})")
+        for field, noun in _NOUNS.items()
+    }
     return Degrees(
-        **{
-            field: _degree(getattr(parallel_dims, field, 1), noun, f" (from {source}.{field})")
-            for field, noun in _NOUNS.items()
-        },
+        **read,
         device_type=_device_type(),
         spmd_backend=getattr(parallel_dims, "spmd_backend", Degrees.spmd_backend),
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed import lines, truth_report
-from tests.distributed.truth import build, judge
+from tests.distributed.truth import judge_case
 from tests.distributed.truth_cases import Case
 from tests.distributed.truth_runner import Result
 from torchtitan_tp_validate.rules import RULES, Plan
@@ -47,6 +47,8 @@ def _result(row: dict[str, str]) -> Result:
         {name: int(size) for name, size in (pair.split("=") for pair in row["sizes"].split())},
         row["backend"] or None,
         int(row["seed"]),
+        int(row["dp"]),
+        int(row["ep"]),
     )
     return Result(
         case, row["verdict"], tuple(row["codes"].split()), "", row["truth"], versions={"torchtitan": RELEASE}
@@ -60,8 +62,7 @@ def rejudged() -> list[Result]:
     results = []
     for result in recorded():
         if result.truth not in (truth_report.INVALID, truth_report.UNSTABLE):
-            tiny = build(line, result.case, tp=result.case.tp)
-            verdict = judge(tiny, tiny.make_parallel_dims(result.case.tp, result.case.tp))
+            verdict = judge_case(line, result.case)
             results.append(
                 Result(
                     result.case,
@@ -108,6 +109,5 @@ def test_without_the_rule_a_recorded_case_would_be_missed(
     needs_it = (result for result in rejudged if result.codes == (code,) and result.truth != "equal")
     result = next(needs_it, None)
     assert result is not None, f"every case that {code} refuses is refused by another rule too"
-    tiny = build(line, result.case, tp=result.case.tp)
-    verdict = judge(tiny, tiny.make_parallel_dims(result.case.tp, result.case.tp))
+    verdict = judge_case(line, result.case)
     assert verdict.word == "compatible", result.case.key

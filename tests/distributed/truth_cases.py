@@ -6,7 +6,7 @@ Every size in a tiny model divides by 2 and by 4 until a case says otherwise.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from types import ModuleType
 from typing import Any
@@ -20,10 +20,11 @@ MLA_FAMILIES = ("deepseek_v3", "kimi_k2_7")
 
 @dataclass(frozen=True)
 class Case:
-    """One tiny model at one TP degree.
+    """One tiny model at one set of degrees.
 
     Attributes:
         dimension: what the case is about, the row of the report that it counts in.
+        tp: tensor parallel degree; dp: data_parallel_shard_degree; ep: expert parallel degree.
         sizes: the sizes that are not the line's defaults.
         spmd_backend: torchtitan 0.3.x's backend; None on 0.2.x.
         seed: draws the weights and the tokens.
@@ -37,6 +38,13 @@ class Case:
     sizes: Mapping[str, int] = field(default_factory=dict)
     spmd_backend: str | None = None
     seed: int = SEED
+    dp: int = 1
+    ep: int = 1
+
+    @property
+    def world_size(self) -> int:
+        """The ranks that it takes; those of expert parallelism are among them."""
+        return self.tp * self.dp
 
     @property
     def key(self) -> str:
@@ -44,7 +52,10 @@ class Case:
         sizes = "".join(f" {name}={size}" for name, size in sorted(self.sizes.items()))
         backend = f" {self.spmd_backend}" if self.spmd_backend else ""
         seed = f" seed={self.seed}" if self.seed != SEED else ""
-        return f"{self.family}{backend} tp={self.tp} heads={self.n_heads}/{self.n_kv_heads}{sizes}{seed}"
+        degrees = f"tp={self.tp}" + "".join(
+            f" {name}={degree}" for name, degree in (("dp", self.dp), ("ep", self.ep)) if degree > 1
+        )
+        return f"{self.family}{backend} {degrees} heads={self.n_heads}/{self.n_kv_heads}{sizes}{seed}"
 
     def as_dict(self) -> dict[str, Any]:
         """The case as JSON data."""
@@ -175,6 +186,7 @@ def all_cases(line: ModuleType, spmd_backends: Sequence[str | None]) -> list[Cas
         for case in (
             *(case for backend in backends for case in _on_two_ranks(family, line, backend)),
             *_on_four_ranks(family, line, backends),
+            *_with_experts(family, line, backends),
             *_random_pairs(family, line, backends, PAIRS_PER_LINE // len(families)),
         )
         if case.spmd_backend in spmd_backends
@@ -186,7 +198,7 @@ def small_cases(line: ModuleType, spmd_backends: Sequence[str | None]) -> list[C
     """The cases that two ranks and a few minutes are enough for: one per family and dimension."""
     chosen: dict[tuple[str, str | None, str], Case] = {}
     for case in all_cases(line, spmd_backends):
-        if case.tp == 2 and "+" not in case.dimension:
+        if case.world_size == case.tp == 2 and "+" not in case.dimension:
             chosen.setdefault((case.family, case.spmd_backend, case.dimension), case)
     return list(chosen.values())
 
@@ -218,7 +230,6 @@ def _on_four_ranks(family: str, line: ModuleType, backends: Sequence[str | None]
     That is a dimension that halves but does not quarter, one that leaves a rank without any, and other
     sizes that divide. A line with one backend runs all of them, one with three every third.
     """
-    stride = max(map(len, getattr(line, "BACKENDS", {None: backends}).values()))
     control = Case(family, "control", 4, n_kv_heads=_kv_heads(family))
     yield from (replace(control, spmd_backend=backend) for backend in backends)
     variants = [replace(control, n_heads=16, n_kv_heads=16)]
@@ -231,8 +242,35 @@ def _on_four_ranks(family: str, line: ModuleType, backends: Sequence[str | None]
         variants += (replace(control, dimension=name, sizes=broken_size) for broken_size in sizes)
         if name in _DIVISIBLE:
             variants.append(replace(control, sizes={name: _DIVISIBLE[name]}))
-    for turn, case in enumerate(variants[::stride]):
+    for turn, case in enumerate(variants[:: _stride(line)]):
         yield replace(case, spmd_backend=backends[turn % len(backends)])
+
+
+def _with_experts(family: str, line: ModuleType, backends: Sequence[str | None]) -> Iterator[Case]:
+    """Expert parallelism, and FSDP over more ranks than experts: two per backend, the others dealt out."""
+    if "num_experts" not in line.SIZES[family]:
+        return
+    control = Case(family, "control", 1, n_kv_heads=_kv_heads(family), dp=2, ep=2)
+    uneven = replace(control, dimension="num_experts by EP", sizes={"num_experts": 15})
+    for backend in backends:
+        yield from (replace(case, spmd_backend=backend) for case in (control, uneven))
+    fsdp = "expert_hidden by FSDP"
+    variants = [
+        replace(control, dimension=fsdp, dp=4, sizes={"num_experts": 2, "expert_hidden": 65}),
+        replace(control, tp=2),
+        replace(control, dimension="expert_hidden", sizes={"expert_hidden": 65}),
+        replace(control, dimension=fsdp, tp=2, ep=1, sizes={"num_experts": 3, "expert_hidden": 66}),
+        replace(uneven, tp=2),
+        replace(control, dimension=fsdp, dp=4, sizes={"num_experts": 2, "expert_hidden": 66}),
+        replace(control, dimension=fsdp, tp=2, ep=1, sizes={"num_experts": 3, "expert_hidden": 68}),
+    ]
+    for turn, case in enumerate(variants[:: _stride(line)]):
+        yield replace(case, spmd_backend=backends[turn % len(backends)])
+
+
+def _stride(line: ModuleType) -> int:
+    """How few of the cases that are dealt out a line runs: of every so many, one."""
+    return max(map(len, getattr(line, "BACKENDS", {None: (None,)}).values()))
 
 
 def _heads(family: str, line: ModuleType) -> dict[str, list[Case]]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from torchtitan_tp_validate.plans.experts import Experts, note_experts, row_shards
 from torchtitan_tp_validate.plans.reading import Heads, attention_heads, family_name, positive_int
 from torchtitan_tp_validate.rules import Degrees, Findings, Plan, Split
 
@@ -28,6 +29,9 @@ _EMPTY_SHARD = "the rank without any vocabulary dies in its first forward pass, 
 _SEQUENCE = "the parallelize function stops with an AssertionError, when the process groups are up."
 _EXPERTS_DIE = 'the first forward pass dies with "Split sizes doesn\'t match total dim 0 size".'
 
+_SPLIT_ROWS = ("w1", "w3", "mlp1_weight", "mlp1_bias")
+"""The weights of routed experts whose second dimension is the hidden one."""
+
 
 def find_config(model_or_config: Any) -> Any | None:
     """The model args of a model, or the model args themselves, or None when this is neither."""
@@ -42,7 +46,7 @@ def read(args: Any, model: Any, degrees: Degrees) -> Plan:
         args: the model args.
         model: what the args were found on. A built layer is believed over the args: it knows its own
             head counts, and its feed-forward size, which the args give only by a formula.
-        degrees: what the run asks for; of it, only the sequence matters to what 0.2.x splits.
+        degrees: what the run asks for: it matters to the sequence and to routed experts.
     """
     name = type(args).__name__
     n_layers = positive_int(args, "n_layers", name)
@@ -54,7 +58,7 @@ def read(args: Any, model: Any, degrees: Degrees) -> Plan:
         for code, size in _heads(layer, declared, index).items():
             findings.add(code, size, DIES_IN_FORWARD, layers=(index,))
         if layer is not None:
-            _read_mlp(layer, index, findings)
+            _read_mlp(layer, index, findings, degrees)
     if degrees.seq_len is not None:
         # ParallelDims.seq_len_divisor, asserted without context parallelism too.
         findings.add("TP009", degrees.seq_len, _SEQUENCE, place="training.seq_len", multiple=2 * degrees.cp)
@@ -93,7 +97,7 @@ def _resolved(heads: Heads) -> tuple[int, int]:
     return heads["TP001"], heads.get("TP002", heads["TP001"])
 
 
-def _read_mlp(layer: Any, index: int, findings: Findings) -> None:
+def _read_mlp(layer: Any, index: int, findings: Findings, degrees: Degrees) -> None:
     dense = _hidden_dim(_child(layer, "feed_forward"))
     if dense is not None:
         findings.add("TP005", dense, _MLP_DIES, layers=(index,))
@@ -103,10 +107,35 @@ def _read_mlp(layer: Any, index: int, findings: Findings) -> None:
     shared = _hidden_dim(_child(moe, "shared_experts"))
     if shared is not None:
         findings.add("TP010", shared, _MLP_DIES, layers=(index,))
-    # gpt_oss: one weight holds both halves of the gated projection, and is split beside the second one.
-    fused = getattr(_child(moe, "experts"), "mlp1_weight", None)
-    if fused is not None:
-        findings.add("TP011", fused.shape[1] // 2, _MLP_DIES, layers=(index,), split=Split.IN_STEP)
+    _read_experts(_child(moe, "experts"), index, findings, degrees)
+
+
+def _read_experts(experts: Any, index: int, findings: Findings, degrees: Degrees) -> None:
+    weights = {name: weight.shape for name, weight in _parameters(experts).items()}
+    fused = weights.get("mlp1_weight")
+    hidden = fused[1] // 2 if fused else weights["w1"][1]
+    # Under EP the hidden dimension is whole, but for expert tensor parallelism.
+    cut = degrees.ep == 1 or degrees.etp > 1
+    if fused and cut:
+        # gpt_oss: one weight holds both halves of the gated projection, and is split beside the second one.
+        findings.add("TP011", hidden, _MLP_DIES, layers=(index,), split=Split.IN_STEP)
+    rows = []
+    for name, (_, size, *_) in weights.items():
+        if name in _SPLIT_ROWS:
+            rows.append(("expert_hidden_dim" if size == hidden else "2 * expert_hidden_dim", size, cut))
+        else:
+            rows.append(("dim", size, False))
+    read = Experts(experts.num_experts, hidden, tuple(rows), grouped=experts.use_grouped_mm)
+    shards = None
+    if degrees.ep > 1:
+        ranks = degrees.dp_shard * degrees.cp * degrees.tp // degrees.etp
+        shards = row_shards(degrees, read.num_experts, ranks=ranks)
+    note_experts(findings, read, degrees, (index,), tp=degrees.tp, row_shards=shards)
+
+
+def _parameters(module: Any) -> dict[str, Any]:
+    own: dict[str, Any] = vars(module)["_parameters"]
+    return own
 
 
 def _hidden_dim(mlp: Any) -> int | None:

@@ -16,6 +16,7 @@ from torchtitan_tp_validate.validate import judge, read_degrees
 from torchtitan_tp_validate.wrappers.target import (
     REQUIRED_PARAMETERS,
     Target,
+    applies_fsdp,
     torchtitan_version,
     unbindable_function,
 )
@@ -42,7 +43,7 @@ def guard(function: Callable[..., Any], *, active: Callable[[], bool] = lambda: 
     def guarded(*args: Any, **kwargs: Any) -> Any:
         if active():
             arguments = _arguments(signature, args, kwargs)
-            check(arguments["model"], _degrees(arguments))
+            check(arguments["model"], replace(_degrees(arguments), fsdp=applies_fsdp(function)))
         return function(*args, **kwargs)
 
     return guarded

@@ -30,12 +30,11 @@ from unittest import mock
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from tests.distributed.training import copy_whole
 
-from . import TinyModel
+from . import TinyModel, sum_gradients_without_nccl
 
 if TYPE_CHECKING:
     from torchtitan.config import ParallelismConfig
@@ -181,6 +180,7 @@ def prepare(device_type: str) -> None:
         _run_experts_without_gpu_kernels()
         _run_flex_attention_without_gpu_kernels()
         _run_gated_delta_without_gpu_kernels()
+        _exchange_tokens_without_nccl()
 
 
 def _select_cpu() -> None:
@@ -286,11 +286,18 @@ def _run_gated_delta_without_gpu_kernels() -> None:
     qwen3_5._fla_chunk_gated_delta_rule = kernel
 
 
-def _sum_gradients_without_nccl(model: nn.Module) -> None:
-    """Let data parallelism reduce gradients by a plain sum: gloo has no sum with a factor."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.set_force_sum_reduction_for_comms(True)
+def _exchange_tokens_without_nccl() -> None:
+    """Let expert parallelism exchange different numbers of tokens: gloo can in one tensor, not in a list."""
+    torch.distributed.all_to_all = _exchange
+
+
+def _exchange(received: list[torch.Tensor], sent: list[torch.Tensor], group: Any = None) -> None:
+    """`torch.distributed.all_to_all`."""
+    together = torch.cat(received)
+    sizes, sent_sizes = [len(part) for part in received], [len(part) for part in sent]
+    torch.distributed.all_to_all_single(together, torch.cat(sent), sizes, sent_sizes, group=group)
+    for part, values in zip(received, together.split(sizes), strict=True):
+        part.copy_(values)
 
 
 # --- the configuration -----------------------------------------------------------------------------
@@ -435,6 +442,7 @@ def _set_number_of_experts(moe: Any, num_experts: int) -> None:
     for part in (moe, moe.router, routed.inner_experts, routed.token_dispatcher):
         part.num_experts = num_experts
     moe.router.gate.out_features = num_experts
+    moe.router.top_k = routed.token_dispatcher.top_k = min(moe.router.top_k, num_experts)
 
 
 def _attention_with_sizes(attention: Any, n_heads: int, n_kv_heads: int, sizes: Mapping[str, int]) -> Any:
@@ -595,6 +603,7 @@ class _Run:
             may have set since.
         seq_len: of the sequences that it will be fed.
         images: whether each of them holds an image.
+        ep: the expert parallel degree that the config was updated for.
         parallel_dims: what the model was parallelized over; None while it is the plain module.
     """
 
@@ -602,6 +611,7 @@ class _Run:
     backend: str
     seq_len: int
     images: bool
+    ep: int
     parallel_dims: ParallelDims | None = None
 
     def select_backend(self) -> None:
@@ -615,7 +625,7 @@ class _Run:
         """Tensor parallelism of degree ``tp``; the ranks that are left shard the data."""
         from torchtitan.distributed import ParallelDims
 
-        return ParallelDims.from_config(_parallelism(tp, self.backend), world_size)
+        return ParallelDims.from_config(_parallelism(tp, self.ep, self.backend), world_size)
 
     def arguments(self, parallel_dims: ParallelDims) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What follows the model in a call of the parallelize function."""
@@ -629,7 +639,7 @@ class _Run:
         return (), {
             "parallel_dims": parallel_dims,
             "training": TrainingConfig(mixed_precision_param="float32", seq_len=self.seq_len),
-            "parallelism": _parallelism(parallel_dims.tp, self.backend),
+            "parallelism": _parallelism(parallel_dims.tp, parallel_dims.ep, self.backend),
             "compile_config": CompileConfig(enable=False),
             "ac_config": None,
             "dump_folder": "",
@@ -640,7 +650,7 @@ class _Run:
         """Materialise the model and draw its weights whole, on CPU, at every degree alike."""
         self.select_backend()
         if _on_cpu():
-            _sum_gradients_without_nccl(model)
+            sum_gradients_without_nccl(model)
         drawn = self.config.build()
         drawn.init_states(buffer_device=None)
         weights = dict(drawn.named_parameters())
@@ -735,11 +745,11 @@ def _leave_out_upstream_faults(model: nn.Module) -> None:
             module.mlp2_bias_ED.zero_().requires_grad_(False)
 
 
-def _parallelism(tp: int, backend: str) -> ParallelismConfig:
+def _parallelism(tp: int, ep: int, backend: str) -> ParallelismConfig:
     """The part of the training config that says how a model is split."""
     from torchtitan.config import ParallelismConfig
 
-    return ParallelismConfig(tensor_parallel_degree=tp, spmd_backend=backend)
+    return ParallelismConfig(tensor_parallel_degree=tp, expert_parallel_degree=ep, spmd_backend=backend)
 
 
 def build(
@@ -748,11 +758,12 @@ def build(
     n_heads: int,
     n_kv_heads: int,
     tp: int,
+    ep: int = 1,
     upstream_check: bool = True,
     sizes: Mapping[str, int] = MappingProxyType({}),
     spmd_backend: str | None = None,
 ) -> TinyModel:
-    """A tiny model of this family, configured for a run at degree ``tp``.
+    """A tiny model of this family, configured for a run at these degrees.
 
     Raises:
         ValueError: if the family has no such size (see `SIZES`), and from torchtitan's own head check,
@@ -766,9 +777,9 @@ def build(
     sizes = {**described.defaults, **sizes}
     spec = _tiny_spec(described, n_heads, n_kv_heads, sizes)
     seq_len = sizes.get("seq_len", SEQ_LEN)
-    run = _Run(spec.model, spmd_backend or DEFAULT_BACKEND, seq_len, described.images)
+    run = _Run(spec.model, spmd_backend or DEFAULT_BACKEND, seq_len, described.images, ep)
     set_spmd_backend(run.backend)
-    _update_for_tensor_parallel(spec.model, _parallelism(tp, run.backend), upstream_check)
+    _update_for_tensor_parallel(spec.model, _parallelism(tp, ep, run.backend), upstream_check)
     with torch.device("meta"):
         model = spec.model.build()
     parallelize_fn: Callable[..., nn.Module] = spec.parallelize_fn
