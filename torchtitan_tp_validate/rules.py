@@ -55,6 +55,8 @@ class Split(Enum):
             return f"is not a multiple of {degree}"
         if self is Split.NOT_EMPTY:
             return f"leaves one of {degree} ranks empty"
+        if self is Split.ALIGNED and degree == 1:
+            return f"is not a multiple of {ALIGNMENT}"
         if self is Split.ALIGNED:
             return f"does not give each of {degree} ranks a multiple of {ALIGNMENT}"
         return f"is not cut where its double is, on {degree} ranks"

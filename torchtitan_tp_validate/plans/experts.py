@@ -29,13 +29,11 @@ class Experts:
     """The routed experts of one layer.
 
     Attributes:
-        num_experts: how many there are.
         hidden_dim: their hidden size.
         rows: name and size of each weight's second dimension, and whether tensor parallelism cuts it.
         grouped: whether ``torch._grouped_mm`` multiplies by them.
     """
 
-    num_experts: int
     hidden_dim: int
     rows: tuple[tuple[str, int, bool], ...]
     grouped: bool

@@ -29,7 +29,7 @@ _EMPTY_SHARD = "the rank without any vocabulary dies in its first forward pass, 
 _SEQUENCE = "the parallelize function stops with an AssertionError, when the process groups are up."
 _EXPERTS_DIE = 'the first forward pass dies with "Split sizes doesn\'t match total dim 0 size".'
 
-_SPLIT_ROWS = ("w1", "w3", "mlp1_weight", "mlp1_bias")
+_HIDDEN_ROWS = ("w1", "w3", "mlp1_weight", "mlp1_bias")
 """The weights of routed experts whose second dimension is the hidden one."""
 
 
@@ -111,31 +111,29 @@ def _read_mlp(layer: Any, index: int, findings: Findings, degrees: Degrees) -> N
 
 
 def _read_experts(experts: Any, index: int, findings: Findings, degrees: Degrees) -> None:
-    weights = {name: weight.shape for name, weight in _parameters(experts).items()}
-    fused = weights.get("mlp1_weight")
-    hidden = fused[1] // 2 if fused else weights["w1"][1]
-    # Under EP the hidden dimension is whole, but for expert tensor parallelism.
+    shapes = {name: weight.shape for name, weight in getattr(experts, "_parameters", {}).items()}
+    fused = "mlp1_weight" in shapes
+    first = shapes.get("mlp1_weight" if fused else "w1")
+    if first is None:
+        return
+    num_experts, hidden = first[0], first[1] // 2 if fused else first[1]
+    # Under EP the hidden dimension is whole, but for tensor parallelism within experts.
     cut = degrees.ep == 1 or degrees.etp > 1
     if fused and cut:
         # gpt_oss: one weight holds both halves of the gated projection, and is split beside the second one.
         findings.add("TP011", hidden, _MLP_DIES, layers=(index,), split=Split.IN_STEP)
-    rows = []
-    for name, (_, size, *_) in weights.items():
-        if name in _SPLIT_ROWS:
-            rows.append(("expert_hidden_dim" if size == hidden else "2 * expert_hidden_dim", size, cut))
-        else:
-            rows.append(("dim", size, False))
-    read = Experts(experts.num_experts, hidden, tuple(rows), grouped=experts.use_grouped_mm)
+    hidden_name = "2 * expert_hidden_dim" if fused else "expert_hidden_dim"
+    rows = tuple(
+        (hidden_name, shape[1], cut) if name in _HIDDEN_ROWS else ("dim", shape[1], False)
+        for name, shape in shapes.items()
+    )
     shards = None
     if degrees.ep > 1:
         ranks = degrees.dp_shard * degrees.cp * degrees.tp // degrees.etp
-        shards = row_shards(degrees, read.num_experts, ranks=ranks)
+        shards = row_shards(degrees, num_experts, ranks=ranks)
+    grouped = getattr(experts, "use_grouped_mm", False)
+    read = Experts(hidden, rows, grouped=grouped)
     note_experts(findings, read, degrees, (index,), tp=degrees.tp, row_shards=shards)
-
-
-def _parameters(module: Any) -> dict[str, Any]:
-    own: dict[str, Any] = vars(module)["_parameters"]
-    return own
 
 
 def _hidden_dim(mlp: Any) -> int | None:

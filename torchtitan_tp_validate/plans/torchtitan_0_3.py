@@ -152,7 +152,7 @@ class _Reading:
         if kind.is_config and node.sharding_config is not None:
             splits = list(_splits(node, kind))
             sizes = {size for axis, _, size in splits if axis is Axis.TP}
-            if path.endswith(_EXPERTS):
+            if path.endswith(_EXPERTS) and hasattr(node, "hidden_dim"):
                 self._experts(node, kind, layers)
             for axis, name, size in splits:
                 # What is made of whole heads is split like them, and the double like its half.
@@ -183,12 +183,10 @@ class _Reading:
         """Note what FSDP and the grouped product ask of a layer's experts."""
         cut = {name for axis, name, dim in _cuts(node, kind) if axis is Axis.TP and dim == 1}
         built = _built(node, kind)
+        rows = ((name, shape[1]) for name, shape in built.weights.items() if len(shape) > 1)
         experts = Experts(
-            positive_int(node, "num_experts", _EXPERTS),
             positive_int(node, "hidden_dim", _EXPERTS),
-            tuple(
-                (_row_name(node, shape[1]), shape[1], name in cut) for name, shape in built.weights.items()
-            ),
+            tuple((_row_name(node, size), size, name in cut) for name, size in rows),
             grouped=built.grouped,
         )
         degrees = self._degrees
@@ -197,8 +195,8 @@ class _Reading:
             ranks *= degrees.tp
         if degrees.ep == 1:
             ranks *= degrees.dp_replicate
-        shards = row_shards(degrees, experts.num_experts, ranks=ranks)
-        note_experts(self.findings, experts, degrees, layers, tp=degrees.tp if cut else 1, row_shards=shards)
+        shards = row_shards(degrees, positive_int(node, "num_experts", _EXPERTS), ranks=ranks)
+        note_experts(self.findings, experts, degrees, layers, tp=degrees.tp, row_shards=shards)
 
 
 def _row_name(node: Any, size: int) -> str:

@@ -129,7 +129,7 @@ def build(
         make_parallel_dims=partial(_parallel_dims, ep=ep),
         arguments=lambda dims: ((dims, job_config(tp=dims.tp, ep=dims.ep)), {}),
         initialise=_initialise,
-        loss=_loss,
+        loss=partial(_loss, tp=tp),
         vocab_size=model_args.vocab_size,
         seq_len=seq_len,
     )
@@ -269,11 +269,19 @@ def _initialise(model: nn.Module, device: torch.device) -> None:
                 parameter.zero_()
 
 
-def _loss(model: nn.Module, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _loss(model: nn.Module, tokens: torch.Tensor, labels: torch.Tensor, *, tp: int) -> torch.Tensor:
+    """The mean cross entropy of this rank's tokens; gradients are means over all ranks' tokens."""
+    from torch.distributed import get_world_size
+    from torch.distributed.fsdp import FSDPModule
     from torch.nn.functional import cross_entropy
 
     logits = model(tokens, **_masks(model, tokens))
-    return cross_entropy(logits.flatten(0, 1), labels.flatten())
+    mean = cross_entropy(logits.flatten(0, 1), labels.flatten())
+    if not isinstance(model, FSDPModule):
+        return mean
+    # torchtitan 0.2.2 has data parallelism sum gradients over its ranks, so each owns a share of the mean.
+    share = mean / (get_world_size() // tp)
+    return share + (mean - share).detach()
 
 
 def _masks(model: nn.Module, tokens: torch.Tensor) -> dict[str, Any]:
