@@ -228,7 +228,7 @@ def _on_four_ranks(family: str, line: ModuleType, backends: Sequence[str | None]
     """A control per backend; and what four ranks tell apart and two do not, dealt out to the backends.
 
     That is a dimension that halves but does not quarter, one that leaves a rank without any, and other
-    sizes that divide. A line with one backend runs all of them, one with three every third.
+    sizes that divide. Of these a line runs one in its ``STRIDE``.
     """
     control = Case(family, "control", 4, n_kv_heads=_kv_heads(family))
     yield from (replace(control, spmd_backend=backend) for backend in backends)
@@ -242,7 +242,7 @@ def _on_four_ranks(family: str, line: ModuleType, backends: Sequence[str | None]
         variants += (replace(control, dimension=name, sizes=broken_size) for broken_size in sizes)
         if name in _DIVISIBLE:
             variants.append(replace(control, sizes={name: _DIVISIBLE[name]}))
-    for turn, case in enumerate(variants[:: _stride(line)]):
+    for turn, case in enumerate(variants[:: getattr(line, "STRIDE", 1)]):
         yield replace(case, spmd_backend=backends[turn % len(backends)])
 
 
@@ -264,13 +264,8 @@ def _with_experts(family: str, line: ModuleType, backends: Sequence[str | None])
         replace(control, dimension=fsdp, dp=4, sizes={"num_experts": 2, "expert_hidden": 66}),
         replace(control, dimension=fsdp, tp=2, ep=1, sizes={"num_experts": 3, "expert_hidden": 68}),
     ]
-    for turn, case in enumerate(variants[:: _stride(line)]):
+    for turn, case in enumerate(variants[:: len(backends)]):
         yield replace(case, spmd_backend=backends[turn % len(backends)])
-
-
-def _stride(line: ModuleType) -> int:
-    """How few of the cases that are dealt out a line runs: of every so many, one."""
-    return max(map(len, getattr(line, "BACKENDS", {None: (None,)}).values()))
 
 
 def _heads(family: str, line: ModuleType) -> dict[str, list[Case]]:

@@ -237,6 +237,7 @@ def _job_config(name: str, flavor: str, *, tp: int, ep: int, seq_len: int) -> An
     config.model.name = name
     config.model.flavor = flavor
     config.training.seq_len = seq_len
+    config.training.mixed_precision_param = "float32"
     config.parallelism.tensor_parallel_degree = tp
     config.parallelism.expert_parallel_degree = ep
     config.parallelism.expert_tensor_parallel_degree = _etp(tp, ep)

@@ -164,6 +164,9 @@ MORE_FAMILIES = tuple(_MORE_FAMILIES)
 _ALL_FAMILIES = _FAMILIES | _MORE_FAMILIES
 SIZES = {name: family.sizes for name, family in _ALL_FAMILIES.items()}
 """The keys of ``sizes`` that each family understands."""
+STRIDE = 7
+"""Of the truth cases that are dealt out to the backends, one in this many is enough: there are 29 pairs of a
+family and a backend, and a step that no size's cases repeat in meets all kinds of them."""
 BACKENDS = {name: family.backends for name, family in _ALL_FAMILIES.items()}
 """The values of ``spmd_backend`` that each family supports."""
 
