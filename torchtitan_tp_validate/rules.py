@@ -194,7 +194,7 @@ RULES: dict[str, Rule] = {
         Rule(
             "FSDP001",
             "expert_hidden_dim",
-            "with more ranks than experts, FSDP cuts the rows of their weights instead, and only evenly",
+            "with more ranks than experts, FSDP cuts the rows of their weights, and only evenly",
             "torchtitan distributed/fsdp.py, 0.2.x models/llama4/infra/parallelize.py (apply_fsdp); "
             "torch/distributed/fsdp/_fully_shard/_fsdp_param.py",
             Axis.FSDP,

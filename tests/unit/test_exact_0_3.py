@@ -149,7 +149,7 @@ def test_rows_that_fsdp_would_have_to_shard_unevenly_are_refused() -> None:
         "For Qwen3-MoE, max supported FSDP is 16.\n"
         "\n"
         "  FSDP001 expert_hidden_dim / tp = 80 is not a multiple of 64, in all 8 layers:\n"
-        "        with more ranks than experts, FSDP cuts the rows of their weights instead, and only evenly.\n"
+        "        with more ranks than experts, FSDP cuts the rows of their weights, and only evenly.\n"
         "\n"
         'Without this check: the parallelize function stops with "FSDP does not support uneven sharding on '
         'dim 1",\n'

@@ -135,7 +135,7 @@ def test_more_data_shards_than_experts_is_refused_in_its_own_words() -> None:
         "For Tiny, max supported FSDP is 4.\n"
         "\n"
         "  FSDP001 expert_hidden_dim = 34 is not a multiple of 4, in the only layer:\n"
-        "        with more ranks than experts, FSDP cuts the rows of their weights instead, and only evenly.\n"
+        "        with more ranks than experts, FSDP cuts the rows of their weights, and only evenly.\n"
         "\n"
         'Without this check: the parallelize function stops with "FSDP does not support uneven sharding on '
         'dim 1",\n'
