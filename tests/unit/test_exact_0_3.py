@@ -30,6 +30,12 @@ from torchtitan.models.qwen3 import model_registry as qwen3_registry
 CANNOT_START = {"qwen35_122b_a10b", "qwen35_397b_a17b"}
 
 
+@pytest.fixture(autouse=True)
+def _for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torchtitan has it unless told otherwise, which other tests of the same process do."""
+    monkeypatch.setattr("torchtitan.tools.utils.device_type", "cuda")
+
+
 def resized(config: Any, **sizes: int) -> Any:
     return dataclasses.replace(config, **sizes)
 

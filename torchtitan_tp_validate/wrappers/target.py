@@ -128,7 +128,8 @@ def applies_fsdp(function: Callable[..., Any]) -> bool:
     The models' functions do. The experiments' copies have means of their own (simple_fsdp), which cut
     other dimensions, and cut them unevenly too.
     """
-    return function.__module__.startswith("torchtitan.models.")
+    module: str = inspect.unwrap(function).__module__
+    return module.startswith("torchtitan.models.")
 
 
 def torchtitan_version() -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
@@ -10,9 +11,11 @@ import pytest
 
 import torchtitan_tp_validate as tpv
 from tests.unit.shapes import model_args
+from torchtitan_tp_validate.job import read_job
 from torchtitan_tp_validate.plans.experts import Experts, note_experts, row_shards
 from torchtitan_tp_validate.rules import Axis, Degrees, Findings, Plan
-from torchtitan_tp_validate.validate import judge
+from torchtitan_tp_validate.validate import judge, read_degrees
+from torchtitan_tp_validate.wrappers.guard import guard
 
 HIDDEN = ("expert_hidden_dim", 36, True)
 
@@ -145,3 +148,47 @@ def test_more_data_shards_than_experts_is_refused_in_its_own_words() -> None:
         "  [parallelism]\n"
         "  data_parallel_shard_degree = 4"
     )
+
+
+@pytest.mark.parametrize(
+    ("module", "refused"),
+    [
+        ("torchtitan.models.llama4.infra.parallelize", True),
+        ("torchtitan.experiments.simple_fsdp.llama4.parallelize", False),
+    ],
+)
+def test_only_the_models_own_functions_are_known_to_apply_fsdp(module: str, refused: bool) -> None:
+    def parallelize(model: Any, parallel_dims: Any, job_config: Any) -> str:
+        return "went through"
+
+    parallelize.__module__ = module
+    call = (model_with_experts(34, grouped=False), SimpleNamespace(tp=1, ep=2, dp_shard=8), None)
+    if refused:
+        with pytest.raises(tpv.TPCompatError, match="Data parallel shard degree"):
+            guard(parallelize)(*call)
+    else:
+        assert guard(parallelize)(*call) == "went through"
+
+
+def test_the_device_is_what_torchtitan_says_and_cuda_until_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchtitan.tools.utils", SimpleNamespace(device_type="cpu"))
+    assert read_degrees(2).device_type == read_degrees(SimpleNamespace(tp=2)).device_type == "cpu"
+    monkeypatch.delitem(sys.modules, "torchtitan.tools.utils")
+    assert read_degrees(2).device_type == "cuda"
+
+
+@pytest.mark.parametrize(("asked", "known"), [(8, 8), (-1, 1)])
+def test_a_job_that_leaves_the_data_shards_to_the_number_of_ranks_is_judged_by_the_guard(
+    asked: int, known: int
+) -> None:
+    parallelism = SimpleNamespace(
+        tensor_parallel_degree=2,
+        data_parallel_shard_degree=asked,
+        data_parallel_replicate_degree=3,
+        expert_tensor_parallel_degree=2,
+    )
+    spec = SimpleNamespace(name="tiny", flavor="", model=None, parallelize_fn=print)
+    job = read_job(SimpleNamespace(model_spec=spec, parallelism=parallelism))
+    assert job is not None
+    degrees = job.degrees
+    assert (degrees.tp, degrees.dp_shard, degrees.dp_replicate, degrees.etp) == (2, known, 3, 2)
