@@ -2,14 +2,14 @@
 
     torchrun --nproc-per-node 2 -m tests.distributed.truth --cases CASES.json --out DIR
 
-All cases have the same TP degree and backend, and run one after the other in one process group. For
-each, first our verdict on the model as built, on meta; then, with our guard not installed and
+Cases of the same degrees and backend run one after the other in one process group. For each, first our verdict on the model as built, on meta; then, with our guard not installed and
 upstream's own checks off, two training steps at that degree and at TP = 1 from the same weights.
 
 Ranks tell each other how a case ended through torchrun's store and never by a collective, which a rank
 that raised would leave the others in. ``DIR/rank{RANK}.jsonl`` gets a line as soon as a case has ended
 on the rank, and a second one, marked final, when it has on all. When the ranks are not in step any more
-after an exception, or one of them does not end a case in time, they go on in new forks.
+after an exception, one of them does not end a case in time, or the degrees or the backend change, they
+go on in new forks.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from itertools import takewhile
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -87,7 +88,7 @@ def main() -> None:
         rank = Rank(line, device)
         # Nothing less than os._exit ends a process that has a collective under way.
         try:
-            for number, case in enumerate(cases):
+            for number, case in enumerate(takewhile(lambda case: case.meshes == cases[0].meshes, cases)):
                 if not rank.run(case, str(number), lambda report: append_report(asdict(report), options.out)):
                     break
                 gc.collect()

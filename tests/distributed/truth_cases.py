@@ -47,6 +47,11 @@ class Case:
         return self.tp * self.dp
 
     @property
+    def meshes(self) -> tuple[int, int, int, str]:
+        """What cases must have in common to run in one process group."""
+        return self.tp, self.dp, self.ep, self.spmd_backend or ""
+
+    @property
     def key(self) -> str:
         """The case in words, and its identity over runs."""
         sizes = "".join(f" {name}={size}" for name, size in sorted(self.sizes.items()))

@@ -1,6 +1,6 @@
 """Run truth cases under torchrun, whatever they do: raise, hang, or take a rank down.
 
-Cases of the same degrees and backend share a torchrun. Its ranks can tell when one of them does not end a
+Cases of the same number of ranks share a torchrun. Its ranks can tell when one of them does not end a
 case; when none of them does, they all stop making progress, and the torchrun is ended here. The next one
 starts behind that case if it came first, or right after one that was equal to TP = 1: nothing before it
 can be blamed then. Any other is run again, in a torchrun that starts with it.
@@ -69,11 +69,9 @@ def run_cases(cases: Iterable[Case], out: Path, *, done: Callable[[Result], None
         out: where each torchrun gets a folder for its output and reports.
     """
 
-    def shared(case: Case) -> tuple[int, int, int, str]:
-        return case.world_size, case.tp, case.ep, case.spmd_backend or ""
-
     number = 0
-    for _, group in groupby(sorted(cases, key=shared), key=shared):
+    in_order = sorted(cases, key=lambda case: (case.world_size, case.meshes))
+    for _, group in groupby(in_order, key=lambda case: case.world_size):
         waiting = list(group)
         while waiting:
             number += 1
