@@ -2,8 +2,9 @@
 
     torchrun --nproc-per-node 2 -m tests.distributed.truth --cases CASES.json --out DIR
 
-Cases of the same degrees and backend run one after the other in one process group. For each, first our verdict on the model as built, on meta; then, with our guard not installed and
-upstream's own checks off, two training steps at that degree and at TP = 1 from the same weights.
+Cases of the same degrees and backend run one after the other in one process group. For each, first our
+verdict on the model as built, on meta; then, with our guard not installed and upstream's own checks off,
+two training steps at those degrees and on one rank from the same weights.
 
 Ranks tell each other how a case ended through torchrun's store and never by a collective, which a rank
 that raised would leave the others in. ``DIR/rank{RANK}.jsonl`` gets a line as soon as a case has ended

@@ -99,8 +99,8 @@ def run_in_forks(cases: Sequence[Case], out: Path, run: Callable[[Sequence[Case]
     """Run all cases, in as many forks of this rank as it takes.
 
     Args:
-        run: runs one case or more, appends reports, and exits: with status 0 when all is well, but even
-            then only the next fork can run the next case; with `OUT_OF_STEP` when another rank does not end one.
+        run: runs one case or more, appends reports, and exits: with status 0 when what is left is for the
+            next fork; with `OUT_OF_STEP` when another rank does not end a case.
     """
     start = attempt = 0
     while start < len(cases):
