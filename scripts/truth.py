@@ -120,7 +120,7 @@ def _run(
 
 def _rejudge(results: Sequence[Result]) -> dict[str, Result]:
     """The same truths with the verdicts that the engine gives now; nothing is run."""
-    from tests.distributed.truth import build, judge
+    from tests.distributed.truth import judge_case
 
     line = lines.installed_line()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -128,9 +128,7 @@ def _rejudge(results: Sequence[Result]) -> dict[str, Result]:
     judged = {}
     for result in tqdm(results, unit="case", file=sys.stderr):
         if result.truth != "invalid":
-            tiny = build(line, result.case, tp=result.case.tp)
-            tp = result.case.tp
-            verdict = judge(tiny, tiny.make_parallel_dims(tp, tp))
+            verdict = judge_case(line, result.case)
             result = replace(
                 result, verdict=verdict.word, codes=tuple(verdict.codes), verdict_text=verdict.text
             )

@@ -12,8 +12,11 @@ from typing import Any
 from torchtitan_tp_validate.errors import NotValidatedWarning, PlanError
 from torchtitan_tp_validate.kv_replication.job import ask_job
 from torchtitan_tp_validate.kv_replication.support import refuse
-from torchtitan_tp_validate.rules import Degrees
+from torchtitan_tp_validate.rules import Axis, Degrees
 from torchtitan_tp_validate.validate import judge, read_degrees
+from torchtitan_tp_validate.wrappers.target import applies_fsdp
+
+_WHAT_IS_LEFT = -1
 
 
 @dataclass(frozen=True)
@@ -65,10 +68,18 @@ def read_job(config: Any) -> Job | None:
 
 def _degrees(config: Any) -> Degrees:
     parallelism = config.parallelism
-    names = {"tp": "tensor_parallel_degree", "ep": "expert_parallel_degree", "cp": "context_parallel_degree"}
+    names = {
+        **{axis.value: axis.flag for axis in Axis},
+        "cp": "context_parallel_degree",
+        "etp": "expert_tensor_parallel_degree",
+        "dp_replicate": "data_parallel_replicate_degree",
+    }
     asked = {
         ours: getattr(parallelism, theirs) for ours, theirs in names.items() if hasattr(parallelism, theirs)
     }
+    if asked.get(Axis.FSDP.value) == _WHAT_IS_LEFT:
+        # The number of ranks tells; the guard of the parallelize function hears it.
+        del asked[Axis.FSDP.value]
     if hasattr(parallelism, "spmd_backend"):
         asked["spmd_backend"] = parallelism.spmd_backend
     return replace(
@@ -110,7 +121,10 @@ def check_job(
         warnings.warn(f"Not validated at startup: {problem}", NotValidatedWarning, stacklevel=2)
         return
     try:
-        judge(job.model_config, replace(job.degrees, replicate_kv_heads=replicate_kv_heads))
+        degrees = replace(
+            job.degrees, fsdp=applies_fsdp(job.parallelize_fn), replicate_kv_heads=replicate_kv_heads
+        )
+        judge(job.model_config, degrees)
     except PlanError:
         return
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from fractions import Fraction
 
 
 class Axis(Enum):
@@ -19,16 +20,21 @@ class Axis(Enum):
 
     TP = "tp"
     EP = "ep"
+    FSDP = "dp_shard"
 
     @property
     def noun(self) -> str:
         """What people call the degree."""
-        return {Axis.TP: "Tensor parallel degree", Axis.EP: "Expert parallel degree"}[self]
+        return self.flag.capitalize().replace("_", " ")
 
     @property
     def flag(self) -> str:
         """torchtitan's field of the degree under ``[parallelism]``, in every line."""
-        return {Axis.TP: "tensor_parallel_degree", Axis.EP: "expert_parallel_degree"}[self]
+        return {
+            Axis.TP: "tensor_parallel_degree",
+            Axis.EP: "expert_parallel_degree",
+            Axis.FSDP: "data_parallel_shard_degree",
+        }[self]
 
 
 class Split(Enum):
@@ -42,8 +48,10 @@ class Split(Enum):
     """A dimension of this size and one of twice it are cut in the same places."""
     SHARED = "shared"
     """Every rank gets the same number of units, or the same number of ranks share each unit."""
+    ALIGNED = "aligned"
+    """Shards may differ in size, but each is a multiple of `ALIGNMENT`."""
 
-    def problem(self, degree: int) -> str:
+    def problem(self, degree: int | Fraction) -> str:
         """What is wrong with a dimension that ``degree`` ranks cannot share, to follow its size."""
         if self is Split.EVEN:
             return f"is not a multiple of {degree}"
@@ -51,10 +59,16 @@ class Split(Enum):
             return f"leaves one of {degree} ranks empty"
         if self is Split.SHARED:
             return f"is neither a multiple nor a divisor of {degree}"
+        if self is Split.ALIGNED and degree == 1:
+            return f"is not a multiple of {ALIGNMENT}"
+        if self is Split.ALIGNED:
+            return f"does not give each of {degree} ranks a multiple of {ALIGNMENT}"
         return f"is not cut where its double is, on {degree} ranks"
 
-    def allows(self, size: int, degree: int) -> bool:
-        """Whether ``degree`` ranks can share ``size`` units this way."""
+    def allows(self, size: int, degree: int | Fraction) -> bool:
+        """Whether ``degree`` ranks can share ``size`` units this way; there are no fractions of a rank."""
+        if degree.denominator != 1:
+            return False
         shard = -(-size // degree)
         if self is Split.EVEN:
             return size % degree == 0
@@ -62,7 +76,14 @@ class Split(Enum):
             return shard * (degree - 1) < size
         if self is Split.SHARED:
             return size % degree == 0 or degree % size == 0
+        if self is Split.ALIGNED:
+            # The last shard is what full ones leave, so it is aligned when they and the whole are.
+            return size % ALIGNMENT == shard % ALIGNMENT == 0
         return -(-2 * size // degree) == 2 * shard
+
+
+ALIGNMENT = 8
+"""Rows of a grouped matrix product: ``torch._grouped_mm`` wants strides of whole 16 bytes, of bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +186,12 @@ RULES: dict[str, Rule] = {
         ),
         Rule(
             "TP013",
+            "expert_hidden_dim",
+            f"the grouped product of routed experts takes rows of whole 16 bytes, {ALIGNMENT} in bfloat16",
+            "torch._grouped_mm; torchtitan models/common/moe.py (GroupedExperts), 0.2.x models/moe/moe.py",
+        ),
+        Rule(
+            "TP014",
             "kv_projection_rows",
             "with shared key-value heads wk and wv stay split by rows over all ranks, through a head",
             "torchtitan_tp_validate/kv_replication",
@@ -175,6 +202,14 @@ RULES: dict[str, Rule] = {
             "every rank of the expert parallel axis holds the same number of experts",
             "torchtitan models/common/moe_sharding.py, distributed/expert_parallel.py",
             Axis.EP,
+        ),
+        Rule(
+            "FSDP001",
+            "expert_hidden_dim",
+            "with more ranks than experts, FSDP cuts the rows of their weights, and only evenly",
+            "torchtitan distributed/fsdp.py, 0.2.x models/llama4/infra/parallelize.py (apply_fsdp); "
+            "torch/distributed/fsdp/_fully_shard/_fsdp_param.py",
+            Axis.FSDP,
         ),
     )
 }
@@ -188,6 +223,11 @@ class Degrees:
         tp: tensor parallel degree.
         ep: expert parallel degree.
         cp: context parallel degree.
+        etp: degree of tensor parallelism within experts under EP, of torchtitan 0.2.x: 1 or ``tp``.
+        dp_shard: how many ranks shard the data and the parameters.
+        dp_replicate: how many times they do so.
+        fsdp: whether torchtitan's own ``apply_fsdp`` does the sharding, be it over one rank.
+        device_type: what the run is for, as torchtitan calls it; without an accelerator that is ``cuda``.
         spmd_backend: ``parallelism.spmd_backend`` of torchtitan 0.3.x.
         seq_len: ``training.seq_len``, in tokens, where it is known.
         sequence_parallel: ``parallelism.enable_sequence_parallel`` of torchtitan 0.3.x.
@@ -197,6 +237,11 @@ class Degrees:
     tp: int
     ep: int = 1
     cp: int = 1
+    etp: int = 1
+    dp_shard: int = 1
+    dp_replicate: int = 1
+    fsdp: bool = True
+    device_type: str = "cuda"
     spmd_backend: str = "spmd_types"
     seq_len: int | None = None
     sequence_parallel: bool = True
@@ -221,7 +266,8 @@ class ShardedDim:
         places: where it is, when not in a layer.
         label: its name, where the rule's own says too little.
         split: how it may be cut.
-        multiple: how many equal parts every rank's part must have by itself.
+        multiple: how many equal parts every rank's part must have by itself. With expert parallelism, a
+            fraction: of the ranks that shard the data, several hold the same experts' shards.
     """
 
     code: str
@@ -232,7 +278,7 @@ class ShardedDim:
     places: tuple[str, ...] = ()
     label: str = ""
     split: Split = Split.EVEN
-    multiple: int = 1
+    multiple: int | Fraction = 1
 
     @property
     def rule(self) -> Rule:
@@ -245,8 +291,8 @@ class ShardedDim:
         return self.label or self.rule.dim
 
     def allows(self, degree: int) -> bool:
-        """Whether this many ranks can share it; what nothing splits cannot be split wrongly."""
-        return degree == 1 or self.split.allows(self.size, degree * self.multiple)
+        """Whether this many ranks can share it."""
+        return self.split.allows(self.size, degree * self.multiple)
 
     def problem(self, degree: int) -> str:
         """What is wrong when they cannot, to follow its size."""
@@ -286,12 +332,16 @@ class Plan:
     def violations(self, degrees: Degrees) -> tuple[ShardedDim, ...]:
         """The dimensions that do not allow these degrees: the TP axis first, the tightest first."""
         broken = [dim for dim in self.dims if not dim.allows(degrees.of(dim.rule.axis))]
-        return tuple(sorted(broken, key=lambda dim: (dim.rule.axis is not Axis.TP, dim.size, dim.code)))
+        order = list(Axis)
+        return tuple(sorted(broken, key=lambda dim: (order.index(dim.rule.axis), dim.size, dim.code)))
 
     def valid_degrees(self, axis: Axis = Axis.TP) -> list[int]:
-        """Every compatible degree of one axis, ascending; 1 is always among them."""
+        """Every compatible degree of one axis, ascending.
+
+        There is none where a dimension does not even suit a degree of 1, for another reason than the axis.
+        """
         dims = [dim for dim in self.dims if dim.rule.axis is axis]
-        even = math.gcd(*(dim.size for dim in dims if dim.split is Split.EVEN))
+        even = math.gcd(*(dim.size * dim.multiple.denominator for dim in dims if dim.split is Split.EVEN))
         candidates = divisors(even) if even else range(1, max((dim.size for dim in dims), default=1) + 1)
         return [degree for degree in candidates if all(dim.allows(degree) for dim in dims)]
 
@@ -306,7 +356,7 @@ def divisors(n: int) -> list[int]:
 class Findings:
     """What a reader has found so far, merged into one `ShardedDim` per kind and size."""
 
-    _dims: dict[tuple[str, str, int, Split, int], tuple[set[int], list[str], str, bool]] = field(
+    _dims: dict[tuple[str, str, int, Split, int | Fraction], tuple[set[int], list[str], str, bool]] = field(
         default_factory=dict
     )
 
@@ -321,7 +371,7 @@ class Findings:
         label: str = "",
         silent: bool = False,
         split: Split = Split.EVEN,
-        multiple: int = 1,
+        multiple: int | Fraction = 1,
     ) -> None:
         """Note a dimension in some layers, or at a place outside all layers."""
         key = (code, label, size, split, multiple)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -30,8 +31,8 @@ def validate_tp_compat(
             model args; or a Hugging Face model, config or the content of its ``config.json``, judged by
             transformers' native tensor parallelism.
         parallel_dims: torchtitan's ``ParallelDims``, or the TP degree as an int. Of the former the expert
-            parallel degree and, in 0.3.x, the SPMD backend count too; an int means neither expert
-            parallelism nor another backend than the default.
+            and data parallel degrees and, in 0.3.x, the SPMD backend count too; an int means no other
+            parallelism, and no other backend than the default.
         model_name: the name to show instead of the one derived from the model.
         seq_len: ``training.seq_len`` in tokens, to be judged too; the guards know it.
         replicate_kv_heads: judge a run with KV-head replication (see ``kv_replication``): where it is
@@ -97,6 +98,7 @@ def incompatibility(plan: Plan, degrees: Degrees) -> TPCompatError | None:
     divides = broken[0].split is Split.EVEN and broken[0].multiple == 1
     must = "must divide" if divides else "does not fit"
     more = _degrees_of_replication(plan, broken)
+    limit = f"max supported {axis.name} is {valid[-1]}" if valid else f"no {axis.noun.lower()} works"
     return TPCompatError(
         tp=degrees.tp,
         model=plan.model,
@@ -118,15 +120,19 @@ def incompatibility(plan: Plan, degrees: Degrees) -> TPCompatError | None:
         valid_degrees=plan.valid_degrees(),
         replication_degrees=more,
         headline=(
-            f"{axis.noun} ({degree}) {must} {broken[0].name} ({broken[0].size}). "
-            f"For {plan.model}, max supported {axis.name} is {valid[-1]}."
+            f"{axis.noun} ({degree}) {must} {broken[0].name} ({broken[0].size}). For {plan.model}, {limit}."
         ),
-        advice=(
-            f"Degrees that work: {', '.join(map(str, valid))}.\n"
-            + _about_replication(plan, more, degrees)
-            + "To change it: "
-            + plan.how_to_change.format(flag=axis.flag, degree=max(d for d in valid if d <= degree))
-        ),
+        advice=_advice(plan, broken[0], valid, degree, _about_replication(plan, more, degrees)),
+    )
+
+
+def _advice(plan: Plan, dim: ShardedDim, valid: list[int], degree: int, replication: str) -> str:
+    if not valid:
+        return f"No degree works: {dim.name} ({dim.size}) {dim.problem(1)}, so change it instead."
+    best = max(candidate for candidate in valid if candidate <= degree)
+    return (
+        f"Degrees that work: {', '.join(map(str, valid))}.\n{replication}"
+        f"To change it: {plan.how_to_change.format(flag=dim.rule.axis.flag, degree=best)}"
     )
 
 
@@ -169,14 +175,31 @@ def read_degrees(parallel_dims: Any) -> Degrees:
             in the wrong place.
     """
     if not hasattr(parallel_dims, "tp"):
-        return Degrees(tp=_degree(parallel_dims, Axis.TP.noun, ""))
+        return Degrees(tp=_degree(parallel_dims, Axis.TP.noun, ""), device_type=_device_type())
     source = type(parallel_dims).__name__
+    read: dict[str, Any] = {
+        field: _degree(getattr(parallel_dims, field, 1), noun, f" (from {source}.{field})")
+        for field, noun in _NOUNS.items()
+    }
     return Degrees(
-        tp=_degree(parallel_dims.tp, Axis.TP.noun, f" (from {source}.tp)"),
-        ep=_degree(getattr(parallel_dims, "ep", 1), Axis.EP.noun, f" (from {source}.ep)"),
-        cp=_degree(getattr(parallel_dims, "cp", 1), "Context parallel degree", f" (from {source}.cp)"),
+        **read,
+        device_type=_device_type(),
         spmd_backend=getattr(parallel_dims, "spmd_backend", Degrees.spmd_backend),
     )
+
+
+_NOUNS = {axis.value: axis.noun for axis in Axis} | {
+    "cp": "Context parallel degree",
+    "etp": "Expert tensor parallel degree",
+    "dp_replicate": "Data parallel replicate degree",
+}
+"""Field of ``ParallelDims`` -> what people call the degree."""
+
+
+def _device_type() -> str:
+    """What torchtitan has decided to run on, if it is loaded; nothing is loaded for it."""
+    utils = sys.modules.get("torchtitan.tools.utils")
+    return getattr(utils, "device_type", Degrees.device_type)
 
 
 def _degree(value: Any, noun: str, where: str) -> int:

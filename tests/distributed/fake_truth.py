@@ -7,10 +7,13 @@ import json
 import os
 import signal
 import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-OUT_OF_STEP = 3
+from tests.distributed.truth_cases import Case, from_dict
+from tests.distributed.truth_forks import OUT_OF_STEP, Report, Verdict, append_report, run_in_forks
 
 
 def main() -> None:
@@ -18,46 +21,34 @@ def main() -> None:
     parser.add_argument("--cases", type=Path)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    rank = int(os.environ["RANK"])
-    with (options.out / f"rank{rank}.jsonl").open("w", encoding="utf-8") as out:
+    cases = [from_dict(data) for data in json.loads(options.cases.read_text(encoding="utf-8"))]
 
-        def write(**ended: Any) -> None:
-            print(json.dumps(ended), file=out, flush=True)
+    def run(cases: Sequence[Case]) -> NoReturn:
+        for case in cases:
+            end(case, int(os.environ["RANK"]), lambda **report: append_report(report, options.out))
+        os._exit(0)
 
-        for case in json.loads(options.cases.read_text(encoding="utf-8")):
-            end(case, rank, write)
+    run_in_forks(cases, options.out, run)
 
 
-def end(case: dict[str, Any], rank: int, write: Any) -> None:
-    from tests.distributed.truth_cases import from_dict
-
-    report = {
-        "key": from_dict(case).key,
-        "rank": rank,
-        "verdict": {"word": "compatible", "codes": [], "text": ""},
-        "stage": "forward",
-        "error_type": None,
-        "message": None,
-        "loss_difference": 0.0,
-        "gradient_difference": 0.0,
-        "worst_gradient": "w",
-        "seconds": 0.1,
-    }
+def end(case: Case, rank: int, write: Any) -> None:
+    verdict, difference = Verdict("compatible"), {"loss_difference": 0.0, "gradient_difference": 0.0}
+    report = asdict(Report(case.key, rank, verdict, stage="forward", worst_gradient="w", **difference))
     raised = {**report, "truth": "exception", "error_type": "ValueError", "message": "no"}
-    match case["dimension"]:
+    match case.dimension:
         case "equal":
-            write(**report, truth="equal", final=True)
+            write(**{**report, "truth": "equal", "final": True})
         case "exception":
-            write(**raised, final=True)
+            write(**{**raised, "final": True})
         case "one rank different":
-            write(**report, truth="different" if rank else "equal", final=True)
+            write(**{**report, "truth": "different" if rank else "equal", "final": True})
         case "out of step":
-            write(**raised, final=True)
-            raise SystemExit(0)
+            write(**{**raised, "final": True})
+            os._exit(0)
         case "one rank raises":
             if rank:
                 time.sleep(600)
-            write(**raised, final=False)
+            write(**raised)
             os._exit(OUT_OF_STEP)
         case "hang":
             time.sleep(600)

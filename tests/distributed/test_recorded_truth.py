@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed import lines, truth_report
-from tests.distributed.truth import build, judge
+from tests.distributed.truth import judge_case
 from tests.distributed.truth_cases import Case
 from tests.distributed.truth_runner import Result
 from torchtitan_tp_validate.rules import RULES, Plan
@@ -25,10 +25,10 @@ if not TABLE.exists():
 
 # Rules that no recorded case needs, and where they are proved instead.
 PROVED_ELSEWHERE = {
-    "TP013": "only under KV-head replication: test_recorded_replication.py",
     "TP012": "no model of torchtitan's own has such a parameter: tests/unit/test_exact_0_3.py",
     "TP004": "value heads are a multiple of key heads: tests/unit/test_validate.py",
-    "EP001": "no recorded case runs expert parallelism: tests/unit/test_exact_0_3.py, test_validate.py",
+    "TP013": "the cases run on the CPU, without the grouped kernel: tests/unit/test_real_experts.py",
+    "TP014": "only under KV-head replication: test_recorded_replication.py",
 }
 NOT_IN_0_2 = {"TP003", "TP004", "TP007", "TP008"}
 
@@ -48,6 +48,8 @@ def _result(row: dict[str, str]) -> Result:
         {name: int(size) for name, size in (pair.split("=") for pair in row["sizes"].split())},
         row["backend"] or None,
         int(row["seed"]),
+        int(row["dp"]),
+        int(row["ep"]),
     )
     return Result(
         case, row["verdict"], tuple(row["codes"].split()), "", row["truth"], versions={"torchtitan": RELEASE}
@@ -61,8 +63,7 @@ def rejudged() -> list[Result]:
     results = []
     for result in recorded():
         if result.truth not in (truth_report.INVALID, truth_report.UNSTABLE):
-            tiny = build(line, result.case, tp=result.case.tp)
-            verdict = judge(tiny, tiny.make_parallel_dims(result.case.tp, result.case.tp))
+            verdict = judge_case(line, result.case)
             results.append(
                 Result(
                     result.case,
@@ -109,6 +110,5 @@ def test_without_the_rule_a_recorded_case_would_be_missed(
     needs_it = (result for result in rejudged if result.codes == (code,) and result.truth != "equal")
     result = next(needs_it, None)
     assert result is not None, f"every case that {code} refuses is refused by another rule too"
-    tiny = build(line, result.case, tp=result.case.tp)
-    verdict = judge(tiny, tiny.make_parallel_dims(result.case.tp, result.case.tp))
+    verdict = judge_case(line, result.case)
     assert verdict.word == "compatible", result.case.key

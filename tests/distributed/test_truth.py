@@ -66,6 +66,27 @@ def test_every_family_has_a_control_and_every_size_a_broken_case() -> None:
     assert len({case.key for case in cases}) == len(cases)
 
 
+def agreed(cases: list[Case], out: Path) -> list[Result]:
+    """The results of running these, when our verdict is right on each of them."""
+    results: list[Result] = []
+    run_cases(cases, out, done=results.append)
+    wrong = [r for r in results if truth_report.judgement(r) != truth_report.AGREED]
+    assert not wrong, "\n".join(f"{r.case.key}: {r.verdict}, but {r.truth} ({r.detail})" for r in wrong)
+    return results
+
+
+def test_expert_parallelism_needs_a_number_of_experts_that_divides(tmp_path: Path) -> None:
+    line = lines.installed_line()
+    backend = getattr(line, "BACKENDS", {}).get("qwen3_moe", (None,))[0]
+    cases = [
+        case
+        for case in truth_cases.all_cases(line, (backend,))
+        if (case.family, case.tp, case.dp, case.ep) == ("qwen3_moe", 1, 2, 2)
+    ]
+    truths = {(result.case.dimension, result.truth) for result in agreed(cases, tmp_path)}
+    assert {("control", "equal"), ("num_experts by EP", "exception")} <= truths
+
+
 def test_a_small_part_of_the_truth_is_what_the_engine_says(tmp_path: Path) -> None:
     """The whole suite is scripts/truth.py; here a family's controls, heads and feed-forward, really run."""
     line = lines.installed_line()
@@ -75,10 +96,7 @@ def test_a_small_part_of_the_truth_is_what_the_engine_says(tmp_path: Path) -> No
         for case in truth_cases.small_cases(line, backends)
         if case.family == "qwen3" and case.dimension in ("control", "hidden", "n_kv_heads")
     ]
-    results: list[Result] = []
-    run_cases(cases, tmp_path, done=results.append)
-    wrong = [r for r in results if truth_report.judgement(r) != truth_report.AGREED]
-    assert not wrong, "\n".join(f"{r.case.key}: {r.verdict}, but {r.truth} ({r.detail})" for r in wrong)
+    results = agreed(cases, tmp_path)
     truths = {(r.case.spmd_backend, r.case.dimension): r.truth for r in results}
     assert {b for b, _ in truths} == set(backends)
     for backend in backends:

@@ -75,15 +75,25 @@ def relative_difference(difference: float, scale: float) -> float:
 
 
 def join_process_group(line: ModuleType) -> torch.device:
-    """One GPU per rank where there are enough of them, otherwise all ranks on the CPU."""
-    local_rank = int(os.environ["LOCAL_RANK"])
-    device = torch.device("cpu")
-    if torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"]):
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
+    """Set this process up as a rank, on the device that `choose_device` says."""
+    device = choose_device()
     line.prepare(device.type)
-    dist.init_process_group("gloo" if device.type == "cpu" else "nccl", timeout=COLLECTIVE_TIMEOUT)
+    open_process_group(device)
     return device
+
+
+def choose_device() -> torch.device:
+    """One GPU per rank where there are enough of them, otherwise all ranks on the CPU."""
+    if torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"]):
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    return torch.device("cpu")
+
+
+def open_process_group(device: torch.device) -> None:
+    """Join the other ranks of this torchrun."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("gloo" if device.type == "cpu" else "nccl", timeout=COLLECTIVE_TIMEOUT)
 
 
 def collectives() -> list[int]:

@@ -2,16 +2,15 @@
 
     torchrun --nproc-per-node 2 -m tests.distributed.truth --cases CASES.json --out DIR
 
-All cases have the same TP degree and backend, and run one after the other in one process group. For
-each, first our verdict on the model as built, on meta; then, with our guard not installed and
-upstream's own checks off, two training steps at that degree and at TP = 1 from the same weights.
+Cases of the same degrees and backend run one after the other in one process group. For each, first our
+verdict on the model as built, on meta; then, with our guard not installed and upstream's own checks off,
+two training steps at those degrees and on one rank from the same weights.
 
 Ranks tell each other how a case ended through torchrun's store and never by a collective, which a rank
 that raised would leave the others in. ``DIR/rank{RANK}.jsonl`` gets a line as soon as a case has ended
-on the rank, and a second one, marked final, when it has on all. The process ends early
-
-- with status 0 when the ranks were not in step any more after an exception: start again behind it;
-- with status `OUT_OF_STEP` when another rank did not end the case in time: that case hangs.
+on the rank, and a second one, marked final, when it has on all. When the ranks are not in step any more
+after an exception, one of them does not end a case in time, or the degrees or the backend change, they
+go on in new forks.
 """
 
 from __future__ import annotations
@@ -22,13 +21,14 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import timedelta
+from itertools import takewhile
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -39,14 +39,27 @@ from tests.distributed.lines import TinyModel
 from tests.distributed.training import (
     Difference,
     Step,
+    choose_device,
     collectives,
     copy_weights,
-    join_process_group,
     load_weights,
+    open_process_group,
     relative_difference,
     train,
 )
 from tests.distributed.truth_cases import Case
+from tests.distributed.truth_forks import (
+    DIFFERENT,
+    EQUAL,
+    EXCEPTION,
+    INVALID,
+    OUT_OF_STEP,
+    UNSTABLE,
+    Report,
+    Verdict,
+    append_report,
+    run_in_forks,
+)
 
 STEPS = 2
 TOLERANCE = 1e-4
@@ -55,80 +68,36 @@ TOLERANCE = 1e-4
 PATIENCE = timedelta(seconds=15)
 """For the other ranks to end a case that this one has ended; in step, they are milliseconds apart."""
 
-OUT_OF_STEP = 3
-
-EQUAL = "equal"
-DIFFERENT = "different"
-EXCEPTION = "exception"
-INVALID = "invalid"
-UNSTABLE = "unstable"
-
-
-@dataclass
-class Verdict:
-    """What our engine says: ``compatible``, ``refused``, ``not validated``, or ``crashed``."""
-
-    word: str
-    codes: list[str] = field(default_factory=list)
-    text: str = ""
-
-
-@dataclass
-class Report:
-    """How one case ended on one rank.
-
-    Attributes:
-        message: what was raised, or which parameter has another shape than at TP = 1.
-        truth: ``equal`` to TP = 1, ``different`` from it, ``exception``, ``invalid`` when TP = 1 itself
-            fails, ``unstable`` when other random numbers give another answer.
-        stage: where it was when it ended.
-        final: all ranks have ended it, and this is the outcome.
-    """
-
-    key: str
-    rank: int
-    verdict: Verdict | None = None
-    truth: str = EXCEPTION
-    stage: str = "start"
-    error_type: str | None = None
-    message: str | None = None
-    loss_difference: float | None = None
-    gradient_difference: float | None = None
-    worst_gradient: str | None = None
-    seconds: float = 0.0
-    final: bool = False
-
 
 class _OutOfStepError(Exception):
     """Another rank did not end the case in time."""
 
 
 def main() -> None:
-    """Run the cases until one of them leaves the ranks out of step."""
+    """Run all cases of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--cases", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     cases = [truth_cases.from_dict(data) for data in json.loads(options.cases.read_text(encoding="utf-8"))]
     line = lines.installed_line()
-    device = join_process_group(line)
-    rank = Rank(line, device)
-    with (options.out / f"rank{dist.get_rank()}.jsonl").open("w", encoding="utf-8") as lines_out:
+    device = choose_device()
+    line.prepare(device.type)
 
-        def write(report: Report) -> None:
-            print(json.dumps(asdict(report)), file=lines_out, flush=True)
+    def run(cases: Sequence[Case]) -> NoReturn:
+        open_process_group(device)
+        rank = Rank(line, device)
+        # Nothing less than os._exit ends a process that has a collective under way.
+        try:
+            for number, case in enumerate(takewhile(lambda case: case.meshes == cases[0].meshes, cases)):
+                if not rank.run(case, str(number), lambda report: append_report(asdict(report), options.out)):
+                    break
+                gc.collect()
+        except _OutOfStepError:
+            os._exit(OUT_OF_STEP)
+        os._exit(0)
 
-        for number, case in enumerate(cases):
-            try:
-                in_step = rank.run(case, str(number), write)
-            except _OutOfStepError:
-                lines_out.close()
-                # Nothing less ends a process that has a collective under way.
-                os._exit(OUT_OF_STEP)
-            if not in_step:
-                break
-            gc.collect()
-    os._exit(0)
+    run_in_forks(cases, options.out, run)
 
 
 class Rank:
@@ -183,7 +152,7 @@ class Rank:
             raise ArithmeticError("the loss of TP = 1 is not finite")
 
         enter("build")
-        tiny = build(self.line, case, tp=case.tp)
+        tiny = build(self.line, case, tp=case.tp, ep=case.ep)
         parallel_dims = self._dims(tiny, case.tp)
         report.verdict = judge(tiny, parallel_dims)
         args, kwargs = tiny.arguments(parallel_dims)
@@ -228,18 +197,25 @@ class _Ends:
     in_step: bool
 
 
-def build(line: ModuleType, case: Case, *, tp: int) -> TinyModel:
-    """The case's model for a run at degree ``tp``, upstream's own head check out of the way."""
+def build(line: ModuleType, case: Case, *, tp: int, ep: int = 1) -> TinyModel:
+    """The case's model for a run at these degrees, upstream's own head check out of the way."""
     tiny: TinyModel = line.build(
         case.family,
         n_heads=case.n_heads,
         n_kv_heads=case.n_kv_heads,
         tp=tp,
+        ep=ep,
         upstream_check=False,
         sizes=case.sizes,
         spmd_backend=case.spmd_backend,
     )
     return tiny
+
+
+def judge_case(line: ModuleType, case: Case) -> Verdict:
+    """What our engine says about a case; nothing is run."""
+    tiny = build(line, case, tp=case.tp, ep=case.ep)
+    return judge(tiny, tiny.make_parallel_dims(case.tp, case.world_size))
 
 
 def judge(tiny: TinyModel, parallel_dims: Any) -> Verdict:

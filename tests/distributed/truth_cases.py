@@ -6,23 +6,25 @@ Every size in a tiny model divides by 2 and by 4 until a case says otherwise.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
 SEED = 20
 HEADS = (8, 4)
+PAIRS_PER_LINE = 36
 MLA_FAMILIES = ("deepseek_v3", "kimi_k2_7")
 """Latent attention: no KV heads."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One tiny model at one TP degree.
+    """One tiny model at one set of degrees.
 
     Attributes:
         dimension: what the case is about, the row of the report that it counts in.
+        tp: tensor parallel degree; dp: data_parallel_shard_degree; ep: expert parallel degree.
         sizes: the sizes that are not the line's defaults.
         spmd_backend: torchtitan 0.3.x's backend; None on 0.2.x.
         seed: draws the weights and the tokens.
@@ -36,6 +38,18 @@ class Case:
     sizes: Mapping[str, int] = field(default_factory=dict)
     spmd_backend: str | None = None
     seed: int = SEED
+    dp: int = 1
+    ep: int = 1
+
+    @property
+    def world_size(self) -> int:
+        """The ranks that it takes; those of expert parallelism are among them."""
+        return self.tp * self.dp
+
+    @property
+    def meshes(self) -> tuple[int, int, int, str]:
+        """What cases must have in common to run in one process group."""
+        return self.tp, self.dp, self.ep, self.spmd_backend or ""
 
     @property
     def key(self) -> str:
@@ -43,7 +57,10 @@ class Case:
         sizes = "".join(f" {name}={size}" for name, size in sorted(self.sizes.items()))
         backend = f" {self.spmd_backend}" if self.spmd_backend else ""
         seed = f" seed={self.seed}" if self.seed != SEED else ""
-        return f"{self.family}{backend} tp={self.tp} heads={self.n_heads}/{self.n_kv_heads}{sizes}{seed}"
+        degrees = f"tp={self.tp}" + "".join(
+            f" {name}={degree}" for name, degree in (("dp", self.dp), ("ep", self.ep)) if degree > 1
+        )
+        return f"{self.family}{backend} {degrees} heads={self.n_heads}/{self.n_kv_heads}{sizes}{seed}"
 
     def as_dict(self) -> dict[str, Any]:
         """The case as JSON data."""
@@ -162,19 +179,22 @@ _DIVISIBLE = {
 
 
 def all_cases(line: ModuleType, spmd_backends: Sequence[str | None]) -> list[Case]:
-    """Every case for a line, each named once."""
+    """Every case for a line, each named once.
+
+    What TP 2 shows is run under every backend of a family, what takes TP 4 under one of them.
+    """
     families = (*line.FAMILIES, *getattr(line, "MORE_FAMILIES", ()))
     cases = [
         case
-        for backend in spmd_backends
         for family in families
-        if backend in _backends(line, family, spmd_backends)
+        for backends in [_backends(line, family)]
         for case in (
-            *_controls(family, line, backend),
-            *_heads(family, backend),
-            *_sizes(family, line, backend),
-            *_random_pairs(family, line, backend),
+            *(case for backend in backends for case in _on_two_ranks(family, line, backend)),
+            *_on_four_ranks(family, line, backends),
+            *_with_experts(family, line, backends),
+            *_random_pairs(family, line, backends, PAIRS_PER_LINE // len(families)),
         )
+        if case.spmd_backend in spmd_backends
     ]
     return list({case.key: case for case in cases}.values())
 
@@ -183,61 +203,108 @@ def small_cases(line: ModuleType, spmd_backends: Sequence[str | None]) -> list[C
     """The cases that two ranks and a few minutes are enough for: one per family and dimension."""
     chosen: dict[tuple[str, str | None, str], Case] = {}
     for case in all_cases(line, spmd_backends):
-        if case.tp == 2 and "+" not in case.dimension:
+        if case.world_size == case.tp == 2 and "+" not in case.dimension:
             chosen.setdefault((case.family, case.spmd_backend, case.dimension), case)
     return list(chosen.values())
 
 
-def _backends(line: ModuleType, family: str, chosen: Sequence[str | None]) -> Iterable[str | None]:
+def _backends(line: ModuleType, family: str) -> Sequence[str | None]:
     """The backends that a line says the family runs under."""
-    supported: Iterable[str | None] = getattr(line, "BACKENDS", {}).get(family, chosen)
-    return supported
+    supported: Mapping[str, Sequence[str | None]] = getattr(line, "BACKENDS", {})
+    return supported.get(family, (None,))
 
 
-def _controls(family: str, line: ModuleType, backend: str | None) -> Iterator[Case]:
-    """Everything divides: these must be equal to TP = 1, or nothing else here means anything."""
-    kv_heads = HEADS[0] if family in MLA_FAMILIES else HEADS[1]
-    for tp in (2, 4):
-        yield Case(family, "control", tp, n_kv_heads=kv_heads, spmd_backend=backend)
-    yield Case(family, "control", 4, 16, 16, spmd_backend=backend)
-    for name in line.SIZES[family]:
-        if name in _DIVISIBLE:
-            sizes = {name: _DIVISIBLE[name]}
-            yield Case(family, "control", 4, n_kv_heads=kv_heads, sizes=sizes, spmd_backend=backend)
+def _kv_heads(family: str) -> int:
+    return HEADS[0] if family in MLA_FAMILIES else HEADS[1]
 
 
-def _heads(family: str, backend: str | None) -> Iterator[Case]:
-    if family in MLA_FAMILIES:
-        for tp, heads in ((2, 3), (2, 7), (4, 6), (4, 2), (4, 7)):
-            yield Case(family, "n_heads", tp, heads, heads, spmd_backend=backend)
-        return
-    for tp, heads, kv_heads in ((2, 6, 3), (4, 8, 2), (4, 12, 6), (4, 12, 3)):
-        yield Case(family, "n_kv_heads", tp, heads, kv_heads, spmd_backend=backend)
-    for tp, heads, kv_heads in ((2, 3, 3), (4, 6, 6), (4, 6, 2)):
-        yield Case(family, "n_heads", tp, heads, kv_heads, spmd_backend=backend)
-    for tp, heads in ((2, 4), (4, 8), (2, 1)):
-        yield Case(family, "one KV head", tp, heads, 1, spmd_backend=backend)
+def _on_two_ranks(family: str, line: ModuleType, backend: str | None) -> Iterator[Case]:
+    """A control, and each dimension broken once."""
+    kv_heads = _kv_heads(family)
+    yield Case(family, "control", 2, n_kv_heads=kv_heads, spmd_backend=backend)
+    for variants in _heads(family, line).values():
+        yield replace(variants[0], spmd_backend=backend)
+    for name in _sizes(family, line):
+        odd, _, _ = _BROKEN[name]
+        yield Case(family, name, 2, n_kv_heads=kv_heads, sizes=odd, spmd_backend=backend)
 
 
-def _sizes(family: str, line: ModuleType, backend: str | None) -> Iterator[Case]:
-    known = line.SIZES[family]
-    kv_heads = HEADS[0] if family in MLA_FAMILIES else HEADS[1]
-    for name in known:
-        if name == "layer1_kv_heads":
-            for tp, heads, first, second in ((2, 6, 2, 3), (4, 8, 4, 2), (4, 12, 4, 6)):
-                yield Case(family, name, tp, heads, first, {name: second}, backend)
-            continue
-        odd, two, three = _BROKEN[name]
-        for tp, sizes in ((2, odd), (4, two), (4, three)):
-            yield Case(family, name, tp, n_kv_heads=kv_heads, sizes=sizes, spmd_backend=backend)
+def _on_four_ranks(family: str, line: ModuleType, backends: Sequence[str | None]) -> Iterator[Case]:
+    """A control per backend; and what four ranks tell apart and two do not, dealt out to the backends.
+
+    That is a dimension that halves but does not quarter, one that leaves a rank without any, and other
+    sizes that divide. Of these a line runs one in its ``STRIDE``.
+    """
+    control = Case(family, "control", 4, n_kv_heads=_kv_heads(family))
+    yield from (replace(control, spmd_backend=backend) for backend in backends)
+    variants = [replace(control, n_heads=16, n_kv_heads=16)]
+    for broken in _heads(family, line).values():
+        variants += broken[1:]
+    for name in _sizes(family, line):
+        _, *sizes = _BROKEN[name]
         if name in _EMPTY_SHARDS:
-            sizes = {name: _EMPTY_SHARDS[name]}
-            yield Case(family, name, 4, n_kv_heads=kv_heads, sizes=sizes, spmd_backend=backend)
+            sizes.append({name: _EMPTY_SHARDS[name]})
+        variants += (replace(control, dimension=name, sizes=broken_size) for broken_size in sizes)
+        if name in _DIVISIBLE:
+            variants.append(replace(control, sizes={name: _DIVISIBLE[name]}))
+    for turn, case in enumerate(variants[:: getattr(line, "STRIDE", 1)]):
+        yield replace(case, spmd_backend=backends[turn % len(backends)])
 
 
-def _random_pairs(family: str, line: ModuleType, backend: str | None, count: int = 6) -> Iterator[Case]:
+def _with_experts(family: str, line: ModuleType, backends: Sequence[str | None]) -> Iterator[Case]:
+    """Expert parallelism, and FSDP over more ranks than experts: two per backend, the others dealt out."""
+    if "num_experts" not in line.SIZES[family]:
+        return
+    control = Case(family, "control", 1, n_kv_heads=_kv_heads(family), dp=2, ep=2)
+    uneven = replace(control, dimension="num_experts by EP", sizes={"num_experts": 15})
+    for backend in backends:
+        yield from (replace(case, spmd_backend=backend) for case in (control, uneven))
+    fsdp = "expert_hidden by FSDP"
+    variants = [
+        replace(control, dimension=fsdp, dp=4, sizes={"num_experts": 2, "expert_hidden": 65}),
+        replace(control, tp=2),
+        replace(control, dimension="expert_hidden", sizes={"expert_hidden": 65}),
+        replace(control, dimension=fsdp, tp=2, ep=1, sizes={"num_experts": 3, "expert_hidden": 66}),
+        replace(uneven, tp=2),
+        replace(control, dimension=fsdp, dp=4, sizes={"num_experts": 2, "expert_hidden": 66}),
+        replace(control, dimension=fsdp, tp=2, ep=1, sizes={"num_experts": 3, "expert_hidden": 68}),
+    ]
+    for turn, case in enumerate(variants[:: len(backends)]):
+        yield replace(case, spmd_backend=backends[turn % len(backends)])
+
+
+def _heads(family: str, line: ModuleType) -> dict[str, list[Case]]:
+    """By dimension, cases whose heads the degree does not divide, one of two ranks first."""
+    if family in MLA_FAMILIES:
+        counts = ((2, 3), (2, 7), (4, 6), (4, 2), (4, 7))
+        return {"n_heads": [Case(family, "n_heads", tp, heads, heads) for tp, heads in counts]}
+    by_dimension = {
+        "n_kv_heads": ((2, 6, 3), (4, 8, 2), (4, 12, 6), (4, 12, 3)),
+        "n_heads": ((2, 3, 3), (4, 6, 6), (4, 6, 2)),
+        "one KV head": ((2, 4, 1), (4, 8, 1), (2, 1, 1)),
+    }
+    cases = {
+        name: [Case(family, name, tp, heads, kv_heads) for tp, heads, kv_heads in counts]
+        for name, counts in by_dimension.items()
+    }
+    if "layer1_kv_heads" in line.SIZES[family]:
+        cases["layer1_kv_heads"] = [
+            Case(family, "layer1_kv_heads", tp, heads, first, {"layer1_kv_heads": second})
+            for tp, heads, first, second in ((2, 6, 2, 3), (4, 8, 4, 2), (4, 12, 4, 6))
+        ]
+    return cases
+
+
+def _sizes(family: str, line: ModuleType) -> list[str]:
+    """The family's sizes that are not head counts."""
+    return [name for name in line.SIZES[family] if name != "layer1_kv_heads"]
+
+
+def _random_pairs(
+    family: str, line: ModuleType, backends: Sequence[str | None], count: int
+) -> Iterator[Case]:
     """Two dimensions at a time at sizes that may or may not divide, the same ones in every run."""
-    draw = random.Random(f"{family} {backend}")
+    draw = random.Random(f"{family} {backends[0]}")
     # llama3 and llama4 make head_dim of dim and the heads, and cannot rotate an odd one.
     names = [name for name in line.SIZES[family] if name in _DIVISIBLE and name != "dim"]
     for number in range(count):
@@ -251,7 +318,7 @@ def _random_pairs(family: str, line: ModuleType, backend: str | None, count: int
             heads,
             heads if family in MLA_FAMILIES else kv_heads,
             {name: _near(_DIVISIBLE[name], draw) for name in chosen if name != "heads"},
-            backend,
+            backends[number % len(backends)],
             seed=SEED + 1 + number,
         )
 

@@ -86,11 +86,11 @@ def write(results: Sequence[Result], out: Path, versions: Mapping[str, str]) -> 
 def _write_csv(results: Sequence[Result], path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as stream:
         rows = csv.writer(stream, lineterminator="\n")
-        header = "family backend dimension tp n_heads n_kv_heads sizes seed verdict codes truth stage"
+        header = "family backend dimension tp dp ep n_heads n_kv_heads sizes seed verdict codes truth stage"
         rows.writerow([*header.split(), "judgement", "detail", "seconds"])
         for r in results:
             sizes = " ".join(f"{name}={size}" for name, size in sorted(r.case.sizes.items()))
-            model = (r.case.tp, r.case.n_heads, r.case.n_kv_heads, sizes, r.case.seed)
+            model = (r.case.tp, r.case.dp, r.case.ep, r.case.n_heads, r.case.n_kv_heads, sizes, r.case.seed)
             ended = (r.verdict, " ".join(r.codes), r.truth, r.stage, judgement(r), r.detail, r.seconds)
             rows.writerow([r.case.family, r.case.spmd_backend or "", r.case.dimension, *model, *ended])
 

@@ -1,9 +1,9 @@
 """Run truth cases under torchrun, whatever they do: raise, hang, or take a rank down.
 
-Cases of one TP degree and backend share a torchrun. One that stops making progress, or leaves the ranks
-out of step, ends it; the next torchrun starts behind it. Such a case only counts when it came first, or
-right after one that was equal to TP = 1: nothing before it can be blamed then. Any other is run again, in
-a torchrun that starts with it.
+Cases of the same number of ranks share a torchrun. Its ranks can tell when one of them does not end a
+case; when none of them does, they all stop making progress, and the torchrun is ended here. The next one
+starts behind that case if it came first, or right after one that was equal to TP = 1: nothing before it
+can be blamed then. Any other is run again, in a torchrun that starts with it.
 """
 
 from __future__ import annotations
@@ -19,16 +19,15 @@ from typing import Any
 from tests.distributed.harness import Result as Torchrun
 from tests.distributed.harness import run_torchrun
 from tests.distributed.truth_cases import Case, from_dict
+from tests.distributed.truth_forks import CRASH, EQUAL, HANG, final_reports, read_reports
 
 PROGRAM = "tests.distributed.truth"
-CASES_PER_TORCHRUN = 100
+CASES_PER_TORCHRUN = 12
+"""About a minute: torchruns wait for each other, and someone else's may be waiting for this one."""
 
 # For a case, and for Python and torch to start. Ranks that notice that another one does not follow end
 # much earlier.
 PATIENCE_SECONDS = 180.0
-
-HANG = "hang"
-CRASH = "crash"
 
 
 @dataclass(frozen=True)
@@ -70,11 +69,9 @@ def run_cases(cases: Iterable[Case], out: Path, *, done: Callable[[Result], None
         out: where each torchrun gets a folder for its output and reports.
     """
 
-    def shared(case: Case) -> tuple[int, str]:
-        return case.tp, case.spmd_backend or ""
-
     number = 0
-    for _, group in groupby(sorted(cases, key=shared), key=shared):
+    in_order = sorted(cases, key=lambda case: (case.world_size, case.meshes))
+    for _, group in groupby(in_order, key=lambda case: case.world_size):
         waiting = list(group)
         while waiting:
             number += 1
@@ -96,13 +93,13 @@ class _Batch:
     def run(self) -> int:
         """Run to the end or to the first case that does not end; how many cases are settled now."""
         self._out.mkdir(parents=True, exist_ok=True)
-        for stale in self._out.glob("rank*.jsonl"):
+        for stale in (*self._out.glob("rank*"), *self._out.glob("attempt*")):
             stale.unlink()
         cases = self._out / "cases.json"
         cases.write_text(json.dumps([case.as_dict() for case in self._cases]), encoding="utf-8")
         torchrun = run_torchrun(
             ["--cases", str(cases), "--out", str(self._out)],
-            nproc=self._cases[0].tp,
+            nproc=self._cases[0].world_size,
             timeout=PATIENCE_SECONDS * len(self._cases),
             out=self._out,
             module=PROGRAM,
@@ -126,53 +123,31 @@ class _Batch:
 
     def _collect(self) -> int:
         """Hand on the cases that have ended on every rank since the last call; how many there were."""
-        final = [
-            {report["key"]: report for report in self._reports(rank) if report["final"]}
-            for rank in range(self._cases[0].tp)
-        ]
         before = self._ended
-        for case in self._cases[before:]:
-            reports = [of_rank[case.key] for of_rank in final if case.key in of_rank]
-            if len(reports) < len(final):
-                break
+        new = final_reports(self._cases, self._out, self._cases[0].world_size)[before:]
+        for case, reports in zip(self._cases[before:], new, strict=False):
             result = _merge(case, reports)
             self._done(result)
-            self._in_step = result.truth == "equal"
+            # A hang or a crash is followed by new forks.
+            self._in_step = result.truth in (EQUAL, HANG, CRASH)
             self._ended += 1
-        return self._ended - before
-
-    def _reports(self, rank: int) -> list[dict[str, Any]]:
-        path = self._out / f"rank{rank}.jsonl"
-        if not path.exists():
-            return []
-        text = path.read_text(encoding="utf-8")
-        # What follows the last newline is still being written.
-        return [json.loads(line) for line in text.split("\n")[:-1]]
+        return len(new)
 
     def _never_ended(self, case: Case, torchrun: Torchrun) -> Result:
         """What is known of a case that some rank did not end."""
-        reports = [r for rank in range(case.tp) for r in self._reports(rank) if r["key"] == case.key]
+        ranks = range(case.world_size)
+        reports = [r for rank in ranks for r in read_reports(self._out, rank) if r["key"] == case.key]
         if not any(self._out.glob("rank*.jsonl")):
             raise RuntimeError(f"no rank of torchrun got as far as {case.key}\n{torchrun}")
-        # The quickest is the cause: the others raise when its process is gone.
-        raised = sorted((r for r in reports if r["error_type"]), key=lambda r: r["seconds"])[:1]
-        detail = f"rank {raised[0]['rank']} raised {_line(raised[0])}; others wait" if raised else ""
-        verdict = next((r["verdict"] for r in reports if r["verdict"]), None) or {}
-        return Result(
-            case=case,
-            verdict=verdict.get("word", ""),
-            codes=tuple(verdict.get("codes", ())),
-            verdict_text=verdict.get("text", ""),
-            truth=HANG if reports or torchrun.timed_out else CRASH,
-            stage=raised[0]["stage"] if raised else "",
-            detail=detail or f"{case.tp - len({r['rank'] for r in reports})} of {case.tp} ranks never ended",
-        )
+        return _stopped(case, reports, HANG if reports or torchrun.timed_out else CRASH)
 
 
 def _merge(case: Case, reports: Sequence[Mapping[str, Any]]) -> Result:
     """One result of what all ranks reported; the worst of their answers counts."""
-    worst_first = ("invalid", "exception", "unstable", "different", "equal")
+    worst_first = ("invalid", "crash", "hang", "exception", "unstable", "different", "equal")
     report = min(reports, key=lambda r: worst_first.index(r["truth"]))
+    if report["truth"] in (CRASH, HANG):
+        return _stopped(case, [r for r in reports if r["truth"] not in (CRASH, HANG)], report["truth"])
     verdict = report["verdict"] or {}
     words = {(r["verdict"] or {}).get("word", "") for r in reports}
     if len(words) > 1:
@@ -186,6 +161,24 @@ def _merge(case: Case, reports: Sequence[Mapping[str, Any]]) -> Result:
         stage=report["stage"],
         detail=_detail(report),
         seconds=round(max(r["seconds"] for r in reports), 2),
+    )
+
+
+def _stopped(case: Case, reports: Sequence[Mapping[str, Any]], truth: str) -> Result:
+    """What is known of a case that some rank did not end, from the ranks that did."""
+    # The quickest is the cause: the others raise when its process is gone.
+    raised = sorted((r for r in reports if r["error_type"]), key=lambda r: r["seconds"])[:1]
+    detail = f"rank {raised[0]['rank']} raised {_line(raised[0])}; others wait" if raised else ""
+    verdict = next((r["verdict"] for r in reports if r["verdict"]), None) or {}
+    return Result(
+        case=case,
+        verdict=verdict.get("word", ""),
+        codes=tuple(verdict.get("codes", ())),
+        verdict_text=verdict.get("text", ""),
+        truth=truth,
+        stage=raised[0]["stage"] if raised else "",
+        detail=detail
+        or f"{case.world_size - len({r['rank'] for r in reports})} of {case.world_size} ranks never ended",
     )
 
 

@@ -15,6 +15,7 @@ import pytest
 
 import torchtitan_tp_validate as tpv
 from torchtitan_tp_validate.job import read_job
+from torchtitan_tp_validate.rules import Degrees
 from torchtitan_tp_validate.validate import judge
 
 if not version("torchtitan").startswith("0.3"):
@@ -27,6 +28,12 @@ from torchtitan.models.llama3.sharding import set_llama3_sharding_config
 from torchtitan.models.qwen3 import model_registry as qwen3_registry
 
 CANNOT_START = {"qwen35_122b_a10b", "qwen35_397b_a17b"}
+
+
+@pytest.fixture(autouse=True)
+def _for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torchtitan has it unless told otherwise, which other tests of the same process do."""
+    monkeypatch.setattr("torchtitan.tools.utils.device_type", "cuda")
 
 
 def resized(config: Any, **sizes: int) -> Any:
@@ -102,15 +109,66 @@ def test_a_later_layer_alone_is_refused_and_named() -> None:
     assert (violation.code, violation.where) == ("TP002", "layer 1 (1 of 6)")
 
 
-@pytest.mark.parametrize(("ep", "code"), [(1, "TP011"), (2, None), (3, "EP001")])
-def test_routed_experts_are_split_by_hidden_size_or_by_number(ep: int, code: str | None) -> None:
+@pytest.mark.parametrize(("ep", "codes"), [(1, ["TP011", "TP013"]), (2, []), (3, ["EP001"])])
+def test_routed_experts_are_split_by_hidden_size_or_by_number(ep: int, codes: list[str]) -> None:
     config = qwen3_registry("debugmodel_moe").model
     experts = next(layer.moe.routed_experts for layer in config.layers if layer.moe is not None)
     experts.inner_experts = resized(experts.inner_experts, hidden_dim=193)
-    if code is None:
-        tpv.validate_tp_compat(config, dims(2, ep=ep))
+    if codes:
+        assert [v.code for v in refusal(config, dims(2, ep=ep)).violations] == codes
     else:
-        assert [v.code for v in refusal(config, dims(2, ep=ep)).violations] == [code]
+        tpv.validate_tp_compat(config, dims(2, ep=ep))
+
+
+def qwen3_moe(hidden: int) -> Any:
+    """The debug model, 64 experts in each layer, with this hidden size in all of them."""
+    config = qwen3_registry("debugmodel_moe").model
+    for layer in config.layers:
+        routed = layer.moe.routed_experts
+        routed.inner_experts = resized(routed.inner_experts, hidden_dim=hidden)
+    return config
+
+
+def test_a_rank_whose_part_of_the_experts_is_not_aligned_dies_in_the_grouped_product() -> None:
+    error = refusal(qwen3_moe(48), dims(4))
+    assert str(error) == (
+        "Tensor parallel degree (4) does not fit expert_hidden_dim (48). "
+        "For Qwen3-MoE, max supported TP is 2.\n"
+        "\n"
+        "  TP013 expert_hidden_dim = 48 does not give each of 4 ranks a multiple of 8, in all 8 layers:\n"
+        "        the grouped product of routed experts takes rows of whole 16 bytes, 8 in bfloat16.\n"
+        "\n"
+        'Without this check: the first forward pass dies with "strides should be multiple of 16 bytes".\n'
+        "Degrees that work: 1, 2.\n"
+        "To change it: --parallelism.tensor_parallel_degree 2, or in the config registry:\n"
+        "  parallelism=ParallelismConfig(tensor_parallel_degree=2)"
+    )
+    judge(qwen3_moe(48), Degrees(tp=4, device_type="cpu"))
+    judge(qwen3_moe(48), Degrees(tp=4, ep=2))
+
+
+def test_rows_that_fsdp_would_have_to_shard_unevenly_are_refused() -> None:
+    parallel_dims = NS(tp=2, dp_shard=64, spmd_backend="spmd_types")
+    error = refusal(qwen3_moe(160), parallel_dims)
+    assert str(error) == (
+        "Data parallel shard degree (64) must divide expert_hidden_dim / tp (80). "
+        "For Qwen3-MoE, max supported FSDP is 16.\n"
+        "\n"
+        "  FSDP001 expert_hidden_dim / tp = 80 is not a multiple of 64, in all 8 layers:\n"
+        "        with more ranks than experts, FSDP cuts the rows of their weights, and only evenly.\n"
+        "\n"
+        'Without this check: the parallelize function stops with "FSDP does not support uneven sharding on '
+        'dim 1",\n'
+        "  when the process groups are up.\n"
+        "Degrees that work: 1, 2, 4, 8, 16.\n"
+        "To change it: --parallelism.data_parallel_shard_degree 16, or in the config registry:\n"
+        "  parallelism=ParallelismConfig(data_parallel_shard_degree=16)"
+    )
+    # The FSDP mesh of this backend leaves the TP axis out: 64 ranks for 64 experts.
+    tpv.validate_tp_compat(qwen3_moe(160), NS(tp=2, dp_shard=64, spmd_backend="partial_dtensor"))
+    with pytest.raises(tpv.TPCompatError, match=re.escape("(65) must divide")):
+        tpv.validate_tp_compat(qwen3_moe(160), NS(tp=2, dp_shard=65, spmd_backend="partial_dtensor"))
+    judge(qwen3_moe(160), Degrees(tp=2, dp_shard=64, fsdp=False))
 
 
 def test_the_expert_degree_is_refused_in_its_own_words() -> None:

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from torchtitan_tp_validate.rules import (
+    ALIGNMENT,
     RULES,
     Axis,
     Degrees,
@@ -56,8 +57,8 @@ def test_what_is_outside_the_layers_is_named_by_its_place() -> None:
 
 
 @pytest.mark.parametrize("split", Split)
-@pytest.mark.parametrize("size", range(1, 20))
-@pytest.mark.parametrize("degree", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("size", [*range(1, 20), 32, 64, 248])
+@pytest.mark.parametrize("degree", [1, 2, 3, 4, 8, 16])
 def test_a_split_allows_what_its_shards_show(split: Split, size: int, degree: int) -> None:
     def shards(n: int) -> list[int]:  # as torch.chunk and DTensor cut
         width = -(-n // degree)
@@ -72,6 +73,7 @@ def test_a_split_allows_what_its_shards_show(split: Split, size: int, degree: in
         Split.IN_STEP: shards(2 * size) == [2 * part for part in shards(size)],
         # Units dealt out to ranks, or ranks to units: nobody is left over.
         Split.SHARED: len(set(shards(size))) == 1 or all(degree / size == len(r) for r in users(size)),
+        Split.ALIGNED: all(part % ALIGNMENT == 0 for part in shards(size)),
     }[split]
     assert split.allows(size, degree) is allowed
 

@@ -178,24 +178,31 @@ def test_0_2_sizes_of_a_built_model() -> None:
     def linear(size: int) -> Any:
         return SimpleNamespace(w1=SimpleNamespace(out_features=size))
 
+    def experts(**shapes: tuple[int, ...]) -> Any:
+        weights = {name: SimpleNamespace(shape=shape) for name, shape in shapes.items()}
+        return SimpleNamespace(_parameters=weights)
+
     def layer(**parts: Any) -> Any:
         return SimpleNamespace(attention=None, **parts)
 
-    def codes(tp: int, ep: int = 1, **parts: Any) -> list[str]:
+    def codes(tp: int, ep: int = 1, etp: int = 1, **parts: Any) -> list[str]:
         args = model_args(8, 8, n_layers=1, vocab_size=257, moe_args=SimpleNamespace(num_experts=6))
         model = SimpleNamespace(model_args=args, layers={"0": layer(**parts)})
         try:
-            tpv.validate_tp_compat(model, SimpleNamespace(tp=tp, ep=ep))
+            tpv.validate_tp_compat(model, SimpleNamespace(tp=tp, ep=ep, etp=etp))
         except tpv.TPCompatError as error:
             return [violation.code for violation in error.violations]
         return []
 
     assert codes(2, feed_forward=linear(64)) == []
     assert codes(2, feed_forward=linear(65)) == ["TP005"]
-    assert codes(2, moe=SimpleNamespace(shared_experts=linear(65), experts=linear(63))) == ["TP010"]
-    fused = SimpleNamespace(mlp1_weight=SimpleNamespace(shape=(8, 14, 32)))  # hidden size 7
-    assert codes(2, moe=SimpleNamespace(shared_experts=None, experts=fused)) == ["TP011"]
-    assert codes(4, moe=SimpleNamespace(shared_experts=None, experts=fused)) == []  # 2+2+2+1, 4+4+4+2
+    odd = experts(w1=(6, 63, 32), w2=(6, 32, 63), w3=(6, 63, 32))
+    assert codes(2, moe=SimpleNamespace(shared_experts=linear(65), experts=odd)) == ["TP010"]
+    fused = SimpleNamespace(shared_experts=None, experts=experts(mlp1_weight=(6, 14, 32)))  # hidden size 7
+    assert codes(2, moe=fused) == ["TP011"]
+    assert codes(4, moe=fused) == []  # 2+2+2+1, 4+4+4+2
+    assert codes(2, ep=2, moe=fused) == []
+    assert codes(2, ep=2, etp=2, moe=fused) == ["TP011"]
     assert codes(2, ep=4) == ["EP001"]
     assert codes(2, ep=3) == []
 

@@ -93,7 +93,7 @@ def share_kv_heads(shared: Findings, n_kv_heads: int, head_dim: int, layers: Ite
     """
     layers = tuple(layers)
     shared.add("TP002", n_kv_heads, _NO_HEAD_TO_SHARE, layers=layers, split=Split.SHARED)
-    shared.add("TP013", n_kv_heads * head_dim, _UNEVEN_ROWS, layers=layers)
+    shared.add("TP014", n_kv_heads * head_dim, _UNEVEN_ROWS, layers=layers)
 
 
 def family_name(config: Any, *, has_experts: bool) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from torchtitan_tp_validate.kv_replication.support import supports_args
+from torchtitan_tp_validate.plans.experts import Experts, note_experts, row_shards
 from torchtitan_tp_validate.plans.reading import (
     Heads,
     attention_heads,
@@ -36,6 +37,9 @@ _EMPTY_SHARD = "the rank without any vocabulary dies in its first forward pass, 
 _SEQUENCE = "the parallelize function stops with an AssertionError, when the process groups are up."
 _EXPERTS_DIE = 'the first forward pass dies with "Split sizes doesn\'t match total dim 0 size".'
 
+_HIDDEN_ROWS = ("w1", "w3", "mlp1_weight", "mlp1_bias")
+"""The weights of routed experts whose second dimension is the hidden one."""
+
 
 def find_config(model_or_config: Any) -> Any | None:
     """The model args of a model, or the model args themselves, or None when this is neither."""
@@ -50,7 +54,7 @@ def read(args: Any, model: Any, degrees: Degrees) -> Plan:
         args: the model args.
         model: what the args were found on. A built layer is believed over the args: it knows its own
             head counts, and its feed-forward size, which the args give only by a formula.
-        degrees: what the run asks for; of it, only the sequence matters to what 0.2.x splits.
+        degrees: what the run asks for: it matters to the sequence and to routed experts.
     """
     name = type(args).__name__
     n_layers = positive_int(args, "n_layers", name)
@@ -66,7 +70,7 @@ def read(args: Any, model: Any, degrees: Degrees) -> Plan:
             head_dim = getattr(args, "head_dim", None) or args.dim // args.n_heads
             share_kv_heads(shared, heads["TP002"], head_dim, (index,))
         if layer is not None:
-            _read_mlp(layer, index, findings)
+            _read_mlp(layer, index, findings, degrees)
     if degrees.seq_len is not None:
         # ParallelDims.seq_len_divisor, asserted without context parallelism too.
         findings.add("TP009", degrees.seq_len, _SEQUENCE, place="training.seq_len", multiple=2 * degrees.cp)
@@ -107,7 +111,7 @@ def _resolved(heads: Heads) -> tuple[int, int]:
     return heads["TP001"], heads.get("TP002", heads["TP001"])
 
 
-def _read_mlp(layer: Any, index: int, findings: Findings) -> None:
+def _read_mlp(layer: Any, index: int, findings: Findings, degrees: Degrees) -> None:
     dense = _hidden_dim(_child(layer, "feed_forward"))
     if dense is not None:
         findings.add("TP005", dense, _MLP_DIES, layers=(index,))
@@ -117,10 +121,33 @@ def _read_mlp(layer: Any, index: int, findings: Findings) -> None:
     shared = _hidden_dim(_child(moe, "shared_experts"))
     if shared is not None:
         findings.add("TP010", shared, _MLP_DIES, layers=(index,))
-    # gpt_oss: one weight holds both halves of the gated projection, and is split beside the second one.
-    fused = getattr(_child(moe, "experts"), "mlp1_weight", None)
-    if fused is not None:
-        findings.add("TP011", fused.shape[1] // 2, _MLP_DIES, layers=(index,), split=Split.IN_STEP)
+    _read_experts(_child(moe, "experts"), index, findings, degrees)
+
+
+def _read_experts(experts: Any, index: int, findings: Findings, degrees: Degrees) -> None:
+    shapes = {name: weight.shape for name, weight in getattr(experts, "_parameters", {}).items()}
+    fused = "mlp1_weight" in shapes
+    first = shapes.get("mlp1_weight" if fused else "w1")
+    if first is None:
+        return
+    num_experts, hidden = first[0], first[1] // 2 if fused else first[1]
+    # Under EP the hidden dimension is whole, but for tensor parallelism within experts.
+    cut = degrees.ep == 1 or degrees.etp > 1
+    if fused and cut:
+        # gpt_oss: one weight holds both halves of the gated projection, and is split beside the second one.
+        findings.add("TP011", hidden, _MLP_DIES, layers=(index,), split=Split.IN_STEP)
+    hidden_name = "2 * expert_hidden_dim" if fused else "expert_hidden_dim"
+    rows = tuple(
+        (hidden_name, shape[1], cut) if name in _HIDDEN_ROWS else ("dim", shape[1], False)
+        for name, shape in shapes.items()
+    )
+    shards = None
+    if degrees.ep > 1:
+        ranks = degrees.dp_shard * degrees.cp * degrees.tp // degrees.etp
+        shards = row_shards(degrees, num_experts, ranks=ranks)
+    grouped = getattr(experts, "use_grouped_mm", False)
+    read = Experts(hidden, rows, grouped=grouped)
+    note_experts(findings, read, degrees, (index,), tp=degrees.tp, row_shards=shards)
 
 
 def _hidden_dim(mlp: Any) -> int | None:

@@ -25,6 +25,7 @@ from typing import Any
 
 from torchtitan_tp_validate.errors import PlanError
 from torchtitan_tp_validate.kv_replication.support import problem_with_attention
+from torchtitan_tp_validate.plans.experts import Experts, note_experts, row_shards
 from torchtitan_tp_validate.plans.reading import (
     Heads,
     attention_heads,
@@ -62,9 +63,14 @@ _EXPERTS_DIE = "the first forward pass dies with \"shape '[2, -1]' is invalid fo
 _EMPTY_SHARD = "the rank that is left without a part dies, or waits for ever, and so do the others."
 _OUT_OF_STEP = 'the first forward pass dies with "The size of tensor a must match the size of tensor b".'
 
+_EXPERTS = "routed_experts.inner_experts"
+"""Where torchtitan's FSDP looks for the weights of a layer's experts."""
+
 _PADS_UNEVEN_SHARDS = "spmd_types"
 """The backend that cannot tell an uneven shard from an even one; DTensor, behind the others, can, and
 fails on empty ones only."""
+_HAS_ONE_FSDP_AXIS = "partial_dtensor"
+"""The backend whose FSDP mesh is that of the data alone; the others hand FSDP the TP axis too."""
 
 
 def find_config(model_or_config: Any) -> Any | None:
@@ -108,6 +114,7 @@ class _Reading:
         self.shared_kv = Findings()
         self.all_share = True
         self.unread: list[str] = []
+        self._degrees = degrees
         self._pads = degrees.spmd_backend == _PADS_UNEVEN_SHARDS
 
     def sequence(self, degrees: Degrees) -> None:
@@ -168,6 +175,8 @@ class _Reading:
         if kind.is_config and node.sharding_config is not None:
             splits = list(_splits(node, kind))
             sizes = {size for axis, _, size in splits if axis is Axis.TP}
+            if path.endswith(_EXPERTS) and hasattr(node, "hidden_dim"):
+                self._experts(node, kind, layers)
             for axis, name, size in splits:
                 # What is made of whole heads is split like them, and the double like its half.
                 implied = any(size % count == 0 for count in heads) or size / 2 in sizes
@@ -192,6 +201,31 @@ class _Reading:
         if has_double:
             # gpt_oss: one weight holds both halves of the gated projection, another takes their product.
             self.findings.add(code, size, _OUT_OF_STEP, split=Split.IN_STEP, **where)
+
+    def _experts(self, node: Any, kind: _Kind, layers: tuple[int, ...]) -> None:
+        """Note what FSDP and the grouped product ask of a layer's experts."""
+        cut = {name for axis, name, dim in _cuts(node, kind) if axis is Axis.TP and dim == 1}
+        built = _built(node, kind)
+        rows = ((name, shape[1]) for name, shape in built.weights.items() if len(shape) > 1)
+        experts = Experts(
+            positive_int(node, "hidden_dim", _EXPERTS),
+            tuple((_row_name(node, size), size, name in cut) for name, size in rows),
+            grouped=built.grouped,
+        )
+        degrees = self._degrees
+        ranks = degrees.dp_shard * degrees.cp
+        if degrees.ep > 1 or degrees.spmd_backend != _HAS_ONE_FSDP_AXIS:
+            ranks *= degrees.tp
+        if degrees.ep == 1:
+            ranks *= degrees.dp_replicate
+        shards = row_shards(degrees, positive_int(node, "num_experts", _EXPERTS), ranks=ranks)
+        note_experts(self.findings, experts, degrees, layers, tp=degrees.tp, row_shards=shards)
+
+
+def _row_name(node: Any, size: int) -> str:
+    """What an expert weight's second dimension of this size is called; gpt_oss has a double one."""
+    known = {2 * node.hidden_dim: "2 * expert_hidden_dim", node.hidden_dim: "expert_hidden_dim"}
+    return known.get(size, "dim")
 
 
 def _what_is_split(node: Any, path: str, *, in_layer: bool) -> tuple[str, str, str]:
@@ -314,24 +348,50 @@ def _is_plain(annotation: Any) -> bool:
 
 def _splits(node: Any, kind: _Kind) -> Iterator[tuple[Axis, str, int]]:
     """``(axis, parameter, size)`` of every dimension of a module's own parameters that is split."""
+    shapes = _built(node, kind).shapes
+    yield from ((axis, name, shapes[name][dim]) for axis, name, dim in _cuts(node, kind))
+
+
+def _cuts(node: Any, kind: _Kind) -> Iterator[tuple[Axis, str, int]]:
+    """``(axis, parameter, dimension)`` of the same."""
     for name, layout in node.sharding_config.state_shardings.items():
         types = layout.per_axis_spmd_types()
-        for axis in Axis:
+        for axis in (Axis.TP, Axis.EP):
             dim = getattr(types.get(axis.value), "dim", None)
             # A sharding for a bias says nothing about a module without one.
-            if dim is not None and name in _shapes(node, kind):
-                yield axis, name, _shapes(node, kind)[name][dim]
+            if dim is not None and name in _built(node, kind).shapes:
+                yield axis, name, dim
 
 
-def _shapes(node: Any, kind: _Kind) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the parameters and buffers that a config's own module has.
+@dataclass(frozen=True)
+class _Built:
+    """What a config's own module is made of.
+
+    Attributes:
+        weights: name -> shape of its parameters.
+        buffers: name -> shape of its buffers.
+        grouped: whether it multiplies by way of torchtitan's ``_grouped_mm``.
+    """
+
+    weights: dict[str, tuple[int, ...]]
+    buffers: dict[str, tuple[int, ...]]
+    grouped: bool
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of either."""
+        return self.weights | self.buffers
+
+
+def _built(node: Any, kind: _Kind) -> _Built:
+    """The module that a config describes, without what is below it.
 
     Raises:
         PlanError: the module cannot be built on meta.
     """
     key = (type(node), *(getattr(node, name) for name in kind.plain))
-    shapes = _known_shapes.get(key)
-    if shapes is None:
+    built = _known.get(key)
+    if built is None:
         import torch
 
         try:
@@ -339,12 +399,15 @@ def _shapes(node: Any, kind: _Kind) -> dict[str, tuple[int, ...]]:
                 module = node.build()
         except Exception as error:
             raise PlanError(f"Not validated: {type(node).__qualname__} cannot be built: {error}") from error
-        states = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-        shapes = _known_shapes[key] = {name: tuple(state.shape) for name, state in states}
-    return shapes
+        built = _known[key] = _Built(
+            weights={name: tuple(state.shape) for name, state in module.named_parameters(recurse=False)},
+            buffers={name: tuple(state.shape) for name, state in module.named_buffers(recurse=False)},
+            grouped=hasattr(module, "_grouped_mm"),
+        )
+    return built
 
 
-_known_shapes: dict[tuple[Any, ...], dict[str, tuple[int, ...]]] = {}
+_known: dict[tuple[Any, ...], _Built] = {}
 """The layers of a model are alike: each distinct module is built once, on meta."""
 
 

@@ -17,6 +17,7 @@ from torchtitan_tp_validate.validate import judge, read_degrees
 from torchtitan_tp_validate.wrappers.target import (
     REQUIRED_PARAMETERS,
     Target,
+    applies_fsdp,
     torchtitan_version,
     unbindable_function,
 )
@@ -49,7 +50,9 @@ def guard(
     def guarded(*args: Any, **kwargs: Any) -> Any:
         if active():
             arguments = _arguments(signature, args, kwargs)
-            degrees = replace(_degrees(arguments), replicate_kv_heads=replicate_kv_heads())
+            degrees = replace(
+                _degrees(arguments), fsdp=applies_fsdp(function), replicate_kv_heads=replicate_kv_heads()
+            )
             check(arguments["model"], degrees)
             if degrees.replicate_kv_heads and degrees.tp > 1:
                 ask_call(function, arguments, degrees.tp)

@@ -6,8 +6,8 @@ the worker knows nothing about a line:
 - ``FAMILIES``: the family names that ``build`` understands.
 - ``prepare(device_type)``: called once per process, before the first process group; on ``"cpu"`` it
   puts the few pure-torch stand-ins in place that torchtitan's GPU kernels need there.
-- ``build(family, *, n_heads, n_kv_heads, tp, upstream_check=True)``: a `TinyModel` at debug size, set
-  up for a run at degree ``tp``.
+- ``build(family, *, n_heads, n_kv_heads, tp, ep=1, upstream_check=True)``: a `TinyModel` at debug size,
+  set up for a run at the degrees ``tp`` and ``ep``.
 
 ``upstream_check=False`` takes torchtitan's own head check (0.3.0 has one) out of the way, so that
 the failure behind it is seen.
@@ -64,3 +64,12 @@ def installed_line() -> ModuleType:
 
     line = "_".join(version("torchtitan").split(".")[:2])
     return importlib.import_module(f"{__name__}.torchtitan_{line}")
+
+
+def sum_gradients_without_nccl(model: nn.Module) -> None:
+    """Let data parallelism reduce gradients by a plain sum: gloo has no sum with a factor."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_force_sum_reduction_for_comms(True)

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from . import TinyModel
+from . import TinyModel, sum_gradients_without_nccl
 
 if TYPE_CHECKING:
     import torch
@@ -89,13 +89,14 @@ def build(
     n_heads: int,
     n_kv_heads: int,
     tp: int,
+    ep: int = 1,
     upstream_check: bool = True,
     sizes: Mapping[str, int] = _NO_SIZES,
     spmd_backend: str | None = None,
     replicate_kv_heads: bool = False,
     sequence_parallel: bool = True,
 ) -> TinyModel:
-    """A tiny model of `family` with these head counts and sizes, configured for a run at degree `tp`.
+    """A tiny model of `family` with these head counts and sizes, configured for a run at these degrees.
 
     0.2.x has no head check of its own to take out of the way, and DTensor as its only backend.
     deepseek_v3 has no KV heads: its `n_kv_heads` is not looked at. The guard brings KV-head replication
@@ -118,7 +119,7 @@ def build(
     seq_len = sizes.get("seq_len", SEQ_LEN)
     job_config = partial(_job_config, name, flavor, seq_len=seq_len)
     model_args = _tiny(family, spec.model_args[flavor], n_heads, n_kv_heads, sizes)
-    model_args.update_from_config(job_config(tp=tp))
+    model_args.update_from_config(job_config(tp=tp, ep=ep))
     with torch.device("meta"):
         model = spec.model_cls(model_args)
         _resize(family, model, sizes)
@@ -130,10 +131,10 @@ def build(
         parallelize_fn=spec.parallelize_fn,
         entry_point=(f"torchtitan.models.{name}.infra.parallelize", _FUNCTIONS[name]),
         wrapper=name,
-        make_parallel_dims=_parallel_dims,
-        arguments=lambda dims: ((dims, job_config(tp=dims.tp)), {}),
+        make_parallel_dims=partial(_parallel_dims, ep=ep),
+        arguments=lambda dims: ((dims, job_config(tp=dims.tp, ep=dims.ep)), {}),
         initialise=_initialise,
-        loss=_loss,
+        loss=partial(_loss, tp=tp),
         vocab_size=model_args.vocab_size,
         seq_len=seq_len,
         hf_adapter=lambda: spec.state_dict_adapter(model_args, None),
@@ -235,27 +236,38 @@ def _resize_experts(module: nn.Module, hidden: int | None) -> None:
         module.w2 = nn.Parameter(torch.empty(experts, dim, hidden))
 
 
-def _job_config(name: str, flavor: str, *, tp: int, seq_len: int) -> Any:
+def _job_config(name: str, flavor: str, *, tp: int, ep: int, seq_len: int) -> Any:
     from torchtitan.config import JobConfig
 
     config = JobConfig()
     config.model.name = name
     config.model.flavor = flavor
     config.training.seq_len = seq_len
+    config.training.mixed_precision_param = "float32"
     config.parallelism.tensor_parallel_degree = tp
+    config.parallelism.expert_parallel_degree = ep
+    config.parallelism.expert_tensor_parallel_degree = _etp(tp, ep)
     return config
 
 
-def _parallel_dims(tp: int, world_size: int) -> Any:
+def _parallel_dims(tp: int, world_size: int, *, ep: int) -> Any:
     from torchtitan.distributed import ParallelDims
 
-    return ParallelDims(dp_replicate=1, dp_shard=-1, cp=1, tp=tp, pp=1, ep=1, etp=1, world_size=world_size)
+    fixed = {"dp_replicate": 1, "dp_shard": -1, "cp": 1, "pp": 1}
+    return ParallelDims(**fixed, tp=tp, ep=ep, etp=_etp(tp, ep), world_size=world_size)
+
+
+def _etp(tp: int, ep: int) -> int:
+    """Tensor parallelism within experts: with 1, TP and EP together give the router wrong gradients."""
+    return tp if ep > 1 else 1
 
 
 def _initialise(model: nn.Module, device: torch.device) -> None:
     import torch
 
     model.to_empty(device=device)
+    if device.type == "cpu":
+        sum_gradients_without_nccl(model)
     with torch.no_grad():
         model.init_weights()
         for name, parameter in model.named_parameters():
@@ -264,11 +276,19 @@ def _initialise(model: nn.Module, device: torch.device) -> None:
                 parameter.zero_()
 
 
-def _loss(model: nn.Module, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _loss(model: nn.Module, tokens: torch.Tensor, labels: torch.Tensor, *, tp: int) -> torch.Tensor:
+    """The mean cross entropy of this rank's tokens; gradients are means over all ranks' tokens."""
+    from torch.distributed import get_world_size
+    from torch.distributed.fsdp import FSDPModule
     from torch.nn.functional import cross_entropy
 
     logits = model(tokens, **_masks(model, tokens))
-    return cross_entropy(logits.flatten(0, 1), labels.flatten())
+    mean = cross_entropy(logits.flatten(0, 1), labels.flatten())
+    if not isinstance(model, FSDPModule):
+        return mean
+    # torchtitan 0.2.2 has data parallelism sum gradients over its ranks, so each owns a share of the mean.
+    share = mean / (get_world_size() // tp)
+    return share + (mean - share).detach()
 
 
 def _masks(model: nn.Module, tokens: torch.Tensor) -> dict[str, Any]:
@@ -284,6 +304,7 @@ def _stand_in_for_gpu_kernels() -> None:
     from torch.nn.attention import SDPBackend
     from torchtitan.distributed import parallel_dims
     from torchtitan.models.attention import ScaledDotProductAttentionWrapper
+    from torchtitan.models.moe import utils as moe_utils
     from torchtitan.tools import utils
 
     # Without an accelerator upstream falls back to "cuda", and each module keeps a copy of the name.
@@ -291,6 +312,8 @@ def _stand_in_for_gpu_kernels() -> None:
     # DTensor has no sharding strategy for the CPU flash kernel.
     ScaledDotProductAttentionWrapper.sdpa_backends = [SDPBackend.MATH]
     torch.histc = _counting_integers(torch.histc)
+    # Without it, a Triton kernel reorders the tokens that expert parallelism has exchanged.
+    moe_utils.generate_permute_indices = partial(moe_utils.generate_permute_indices, use_cpu=True)
     if "gpt_oss" in MORE_FAMILIES:
         _stand_in_for_flex_attention()
 

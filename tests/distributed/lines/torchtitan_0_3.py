@@ -30,12 +30,11 @@ from unittest import mock
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from tests.distributed.training import copy_whole, named_parameters
 
-from . import TinyModel
+from . import TinyModel, sum_gradients_without_nccl
 
 if TYPE_CHECKING:
     from torchtitan.config import ParallelismConfig
@@ -165,6 +164,9 @@ MORE_FAMILIES = tuple(_MORE_FAMILIES)
 _ALL_FAMILIES = _FAMILIES | _MORE_FAMILIES
 SIZES = {name: family.sizes for name, family in _ALL_FAMILIES.items()}
 """The keys of ``sizes`` that each family understands."""
+STRIDE = 7
+"""Of the truth cases that are dealt out to the backends, one in this many is enough: there are 29 pairs of a
+family and a backend, and a step that no size's cases repeat in meets all kinds of them."""
 BACKENDS = {name: family.backends for name, family in _ALL_FAMILIES.items()}
 """The values of ``spmd_backend`` that each family supports."""
 
@@ -181,6 +183,7 @@ def prepare(device_type: str) -> None:
         _run_experts_without_gpu_kernels()
         _run_flex_attention_without_gpu_kernels()
         _run_gated_delta_without_gpu_kernels()
+        _exchange_tokens_without_nccl()
 
 
 def _select_cpu() -> None:
@@ -286,11 +289,18 @@ def _run_gated_delta_without_gpu_kernels() -> None:
     qwen3_5._fla_chunk_gated_delta_rule = kernel
 
 
-def _sum_gradients_without_nccl(model: nn.Module) -> None:
-    """Let data parallelism reduce gradients by a plain sum: gloo has no sum with a factor."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.set_force_sum_reduction_for_comms(True)
+def _exchange_tokens_without_nccl() -> None:
+    """Let expert parallelism exchange different numbers of tokens: gloo can in one tensor, not in a list."""
+    torch.distributed.all_to_all = _exchange
+
+
+def _exchange(received: list[torch.Tensor], sent: list[torch.Tensor], group: Any = None) -> None:
+    """`torch.distributed.all_to_all`."""
+    together = torch.cat(received)
+    sizes, sent_sizes = [len(part) for part in received], [len(part) for part in sent]
+    torch.distributed.all_to_all_single(together, torch.cat(sent), sizes, sent_sizes, group=group)
+    for part, values in zip(received, together.split(sizes), strict=True):
+        part.copy_(values)
 
 
 # --- the configuration -----------------------------------------------------------------------------
@@ -435,6 +445,7 @@ def _set_number_of_experts(moe: Any, num_experts: int) -> None:
     for part in (moe, moe.router, routed.inner_experts, routed.token_dispatcher):
         part.num_experts = num_experts
     moe.router.gate.out_features = num_experts
+    moe.router.top_k = routed.token_dispatcher.top_k = min(moe.router.top_k, num_experts)
 
 
 def _attention_with_sizes(attention: Any, n_heads: int, n_kv_heads: int, sizes: Mapping[str, int]) -> Any:
@@ -595,6 +606,7 @@ class _Run:
             may have set since.
         seq_len: of the sequences that it will be fed.
         images: whether each of them holds an image.
+        ep: the expert parallel degree that the config was updated for.
         parallel_dims: what the model was parallelized over; None while it is the plain module.
     """
 
@@ -602,6 +614,7 @@ class _Run:
     backend: str
     seq_len: int
     images: bool
+    ep: int
     sequence_parallel: bool = True
     parallel_dims: ParallelDims | None = None
 
@@ -621,7 +634,7 @@ class _Run:
     def parallelism(self, tp: int) -> ParallelismConfig:
         """The part of the training config that says how the model is split."""
         return dataclasses.replace(
-            _parallelism(tp, self.backend), enable_sequence_parallel=self.sequence_parallel
+            _parallelism(tp, self.ep, self.backend), enable_sequence_parallel=self.sequence_parallel
         )
 
     def arguments(self, parallel_dims: ParallelDims) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -647,7 +660,7 @@ class _Run:
         """Materialise the model and draw its weights whole, on CPU, at every degree alike."""
         self.select_backend()
         if _on_cpu():
-            _sum_gradients_without_nccl(model)
+            sum_gradients_without_nccl(model)
         drawn = self.config.build()
         drawn.init_states(buffer_device=None)
         weights = dict(drawn.named_parameters())
@@ -743,11 +756,11 @@ def _leave_out_upstream_faults(model: nn.Module) -> None:
             module.mlp2_bias_ED.zero_().requires_grad_(False)
 
 
-def _parallelism(tp: int, backend: str) -> ParallelismConfig:
+def _parallelism(tp: int, ep: int, backend: str) -> ParallelismConfig:
     """The part of the training config that says how a model is split."""
     from torchtitan.config import ParallelismConfig
 
-    return ParallelismConfig(tensor_parallel_degree=tp, spmd_backend=backend)
+    return ParallelismConfig(tensor_parallel_degree=tp, expert_parallel_degree=ep, spmd_backend=backend)
 
 
 def build(
@@ -756,13 +769,14 @@ def build(
     n_heads: int,
     n_kv_heads: int,
     tp: int,
+    ep: int = 1,
     upstream_check: bool = True,
     sizes: Mapping[str, int] = MappingProxyType({}),
     spmd_backend: str | None = None,
     replicate_kv_heads: bool = False,
     sequence_parallel: bool = True,
 ) -> TinyModel:
-    """A tiny model of this family, configured for a run at degree ``tp``.
+    """A tiny model of this family, configured for a run at these degrees.
 
     With ``replicate_kv_heads`` its config goes through our converter.
 
@@ -782,7 +796,7 @@ def build(
         from torchtitan_tp_validate.kv_replication import ReplicateKVHeads
 
         spec.model = ReplicateKVHeads.Config().build().convert(spec.model)
-    run = _Run(spec.model, spmd_backend or DEFAULT_BACKEND, seq_len, described.images, sequence_parallel)
+    run = _Run(spec.model, spmd_backend or DEFAULT_BACKEND, seq_len, described.images, ep, sequence_parallel)
     set_spmd_backend(run.backend)
     _update_for_tensor_parallel(spec.model, run.parallelism(tp), upstream_check)
     with torch.device("meta"):

@@ -189,7 +189,7 @@ def test_a_head_that_does_not_split_over_the_ranks_is_refused() -> None:
         "Tensor parallel degree (8) must divide kv_projection_rows (12). "
         "For Llama 3, max supported TP is 4.\n"
         "\n"
-        "  TP013 kv_projection_rows = 12 is not a multiple of 8, in all 32 layers:\n"
+        "  TP014 kv_projection_rows = 12 is not a multiple of 8, in all 32 layers:\n"
         "        with shared key-value heads wk and wv stay split by rows over all ranks, through a head.\n"
         "\n"
         "Without this check: the parts of wk and wv that the ranks gather would differ in size.\n"
