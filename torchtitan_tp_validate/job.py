@@ -51,7 +51,7 @@ def read_job(config: Any) -> Job | None:
         spec = config.model_spec
         if spec is None:
             return None
-        return Job(f"{spec.name} {spec.flavor}", spec.model, degrees, spec.parallelize_fn)
+        return _job(f"{spec.name} {spec.flavor}", spec.model, degrees, spec.parallelize_fn)
     if config.experimental.custom_import:
         # The Trainer imports it first too: it may register the model.
         importlib.import_module(config.experimental.custom_import)
@@ -63,7 +63,11 @@ def read_job(config: Any) -> Job | None:
     args = spec.model_args.get(config.model.flavor)
     if args is None:
         return None
-    return Job(f"{config.model.name} {config.model.flavor}", args, degrees, spec.parallelize_fn)
+    return _job(f"{config.model.name} {config.model.flavor}", args, degrees, spec.parallelize_fn)
+
+
+def _job(name: str, model_config: Any, degrees: Degrees, parallelize_fn: Callable[..., Any]) -> Job:
+    return Job(name, model_config, replace(degrees, fsdp=applies_fsdp(parallelize_fn)), parallelize_fn)
 
 
 def _degrees(config: Any) -> Degrees:
@@ -121,10 +125,7 @@ def check_job(
         warnings.warn(f"Not validated at startup: {problem}", NotValidatedWarning, stacklevel=2)
         return
     try:
-        degrees = replace(
-            job.degrees, fsdp=applies_fsdp(job.parallelize_fn), replicate_kv_heads=replicate_kv_heads
-        )
-        judge(job.model_config, degrees)
+        judge(job.model_config, replace(job.degrees, replicate_kv_heads=replicate_kv_heads))
     except PlanError:
         return
 

@@ -329,6 +329,11 @@ class Plan:
         kept = (dim for dim in self.dims if dim.code not in {shared.code for shared in self.shared_kv})
         return replace(self, dims=(*kept, *self.shared_kv))
 
+    @property
+    def replication_degrees(self) -> list[int]:
+        """The TP degrees that KV-head replication would add, ascending."""
+        return sorted(set(self.with_kv_replication().valid_degrees()) - set(self.valid_degrees()))
+
     def violations(self, degrees: Degrees) -> tuple[ShardedDim, ...]:
         """The dimensions that do not allow these degrees: the TP axis first, the tightest first."""
         broken = [dim for dim in self.dims if not dim.allows(degrees.of(dim.rule.axis))]

@@ -97,7 +97,7 @@ def incompatibility(plan: Plan, degrees: Degrees) -> TPCompatError | None:
     valid, degree = plan.valid_degrees(axis), degrees.of(axis)
     divides = broken[0].split is Split.EVEN and broken[0].multiple == 1
     must = "must divide" if divides else "does not fit"
-    more = _degrees_of_replication(plan, broken)
+    more = plan.replication_degrees if any(dim.code == "TP002" for dim in broken) else []
     limit = f"max supported {axis.name} is {valid[-1]}" if valid else f"no {axis.noun.lower()} works"
     return TPCompatError(
         tp=degrees.tp,
@@ -134,13 +134,6 @@ def _advice(plan: Plan, dim: ShardedDim, valid: list[int], degree: int, replicat
         f"Degrees that work: {', '.join(map(str, valid))}.\n{replication}"
         f"To change it: {plan.how_to_change.format(flag=dim.rule.axis.flag, degree=best)}"
     )
-
-
-def _degrees_of_replication(plan: Plan, broken: Sequence[ShardedDim]) -> list[int]:
-    """The TP degrees that KV-head replication would add, where it is n_kv_heads that does not fit."""
-    if all(dim.code != "TP002" for dim in broken):
-        return []
-    return sorted(set(plan.with_kv_replication().valid_degrees()) - set(plan.valid_degrees()))
 
 
 def _about_replication(plan: Plan, more: Sequence[int], degrees: Degrees) -> str:

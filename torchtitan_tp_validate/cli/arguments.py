@@ -61,6 +61,16 @@ def add_degrees(parser: Parser) -> None:
         default=Degrees.spmd_backend,
         help="parallelism.spmd_backend of torchtitan 0.3.x (default: %(default)s)",
     )
+    add_replication(group)
+
+
+def add_replication(parser: Any) -> None:
+    """The flag of the launcher."""
+    parser.add_argument(
+        "--replicate-kv-heads",
+        action="store_true",
+        help="judge a torchtitan run with KV-head replication, which the launcher has under the same flag",
+    )
 
 
 def degrees(options: argparse.Namespace, tp: int) -> Degrees:
@@ -71,6 +81,7 @@ def degrees(options: argparse.Namespace, tp: int) -> Degrees:
         cp=options.cp,
         spmd_backend=options.spmd_backend,
         seq_len=options.seq_len,
+        replicate_kv_heads=options.replicate_kv_heads,
     )
 
 

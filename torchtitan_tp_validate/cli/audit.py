@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torchtitan_tp_validate.cli import output
-from torchtitan_tp_validate.cli.arguments import Parser, add_output
+from torchtitan_tp_validate.cli.arguments import Parser, add_output, add_replication
 from torchtitan_tp_validate.cli.report import Report, Status, exit_status
 
 
@@ -26,6 +27,7 @@ def add_parser(commands: Any) -> None:
         help="torchtitan 0.3.x: a module as for --module, torchtitan's or your own; "
         "0.2.x: a TOML file, or a folder of them",
     )
+    add_replication(parser)
     add_output(parser)
     parser.set_defaults(run=run, parser=parser, command="audit")
 
@@ -57,22 +59,22 @@ def _jobs(options: Any) -> Sequence[Callable[[], Report]]:
     found: list[Callable[[], Report]] = []
     for what in options.what or registry.names():
         if what.endswith(".toml") or os.path.exists(what):
-            found += _toml_jobs(what)
+            found += _toml_jobs(what, options.replicate_kv_heads)
         else:
-            found += _module_jobs(what, named=bool(options.what))
+            found += _module_jobs(what, options.replicate_kv_heads, named=bool(options.what))
     return found
 
 
-def _toml_jobs(path: str) -> Iterator[Callable[[], Report]]:
+def _toml_jobs(path: str, replicate: bool) -> Iterator[Callable[[], Report]]:
     from torchtitan_tp_validate import registry
     from torchtitan_tp_validate.cli import torchtitan
 
     for file in _toml_files(path):
         if registry.has_configs():
             note = "this torchtitan does not read TOML files: its configs are Python functions."
-            yield lambda file=file, note=note: Report(file, note=note)  # type: ignore[misc]
+            yield functools.partial(Report, file, note=note)
         else:
-            yield lambda file=file: torchtitan.judge_toml(file)  # type: ignore[misc]
+            yield functools.partial(torchtitan.judge_toml, file, replicate)
 
 
 def _toml_files(path: str) -> list[str]:
@@ -84,7 +86,7 @@ def _toml_files(path: str) -> list[str]:
     )
 
 
-def _module_jobs(name: str, *, named: bool) -> Iterator[Callable[[], Report]]:
+def _module_jobs(name: str, replicate: bool, *, named: bool) -> Iterator[Callable[[], Report]]:
     """The configs of a module; one that cannot be imported is skipped, unless it was named."""
     from torchtitan_tp_validate import registry
     from torchtitan_tp_validate.cli import torchtitan
@@ -92,8 +94,7 @@ def _module_jobs(name: str, *, named: bool) -> Iterator[Callable[[], Report]]:
     try:
         configs = registry.configs(name)
     except registry.UnavailableError as error:
-        note = str(error)
-        yield lambda: Report(name, group=name, note=note, skipped=not named)
+        yield functools.partial(Report, name, group=name, note=str(error), skipped=not named)
         return
     for config, build in configs.items():
-        yield lambda config=config, build=build: torchtitan.judge_config(config, build, name)  # type: ignore[misc]
+        yield functools.partial(torchtitan.judge_config, config, build, name, replicate)

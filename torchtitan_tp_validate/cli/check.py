@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import Any
 
 from torchtitan_tp_validate.cli import files, output
@@ -69,7 +68,7 @@ def run(options: Any) -> int:
     if options.torchtitan_arguments is not None:
         if options.tp is not None:
             options.parser.error("the run has its own TP degree: give it after --")
-        reports = [_run(options.torchtitan_arguments)]
+        reports = [_run(options)]
     else:
         if options.tp is None:
             options.parser.error("--tp is missing: which degree, or range of degrees?")
@@ -83,11 +82,11 @@ def run(options: Any) -> int:
     return exit_status(reports)
 
 
-def _run(arguments: Sequence[str]) -> Report:
+def _run(options: Any) -> Report:
     from torchtitan_tp_validate.cli import torchtitan
 
     with torchtitan.at_hand():
-        return torchtitan.judge_run(arguments)
+        return torchtitan.judge_run(options.torchtitan_arguments, options.replicate_kv_heads)
 
 
 def _model(options: Any) -> Report:

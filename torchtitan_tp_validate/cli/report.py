@@ -97,7 +97,8 @@ class Report:
         """The dimension that keeps the TP degree from being doubled, in words; empty when none does."""
         if self.plan is None:
             return ""
-        broken = self.plan.violations(Degrees(tp=2 * self.plan.valid_degrees()[-1]))
+        valid = self.plan.valid_degrees()
+        broken = self.plan.violations(Degrees(tp=2 * valid[-1] if valid else 1))
         return f"{broken[0].code} {broken[0].name} = {broken[0].size}" if broken else ""
 
 
@@ -154,6 +155,7 @@ def _result(report: Report) -> dict[str, Any]:
         "model": plan.model if plan else None,
         "n_layers": plan.n_layers if plan else None,
         "valid_tp_degrees": plan.valid_degrees() if plan else None,
+        "kv_replication_tp_degrees": plan.replication_degrees if plan else None,
         "binding_constraint": report.binding or None,
         "dims": [
             {

@@ -28,7 +28,10 @@ IGNORED: dict[str, tuple[str, str, str]] = {
         f"{_EMPTY} (gpt-oss: both halves cut in step)",
     ),
     "TP012": ("", "silently wrong", _EMPTY),
+    "TP013": ("dies in forward if use_grouped_mm", "dies in forward", "the same"),
+    "TP014": ("the gathered parts would differ", "the same", "the same"),
     "EP001": ("dies in forward", "dies in forward", "the same"),
+    "FSDP001": ("with EP, parallelize raises", "parallelize raises", "the same"),
 }
 """Rule code -> what an uneven split does in each line of torchtitan; empty where it has none such."""
 

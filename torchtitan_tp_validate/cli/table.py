@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _HEADS = ("TP001", "TP002", "TP003", "TP004", "TP007")
 _HEADINGS = {"TP001": "heads", "TP002": "KV", "TP003": "delta K", "TP004": "delta V", "TP007": "vision"}
 
+_SHARED_HEADING = "KV shared"
+
 
 def add_parser(commands: Any) -> None:
     """Declare the subcommand."""
@@ -106,6 +108,9 @@ def matrix(reports: Sequence[Report], asked: Sequence[int], world_size: int | No
         table.add_column(_HEADINGS[code], justify="right", style="cyan", no_wrap=True)
     for tp in asked:
         table.add_column(str(tp), justify="center", no_wrap=True)
+    shares = any(_shared(report) for report in shown)
+    if shares:
+        table.add_column(_SHARED_HEADING, style="blue", no_wrap=True)
     table.add_column("binding constraint", style="yellow", no_wrap=True)
     previous = None
     for report in shown:
@@ -116,7 +121,8 @@ def matrix(reports: Sequence[Report], asked: Sequence[int], world_size: int | No
             style = ("green" if judgement.error is None else "red") if judgement.in_world else "bright_black"
             marks.append(Text("\u25cf" if judgement.error is None else "\u25cb", style=style))
         group = "" if report.group == previous else report.group
-        table.add_row(group, _flavor(report), *_sizes(report, codes), *marks, report.binding)
+        shared = [_shared(report)] if shares else []
+        table.add_row(group, _flavor(report), *_sizes(report, codes), *marks, *shared, report.binding)
         previous = report.group
     return table
 
@@ -125,11 +131,14 @@ def _plain(reports: Sequence[Report], asked: Sequence[int], world_size: int | No
     """The same without colour: `yes` where a degree works, `-` where not, brackets outside the world."""
     shown = [report for report in reports if report.plan is not None]
     codes = _codes(shown)
-    rows = [["model", "flavor", *(_HEADINGS[code] for code in codes), *map(str, asked), "binding constraint"]]
+    shares = [_SHARED_HEADING] if any(_shared(report) for report in shown) else []
+    headings = [_HEADINGS[code] for code in codes]
+    rows = [["model", "flavor", *headings, *map(str, asked), *shares, "binding constraint"]]
     for report in shown:
         marks = ["yes" if j.error is None else "-" for j in report.judgements]
         marks = [m if j.in_world else f"({m})" for m, j in zip(marks, report.judgements, strict=True)]
-        rows.append([report.group, _flavor(report), *_sizes(report, codes), *marks, report.binding])
+        shared = [_shared(report) for _ in shares]
+        rows.append([report.group, _flavor(report), *_sizes(report, codes), *marks, *shared, report.binding])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), ""
@@ -158,6 +167,12 @@ def _sizes(report: Report, codes: Sequence[str]) -> list[str]:
     assert report.plan is not None
     sizes = {code: sorted({d.size for d in report.plan.dims if d.code == code}) for code in codes}
     return ["/".join(map(str, sizes[code])) for code in codes]
+
+
+def _shared(report: Report) -> str:
+    """The degrees that KV-head replication would add."""
+    assert report.plan is not None
+    return " ".join(map(str, report.plan.replication_degrees))
 
 
 def _flavor(report: Report) -> str:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torchtitan_tp_validate import registry
 from torchtitan_tp_validate.cli import files
 from torchtitan_tp_validate.cli.report import Judgement, Location, Report, judge
-from torchtitan_tp_validate.errors import PlanError, TPDegreeError, TPValidateError
+from torchtitan_tp_validate.errors import KVReplicationError, PlanError, TPDegreeError, TPValidateError
 from torchtitan_tp_validate.install import installed, leads_to_guard
 from torchtitan_tp_validate.job import Job, read_job, unguarded
+from torchtitan_tp_validate.kv_replication.job import ask_job
 from torchtitan_tp_validate.plans import read_plan
 from torchtitan_tp_validate.rules import Degrees
 from torchtitan_tp_validate.train import parse_command_line
@@ -37,7 +39,7 @@ def at_hand() -> Iterator[None]:
         yield
 
 
-def judge_run(arguments: Sequence[str]) -> Report:
+def judge_run(arguments: Sequence[str], replicate_kv_heads: bool) -> Report:
     """The verdict on the run that torchtitan makes of these arguments.
 
     Raises:
@@ -47,16 +49,16 @@ def judge_run(arguments: Sequence[str]) -> Report:
         SystemExit: torchtitan's own parser, with its own message.
     """
     location = _check_names(arguments)
-    return judge_job(_parsed(arguments), "this run", location)
+    return judge_job(_parsed(arguments), "this run", location, replicate_kv_heads)
 
 
-def judge_toml(path: str) -> Report:
+def judge_toml(path: str, replicate_kv_heads: bool) -> Report:
     """The verdict on the run that a TOML file of 0.2.x describes."""
     try:
         _, text = files.read_toml(path)
         location = Location(path, files.line_of(text, "tensor_parallel_degree"))
         config = _parsed([_TOML_FLAGS[0], path])
-        return judge_job(config, path, location)
+        return judge_job(config, path, location, replicate_kv_heads)
     except TPValidateError as error:
         return Report(path, note=str(error), location=Location(path))
     except SystemExit as stop:
@@ -64,7 +66,7 @@ def judge_toml(path: str) -> Report:
         return Report(path, note=note, location=Location(path))
 
 
-def judge_config(name: str, build: Callable[[], Any], group: str) -> Report:
+def judge_config(name: str, build: Callable[[], Any], group: str, replicate_kv_heads: bool) -> Report:
     """The verdict on a training config of 0.3.x; what cannot be built here is skipped."""
     code = getattr(build, "__code__", None)
     location = Location(_relative(code.co_filename), code.co_firstlineno) if code else None
@@ -72,7 +74,7 @@ def judge_config(name: str, build: Callable[[], Any], group: str) -> Report:
         config = build()
     except Exception as error:  # a package, a GPU or a file that is not here
         return Report(name, group=group, note=f"cannot be built here: {_first_line(error)}", skipped=True)
-    report = judge_job(config, name, location)
+    report = judge_job(config, name, location, replicate_kv_heads)
     return Report(**{**vars(report), "group": group, "skipped": True})
 
 
@@ -104,28 +106,31 @@ def judge_flavor(model: str, flavor: str, choices: Sequence[Degrees], *, listed:
         return Report(name, group=model, note=str(error), skipped=listed)
 
 
-def judge_job(config: Any, name: str, location: Location | None) -> Report:
+def judge_job(config: Any, name: str, location: Location | None, replicate_kv_heads: bool) -> Report:
     """The verdict on a job that torchtitan parsed; the same as the launcher's.
 
     Raises:
         UnknownNameError: there is no such model or flavour.
     """
     try:
+        if replicate_kv_heads:
+            ask_job(config)
         job = read_job(config)
         if job is None:
             if not hasattr(config, "model_spec"):  # 0.2.x: say what there is instead
                 registry.model(config.model.name).spec(config.model.flavor)
             return Report(name, note="the job names no model.", location=location)
-    except TPDegreeError as error:
+    except (TPDegreeError, KVReplicationError) as error:
         return Report(name, note=str(error), location=location)
+    degrees = replace(job.degrees, replicate_kv_heads=replicate_kv_heads)
     if job.splits_nothing:
-        return Report(name, (Judgement(job.degrees, None),), location=location)
+        return Report(name, (Judgement(degrees, None),), location=location)
     problem = unguarded(job, is_guarded=leads_to_guard)
     if problem is not None:
         return Report(name, note=problem, location=location)
     try:
-        plan = read_plan(job.model_config, job.degrees)
-        return Report(name, judge(plan, [job.degrees]), plan, location=location)
+        plan = read_plan(job.model_config, degrees)
+        return Report(name, judge(plan, [degrees]), plan, location=location)
     except PlanError as error:
         return Report(name, note=str(error), location=location)
 
