@@ -23,7 +23,8 @@ def main() -> None:
     options = parser.parse_args()
     cases = [from_dict(data) for data in json.loads(options.cases.read_text(encoding="utf-8"))]
 
-    def run(cases: Sequence[Case]) -> NoReturn:
+    def run(cases: Sequence[Case], attempt: int) -> NoReturn:
+        del attempt
         for case in cases:
             end(case, int(os.environ["RANK"]), lambda **report: append_report(report, options.out))
         os._exit(0)

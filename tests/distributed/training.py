@@ -89,11 +89,24 @@ def choose_device() -> torch.device:
     return torch.device("cpu")
 
 
-def open_process_group(device: torch.device) -> None:
-    """Join the other ranks of this torchrun."""
+def open_process_group(device: torch.device, attempt: int = 0) -> None:
+    """Join the other ranks of this torchrun.
+
+    Args:
+        attempt: how many process groups this torchrun has had before; in its store, each has its own keys.
+    """
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("gloo" if device.type == "cpu" else "nccl", timeout=COLLECTIVE_TIMEOUT)
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, is_master=False, timeout=COLLECTIVE_TIMEOUT)
+    dist.init_process_group(
+        "gloo" if device.type == "cpu" else "nccl",
+        store=dist.PrefixStore(f"attempt{attempt}", store),
+        rank=rank,
+        world_size=world_size,
+        timeout=COLLECTIVE_TIMEOUT,
+    )
 
 
 def collectives() -> list[int]:

@@ -84,8 +84,8 @@ def main() -> None:
     device = choose_device()
     line.prepare(device.type)
 
-    def run(cases: Sequence[Case]) -> NoReturn:
-        open_process_group(device)
+    def run(cases: Sequence[Case], attempt: int) -> NoReturn:
+        open_process_group(device, attempt)
         rank = Rank(line, device)
         # Nothing less than os._exit ends a process that has a collective under way.
         try:

@@ -95,20 +95,19 @@ def final_reports(cases: Sequence[Case], out: Path, world_size: int) -> list[lis
     return ended
 
 
-def run_in_forks(cases: Sequence[Case], out: Path, run: Callable[[Sequence[Case]], NoReturn]) -> None:
+def run_in_forks(cases: Sequence[Case], out: Path, run: Callable[[Sequence[Case], int], NoReturn]) -> None:
     """Run all cases, in as many forks of this rank as it takes.
 
     Args:
-        run: runs one case or more, appends reports, and exits: with status 0 when what is left is for the
-            next fork; with `OUT_OF_STEP` when another rank does not end a case.
+        run: takes cases and the number of the fork. It runs one case or more, appends reports, and exits:
+            with status 0 when what is left is for the next fork; with `OUT_OF_STEP` when another rank does
+            not end a case.
     """
     start = attempt = 0
     while start < len(cases):
         child = os.fork()
         if not child:
-            # A part of torchrun's store of its own, as if torchrun had restarted the ranks.
-            os.environ["TORCHELASTIC_RESTART_COUNT"] = str(attempt)
-            run(cases[start:])
+            run(cases[start:], attempt)
         status = _wait_for_all(child, out, attempt)
         start = _settle(cases, start, status, out)
         attempt += 1
