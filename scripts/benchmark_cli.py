@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -107,7 +108,8 @@ def measure_hf(folder: Path, repeats: int | None) -> None:
     medians = _medians(commands, folder, repeats)
     base, _, one, thousand = medians.values()
     _show(medians, base, repeats)
-    print(f"{CONFIGS} configs over one: {thousand - one:.2f} s")
+    cpu = _cpu_seconds([*check, *map(str, many)], folder) - _cpu_seconds([*check, str(file)], folder)
+    print(f"{CONFIGS} configs over one: {thousand - one:.2f} s, of which {cpu:.2f} s on the processor")
 
 
 def measure_torchtitan(folder: Path, repeats: int | None) -> None:
@@ -151,6 +153,14 @@ def _seconds(arguments: Sequence[str], folder: Path, *, expects_failure: bool) -
     if (result.returncode != 0) is not expects_failure:
         sys.exit(f"{arguments} ended with {result.returncode}:\n{result.stdout}{result.stderr}")
     return seconds
+
+
+def _cpu_seconds(arguments: Sequence[str], folder: Path) -> float:
+    """What a process asks of the processor, which a busy machine does not change."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    _seconds(arguments, folder, expects_failure=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def _show(medians: dict[str, float], base: float, repeats: int) -> None:

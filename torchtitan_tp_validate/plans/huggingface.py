@@ -157,11 +157,14 @@ def read(
         tp_plan = _live_plan(model)
     split = set(_LABELS) if framework is Framework.TORCHTITAN else _split_by(tp_plan)
     layers = layer_heads(config)
-    findings = Findings()
+    having: dict[tuple[str, int], list[int]] = {}
     for index, heads in enumerate(layers):
-        for code, size in heads.items():
-            if code in split:
-                findings.add(code, size, _CONSEQUENCE[framework], layers=(index,), label=_LABELS[code])
+        for dim in heads.items():
+            having.setdefault(dim, []).append(index)
+    findings = Findings()
+    for (code, size), indices in having.items():
+        if code in split:
+            findings.add(code, size, _CONSEQUENCE[framework], layers=indices, label=_LABELS[code])
     return Plan(
         model=_name(config),
         dims=findings.dims(),
@@ -217,6 +220,11 @@ def _layers(config: Mapping[str, Any], where: str) -> Iterator[Heads]:
         global_n_kv_heads = _per_layer(config, ("num_global_key_value_heads",), n_layers, where) or n_kv_heads
     is_latent = _value(config, ("kv_lora_rank",)) is not None
     overrides = _overrides(config, where)
+    for layer_type in dict.fromkeys(types):
+        attends = any(word in layer_type for word in ("attention", "hybrid", "sparse", "*"))
+        if not attends and layer_type not in _WITHOUT_ATTENTION:
+            index = types.index(layer_type)
+            raise PlanError(f"Not validated: {where}layer {index} is of unknown type {layer_type!r}.")
     for index, layer_type in enumerate(types):
         if layer_type in _WITHOUT_ATTENTION:
             yield {}
@@ -224,17 +232,16 @@ def _layers(config: Mapping[str, Any], where: str) -> Iterator[Heads]:
         if "linear" in layer_type:
             yield _linear_attention(config, n_heads[index], where)
             continue
-        if not any(word in layer_type for word in ("attention", "hybrid", "sparse", "*")):
-            raise PlanError(f"Not validated: {where}layer {index} is of unknown type {layer_type!r}.")
         if "sliding" in layer_type:
             heads, kv_heads = sliding_n_heads[index], sliding_n_kv_heads[index]
         elif layer_type == "full_attention":
             heads, kv_heads = n_heads[index], global_n_kv_heads[index]
         else:
             heads, kv_heads = n_heads[index], n_kv_heads[index]
-        override = overrides.get(index, {})
-        heads = _count(override.get("num_attention_heads", heads), f"{where}per_layer_config[{index}]")
-        kv_heads = _count(override.get("num_key_value_heads", kv_heads), f"{where}per_layer_config[{index}]")
+        if index in overrides:
+            path, override = f"{where}per_layer_config[{index}]", overrides[index]
+            heads = _count(override.get("num_attention_heads", heads), path)
+            kv_heads = _count(override.get("num_key_value_heads", kv_heads), path)
         # Multi-head latent attention expands its latents to query heads, whatever the file says.
         yield {"TP001": heads} if is_latent else {"TP001": heads, "TP002": kv_heads}
 
