@@ -34,7 +34,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("torchtitan", list(LINES))
 def tests(session: nox.Session, torchtitan: str) -> None:
-    """The unit tests side by side, then the torchrun tests and the patches one after the other.
+    """The unit tests side by side, then the torchrun tests one after the other, then the patches.
 
     Arguments after ``--`` go to pytest, in a single run.
     """
@@ -47,7 +47,7 @@ def tests(session: nox.Session, torchtitan: str) -> None:
     # What runs under torchrun is the same in the older releases of a line but for the entry points.
     refusals = ["tests/distributed/test_matrix.py", "-k", "refused"]
     session.run("pytest", *(refusals if torchtitan in OLDER else ["tests/distributed"]))
-    session.run("pytest", "tests/patches")
+    session.run("pytest", "tests/patches", "-n", "auto", "--dist", "loadfile")
 
 
 @nox.session

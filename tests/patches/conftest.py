@@ -5,9 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.patches.trees import write_pristine
-
-import apply_patches  # isort: skip  # in scripts/, which trees puts on the path
+from tests.patches.trees import PATCH, git, write_pristine
 
 
 @pytest.fixture(scope="session")
@@ -23,13 +21,9 @@ def checkout(pristine: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def applied(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """The sources after scripts/apply_patches.py, and what that had to tell; not to be changed."""
-    folder = shutil.copytree(pristine, tmp_path_factory.mktemp("applied") / "checkout")
-    return folder, apply_patches.run(folder, None, check=False, reverse=False)
-
-
-@pytest.fixture(scope="session")
-def patched(applied: tuple[Path, list[str]]) -> Path:
-    """The patched sources."""
-    return applied[0]
+def patched(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sources with the committed patch; not to be changed."""
+    folder = shutil.copytree(pristine, tmp_path_factory.mktemp("patched") / "checkout")
+    git(folder, "init", "--quiet", ".")
+    git(folder, "apply", str(PATCH))
+    return folder

@@ -44,9 +44,12 @@ def test_each_tool_makes_the_same_tree_without_fuzz_or_offset(
     assert snapshot(checkout) == snapshot(pristine)
 
 
-def test_the_guard_is_seen_to_fire_in_every_entry_point_that_imports(applied: tuple[Path, list[str]]) -> None:
-    checkout, (first, second, *missing) = applied
+def test_the_script_applies_and_sees_the_guard_fire_in_every_entry_point_that_imports(
+    checkout: Path, patched: Path
+) -> None:
+    first, second, *missing = apply_patches.run(checkout, None, check=False, reverse=False)
     assert first == f"{SHOWN} is applied: {len(CHANGED)} files of {checkout} are changed."
+    assert snapshot(checkout) == snapshot(patched)
     entry_points = PATCH.read_text().count("+    validate_tp_compat(model.")
     assert second.startswith(f"the guard fires in {entry_points - len(missing)} entry points: ")
     # vllm has no CPU build to test with.
