@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import inspect
-import pkgutil
 import re
 from importlib.metadata import version
 from types import SimpleNamespace as NS
@@ -14,13 +11,13 @@ from typing import Any
 import pytest
 
 import torchtitan_tp_validate as tpv
+from torchtitan_tp_validate import registry
 from torchtitan_tp_validate.job import read_job
 from torchtitan_tp_validate.validate import judge
 
 if not version("torchtitan").startswith("0.3"):
     pytest.skip("torchtitan 0.3 declares its shardings", allow_module_level=True)
 
-import torchtitan.models
 from torchtitan.models.common.decoder import Decoder
 from torchtitan.models.llama3 import model_registry as llama3_registry
 from torchtitan.models.llama3.sharding import set_llama3_sharding_config
@@ -182,17 +179,8 @@ def test_equal_layers_are_read_once_and_unequal_ones_each() -> None:
 
 
 def shipped_jobs() -> list[tuple[str, Any]]:
-    found = []
-    for package in pkgutil.iter_modules(torchtitan.models.__path__):
-        try:
-            registry = importlib.import_module(f"torchtitan.models.{package.name}.config_registry")
-        except ModuleNotFoundError:
-            continue
-        for name, function in vars(registry).items():
-            own = inspect.isfunction(function) and function.__module__ == registry.__name__
-            if own and not name.startswith("_") and not inspect.signature(function).parameters:
-                found.append((name, function))
-    return found
+    models = [name for name in registry.names() if registry.is_model(name)]
+    return [job for name in models for job in registry.configs(name).items()]
 
 
 @pytest.mark.parametrize(("name", "build"), shipped_jobs(), ids=[name for name, _ in shipped_jobs()])

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace as NS
-from typing import Any
 
 import pytest
 import torch
 
 import torchtitan_tp_validate as tpv
-from torchtitan_tp_validate.install import is_guard
+from torchtitan_tp_validate import registry
+from torchtitan_tp_validate.install import is_guard, leads_to_guard
 from torchtitan_tp_validate.rules import divisors
 from torchtitan_tp_validate.wrappers import TARGETS
 
@@ -59,60 +59,31 @@ def guards() -> Iterator[tpv.Installation]:
         yield installation
 
 
-def registered() -> list[str]:
-    from torchtitan.experiments import _supported_experiments
-    from torchtitan.models import _supported_models
-
-    return sorted(_supported_models | _supported_experiments)
-
-
-def package(name: str) -> Any:
-    from torchtitan.models import _supported_models
-
-    kind = "models" if name in _supported_models else "experiments"
-    return importlib.import_module(f"torchtitan.{kind}.{name}")
-
-
-def flavors(name: str) -> dict[str, Any]:
-    """Flavour -> a callable that builds its spec."""
-    module = package(name)
-    if IS_0_2:
-        return dict.fromkeys(module.get_train_spec().model_args, module.get_train_spec)
-    # An experiment may know its flavours only through the model that it borrows.
-    names = vars(module) | vars(package(name.rpartition(".")[2]))
-    (table,) = [v for k, v in names.items() if k.endswith(("_configs", "flavors")) and isinstance(v, dict)]
-    return {flavor: lambda flavor=flavor: module.model_registry(flavor) for flavor in table}
-
-
-def config_of(spec: Any, flavor: str) -> Any:
-    return spec.model_args[flavor] if IS_0_2 else spec.model
-
-
-@pytest.mark.parametrize("name", registered())
+@pytest.mark.parametrize("name", registry.names())
 def test_every_registered_model_is_guarded_or_listed_with_a_reason(
     name: str, guards: tpv.Installation
 ) -> None:
     if name in NOT_GUARDED:
         pytest.skip(NOT_GUARDED[name])
-    spec = next(iter(flavors(name).values()))()
-    if spec.parallelize_fn.__name__ == "_parallelize_fn":
+    model = registry.model(name)
+    function = model.spec(next(iter(model.flavors))).parallelize_fn
+    assert leads_to_guard(function), f"{name} is parallelized by {function}, which has no target in TARGETS"
+    if not is_guard(function):
         # graph_trainer wraps its own copy, which is the one that is guarded.
-        function = next(f for key, f in vars(package(name)).items() if key.startswith("parallelize_"))
-    else:
-        function = spec.parallelize_fn
-    assert is_guard(function), f"{name} is parallelized by {function}, which has no target in TARGETS"
+        function = next(f for key, f in function.__globals__.items() if key.startswith("parallelize_"))
     model = NS(config=NS(layers=[NS(attention=NS(n_heads=8, n_kv_heads=2))]))
     others = inspect.signature(function).parameters.keys() - {"model", "parallel_dims"}
     with pytest.raises(tpv.TPCompatError):
         function(model, parallel_dims=NS(tp=4), **dict.fromkeys(others))
 
 
-@pytest.mark.parametrize("name", sorted(set(registered()) - set(NOT_GUARDED)))
+@pytest.mark.parametrize("name", sorted(set(registry.names()) - set(NOT_GUARDED)))
 def test_every_registered_flavour_is_read(name: str) -> None:
-    for flavor, build in flavors(name).items():
+    model = registry.model(name)
+    for flavor in model.flavors:
         if name == "transformers_modeling_backend" and flavor in ("full", "full_moe", "sft_full"):
             continue  # its counts come from a Hugging Face config that the job names
-        degrees = tpv.valid_tp_degrees(config_of(build(), flavor))
+        degrees = tpv.valid_tp_degrees(registry.model_config(model.spec(flavor), flavor))
         assert degrees[0] == 1, flavor
         if (name, flavor) in PUBLISHED:
             assert degrees == divisors(math.gcd(*PUBLISHED[name, flavor])), flavor
@@ -142,7 +113,7 @@ def test_the_drop_in_has_upstreams_signature(wrapper: str) -> None:
 
 def test_a_spec_built_before_install_is_guarded_and_then_restored() -> None:
     name, flavor = ("llama4", "debugmodel") if IS_0_2 else ("qwen3_5", "debugmodel_moe")
-    spec = flavors(name)[flavor]()
+    spec = registry.model(name).spec(flavor)
     keep = [spec.parallelize_fn]
     with tpv.installed():
         assert is_guard(spec.parallelize_fn)
@@ -151,7 +122,7 @@ def test_a_spec_built_before_install_is_guarded_and_then_restored() -> None:
 
 
 @pytest.mark.skipif(
-    "transformers_modeling_backend" not in registered(), reason="this torchtitan has no such backend"
+    "transformers_modeling_backend" not in registry.names(), reason="this torchtitan has no such backend"
 )
 def test_the_transformers_backend_is_refused_by_the_counts_of_its_hugging_face_config(
     tmp_path: Path, guards: tpv.Installation
@@ -167,8 +138,8 @@ def test_the_transformers_backend_is_refused_by_the_counts_of_its_hugging_face_c
         "vocab_size": 256,
     }
     (tmp_path / "config.json").write_text(json.dumps(llama))
-    spec = flavors("transformers_modeling_backend")["full"]()
-    config = config_of(spec, "full")
+    spec = registry.model("transformers_modeling_backend").spec("full")
+    config = registry.model_config(spec, "full")
     before = NS(training=NS(seq_len=32), debug=NS(deterministic=False))
     if IS_0_2:
         before.hf_transformers = NS(model=str(tmp_path))

@@ -10,11 +10,20 @@ import os
 import sys
 from collections.abc import Sequence
 
-from torchtitan_tp_validate.cli import audit, check, completion, doctor, hf_audit, rules, table
 from torchtitan_tp_validate.cli.arguments import Parser
 from torchtitan_tp_validate.errors import TPValidateError
 
-_COMMANDS = (check, table, audit, hf_audit, rules, doctor, completion)
+_COMMANDS = {
+    "check": "check",
+    "table": "table",
+    "audit": "audit",
+    "hf-audit": "hf_audit",
+    "rule": "rules",
+    "rules": "rules",
+    "doctor": "doctor",
+    "completion": "completion",
+}
+"""Subcommand -> the module here that has it."""
 USAGE = 2
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -31,9 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         cut = arguments.index("--")
         arguments, theirs = arguments[:cut], arguments[cut + 1 :]
     try:
-        options = build_parser().parse_args(arguments)
+        options = build_parser(next(iter(arguments), None)).parse_args(arguments)
         options.torchtitan_arguments = theirs
-        if theirs is not None and options.run is not check.run:
+        if theirs is not None and options.command != "check":
             options.parser.error("only check takes torchtitan's arguments after --")
         status: int = options.run(options)
         sys.stdout.flush()
@@ -51,8 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _INTERRUPTED
 
 
-def build_parser() -> Parser:
-    """The parser of the whole command line."""
+def build_parser(command: str | None = None) -> Parser:
+    """The parser of the whole command line, or of one subcommand: the others need not be imported."""
+    from importlib import import_module
+
     from torchtitan_tp_validate import __version__
 
     parser = Parser(
@@ -61,7 +72,7 @@ def build_parser() -> Parser:
         epilog="Exit status: 0 all fits, 1 something does not, 2 bad usage or input that cannot be judged.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in _COMMANDS:
-        command.add_parser(commands)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, prog="tp-validate")
+    for module in [_COMMANDS[command]] if command in _COMMANDS else dict.fromkeys(_COMMANDS.values()):
+        import_module(f"{__name__}.{module}").add_parser(commands)
     return parser

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any, NoReturn
 
 from torchtitan_tp_validate.errors import TPValidateError
@@ -17,11 +18,22 @@ class UsageError(TPValidateError):
     """The command line asks for something that cannot be done; the text says what to do."""
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """argparse's own; it would import shutil, a tenth of the whole start, to learn the terminal's width."""
+
+    def __init__(self, prog: str) -> None:
+        try:
+            columns = os.get_terminal_size().columns
+        except OSError:  # no terminal
+            columns = 80
+        super().__init__(prog, width=max(columns, 40) - 2)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, with a suggestion for a word that is nearly right."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+        super().__init__(*args, **{"allow_abbrev": False, "formatter_class": _Formatter, **kwargs})
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:

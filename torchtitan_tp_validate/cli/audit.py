@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from torchtitan_tp_validate.cli import output
@@ -56,25 +56,32 @@ def _jobs(options: Any) -> Sequence[Callable[[], Report]]:
         )
     found: list[Callable[[], Report]] = []
     for what in options.what or registry.names():
-        path = Path(what)
-        if path.suffix == ".toml" or path.is_dir() or path.is_file():
-            found += _toml_jobs(path)
+        if what.endswith(".toml") or os.path.exists(what):
+            found += _toml_jobs(what)
         else:
             found += _module_jobs(what, named=bool(options.what))
     return found
 
 
-def _toml_jobs(path: Path) -> Iterator[Callable[[], Report]]:
+def _toml_jobs(path: str) -> Iterator[Callable[[], Report]]:
     from torchtitan_tp_validate import registry
     from torchtitan_tp_validate.cli import torchtitan
 
-    files = sorted(path.rglob("*.toml")) if path.is_dir() else [path]
-    for file in files:
+    for file in _toml_files(path):
         if registry.has_configs():
             note = "this torchtitan does not read TOML files: its configs are Python functions."
-            yield lambda file=file, note=note: Report(str(file), note=note)  # type: ignore[misc]
+            yield lambda file=file, note=note: Report(file, note=note)  # type: ignore[misc]
         else:
             yield lambda file=file: torchtitan.judge_toml(file)  # type: ignore[misc]
+
+
+def _toml_files(path: str) -> list[str]:
+    if not os.path.isdir(path):
+        return [path]
+    folders = os.walk(path)
+    return sorted(
+        os.path.join(at, name) for at, _, names in folders for name in names if name.endswith(".toml")
+    )
 
 
 def _module_jobs(name: str, *, named: bool) -> Iterator[Callable[[], Report]]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from torchtitan_tp_validate.cli import files, output
@@ -30,7 +29,6 @@ def add_parser(commands: Any) -> None:
         description="Judge a torchtitan run (its own arguments after --), one of torchtitan's models, or "
         "Hugging Face configs.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="tp-validate check [options] -- TORCHTITAN'S ARGUMENTS\n"
         "       tp-validate check [options] --model MODEL --flavor FLAVOR --tp N\n"
         "       tp-validate check [options] --hf-config PATH [PATH ...] --tp N",
@@ -80,7 +78,7 @@ def run(options: Any) -> int:
                 options.parser.error("--flavor is missing: which flavor of the model?")
             reports = [_model(options)]
         else:
-            reports = [_hf_config(Path(path), options) for path in options.hf_config]
+            reports = [_hf_config(path, options) for path in options.hf_config]
     output.emit(options, reports, lambda: output.verdicts(reports))
     return exit_status(reports)
 
@@ -101,15 +99,15 @@ def _model(options: Any) -> Report:
         )
 
 
-def _hf_config(path: Path, options: Any) -> Report:
-    name, framework = str(path), huggingface.Framework(options.plan)
+def _hf_config(name: str, options: Any) -> Report:
+    framework = huggingface.Framework(options.plan)
+    file = os.path.join(name, "config.json") if os.path.isdir(name) else name
     try:
-        file = path / "config.json" if path.is_dir() else path
         content, text = files.read_json(file)
         choices = [degrees(options, tp) for tp in options.tp]
         plan = huggingface.read(content, content, choices[0], framework=framework)
         judgements = judge(plan, choices)
-    except (files.UnreadableError, PlanError, OSError, ValueError) as error:
+    except (files.UnreadableError, PlanError) as error:
         return Report(name, note=str(error), framework=framework.value, location=Location(name))
     broken = next((judgement.error for judgement in judgements if judgement.error), None)
     word = f'"{broken.violations[0].dim}"' if broken else ""
@@ -118,5 +116,5 @@ def _hf_config(path: Path, options: Any) -> Report:
         judgements,
         plan,
         framework=framework.value,
-        location=Location(str(file), files.line_of(text, word) if word else None),
+        location=Location(file, files.line_of(text, word) if word else None),
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from torchtitan_tp_validate.errors import TPValidateError
@@ -16,7 +15,7 @@ class UnreadableError(TPValidateError):
     """A file cannot be read as what it should be; the text names it."""
 
 
-def read_json(path: Path) -> tuple[dict[str, Any], str]:
+def read_json(path: str) -> tuple[dict[str, Any], str]:
     """The object in a JSON file, and the file's text.
 
     Raises:
@@ -27,7 +26,7 @@ def read_json(path: Path) -> tuple[dict[str, Any], str]:
     return _parse(path, json.loads, "JSON")
 
 
-def read_toml(path: Path) -> tuple[dict[str, Any], str]:
+def read_toml(path: str) -> tuple[dict[str, Any], str]:
     """The tables of a TOML file, and the file's text.
 
     Raises:
@@ -54,12 +53,13 @@ def write(path: str, text: str) -> None:
         UnreadableError: it cannot be written.
     """
     try:
-        Path(path).write_text(text, encoding="utf-8")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
     except (OSError, ValueError) as error:
         raise UnreadableError(f"{path} cannot be written: {_reason(error)}") from error
 
 
-def _parse(path: Path, parse: Callable[[str], Any], language: str) -> tuple[dict[str, Any], str]:
+def _parse(path: str, parse: Callable[[str], Any], language: str) -> tuple[dict[str, Any], str]:
     text = _text(path, language)
     try:
         content = parse(text)
@@ -72,7 +72,7 @@ def _parse(path: Path, parse: Callable[[str], Any], language: str) -> tuple[dict
     return content, text
 
 
-def _text(path: Path, language: str) -> str:
+def _text(path: str, language: str) -> str:
     try:
         with open(path, "rb") as file:
             content = file.read(_MOST_BYTES + 1)

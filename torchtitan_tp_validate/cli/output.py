@@ -16,6 +16,7 @@ _T = TypeVar("_T")
 Line = tuple[str, str]
 """A line and its style, in the words of rich; no style is plain."""
 
+_WIDEST = 500
 _BAD, _QUIET, _GOOD = "bold red", "dim", "green"
 
 
@@ -62,7 +63,16 @@ def show(renderable: Any) -> None:
     """Draw a table of rich on standard output, in colour."""
     from rich.console import Console
 
-    Console(force_terminal=True, highlight=False).print(renderable)
+    console = Console(force_terminal=True, highlight=False)
+    # A narrow terminal wraps its lines; columns that vanish would be worse.
+    console.width = max(console.width, width_of(renderable, console))
+    console.print(renderable)
+
+
+def width_of(renderable: Any, console: Any) -> int:
+    """How many columns a table of rich needs to show everything."""
+    width: int = console.measure(renderable, options=console.options.update(width=_WIDEST)).maximum
+    return width
 
 
 @contextlib.contextmanager
@@ -103,8 +113,9 @@ def verdicts(reports: Sequence[Report]) -> Iterator[Line]:
 def concise(report: Report) -> str:
     """One line."""
     if report.note:
-        return f"{report.name}: {report.status.value.replace('_', ' ')}: {report.note}"
-    by = f" by {report.framework}'s rule" if report.plan else ""
+        said = report.note.startswith("Not validated: ")
+        return f"{report.name}: {'' if said else _words(report.status) + ': '}{report.note}"
+    by = f" by {_possessive(report.framework)} rule" if report.plan else ""
     if len(report.judgements) == 1:
         (judgement,) = report.judgements
         if judgement.error is None:
@@ -133,7 +144,7 @@ def ranges(numbers: Sequence[int]) -> str:
 
 
 def _problems(report: Report) -> Iterator[Line]:
-    by = f"{report.name} (by {report.framework}'s rule):"
+    by = f"{report.name} (by {_possessive(report.framework)} rule):"
     if len(report.judgements) > 1:
         yield concise(report), _BAD
         return
@@ -144,9 +155,17 @@ def _problems(report: Report) -> Iterator[Line]:
         yield line, _BAD if number == 0 else ""
 
 
+def _words(status: Status) -> str:
+    return status.value.replace("_", " ")
+
+
+def _possessive(name: str) -> str:
+    return f"{name}'" if name.endswith("s") else f"{name}'s"
+
+
 def _asked(judgement: Judgement) -> str:
     degrees = judgement.degrees
-    return f"TP {degrees.tp}" + (f", EP {degrees.ep}" if degrees.ep > 1 else "")
+    return f"TP {degrees.tp}" + (f" with EP {degrees.ep}" if degrees.ep > 1 else "")
 
 
 def _works(report: Report) -> str:
@@ -216,7 +235,7 @@ def _markdown(command: str, reports: Sequence[Report]) -> Iterator[str]:
     yield _row(["---"] * (3 + len(heads)))
     for report in reports:
         if report.note:
-            cells = [report.status.value.replace("_", " ")] + [""] * (len(heads) - 1)
+            cells = [_words(report.status)] + [""] * (len(heads) - 1)
             yield _row([report.name, *cells, report.note, ""])
             continue
         if by_degree:

@@ -47,7 +47,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: Any) -> int:
     """Run the subcommand; the exit status."""
-    reports = list(_reports(options))
+    reports = list(survey(options))
     if options.output_format == "full" and options.output_file is None and output.uses_colour(sys.stdout):
         output.show(matrix(reports, options.tp, options.world_size))
     else:
@@ -55,7 +55,8 @@ def run(options: Any) -> int:
     return 2 if any(report.status is Status.NOT_VALIDATED for report in reports) else 0
 
 
-def _reports(options: Any) -> Iterator[Report]:
+def survey(options: Any) -> Iterator[Report]:
+    """A report for every flavour that the options ask for."""
     from torchtitan_tp_validate import registry
     from torchtitan_tp_validate.cli import torchtitan
 
@@ -97,6 +98,7 @@ def matrix(reports: Sequence[Report], asked: Sequence[int], world_size: int | No
         caption=_caption(reports, world_size),
         caption_justify="left",
         pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
     table.add_column("model", style="bold", no_wrap=True)
     table.add_column("flavor", no_wrap=True)
@@ -112,7 +114,7 @@ def matrix(reports: Sequence[Report], asked: Sequence[int], world_size: int | No
         marks = []
         for judgement in report.judgements:
             style = ("green" if judgement.error is None else "red") if judgement.in_world else "bright_black"
-            marks.append(Text("\u25cf" if judgement.error is None else "\u00b7", style=style))
+            marks.append(Text("\u25cf" if judgement.error is None else "\u25cb", style=style))
         group = "" if report.group == previous else report.group
         table.add_row(group, _flavor(report), *_sizes(report, codes), *marks, report.binding)
         previous = report.group
@@ -140,7 +142,7 @@ def _plain(reports: Sequence[Report], asked: Sequence[int], world_size: int | No
 
 def _caption(reports: Sequence[Report], world_size: int | None) -> str:
     lines = [
-        "\u25cf works   \u00b7 does not"
+        "\u25cf works   \u25cb does not"
         + (f"   grey: does not divide {world_size} ranks" if world_size else "")
     ]
     lines += [f"{report.name}: {report.note}" for report in reports if report.note]

@@ -47,21 +47,21 @@ def judge_run(arguments: Sequence[str]) -> Report:
         SystemExit: torchtitan's own parser, with its own message.
     """
     location = _check_names(arguments)
-    return judge_job(_parsed(arguments), " ".join(arguments), location)
+    return judge_job(_parsed(arguments), "this run", location)
 
 
-def judge_toml(path: Path) -> Report:
+def judge_toml(path: str) -> Report:
     """The verdict on the run that a TOML file of 0.2.x describes."""
     try:
         _, text = files.read_toml(path)
-        location = Location(str(path), files.line_of(text, "tensor_parallel_degree"))
-        config = _parsed([_TOML_FLAGS[0], str(path)])
-        return judge_job(config, str(path), location)
+        location = Location(path, files.line_of(text, "tensor_parallel_degree"))
+        config = _parsed([_TOML_FLAGS[0], path])
+        return judge_job(config, path, location)
     except TPValidateError as error:
-        return Report(str(path), note=str(error), location=Location(str(path)))
+        return Report(path, note=str(error), location=Location(path))
     except SystemExit as stop:
         note = f"torchtitan does not take it (exit status {stop.code})."
-        return Report(str(path), note=note, location=Location(str(path)))
+        return Report(path, note=note, location=Location(path))
 
 
 def judge_config(name: str, build: Callable[[], Any], group: str) -> Report:
@@ -141,7 +141,7 @@ def _check_names(arguments: Sequence[str]) -> Location | None:
     """Complain of what torchtitan answers with a traceback; where the degree is written, if in a file."""
     toml = _value_of(arguments, _TOML_FLAGS)
     if toml is not None:
-        _, text = files.read_toml(Path(toml))
+        _, text = files.read_toml(toml)
         return Location(toml, files.line_of(text, "tensor_parallel_degree"))
     module, config = _value_of(arguments, ("--module",)), _value_of(arguments, ("--config",))
     if module is not None and config is not None and registry.has_configs():

@@ -6,12 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from torchtitan_tp_validate.errors import PlanError
-from torchtitan_tp_validate.plans import huggingface, torchtitan_0_2, torchtitan_0_3, transformers_backend
 from torchtitan_tp_validate.plans.reading import shortened
 from torchtitan_tp_validate.rules import Degrees, Plan
-
-# Some Hugging Face configs have torchtitan's names: they are recognised first.
-_READERS = (transformers_backend, huggingface, torchtitan_0_3, torchtitan_0_2)
 
 _NO_DEGREES = Degrees(tp=1)
 
@@ -32,7 +28,17 @@ def read_plan(model_or_config: Any, degrees: Degrees = _NO_DEGREES, *, model_nam
     Raises:
         PlanError: nothing here knows how to read the object, or what it holds is not a head count.
     """
-    for reader in _READERS:
+    # Imported when they are needed: what a command line judges by one of them need not load the others.
+    from torchtitan_tp_validate.plans import (
+        huggingface,
+        torchtitan_0_2,
+        torchtitan_0_3,
+        transformers_backend,
+    )
+
+    # Some Hugging Face configs have torchtitan's names: they are recognised first.
+    readers: tuple[Any, ...] = (transformers_backend, huggingface, torchtitan_0_3, torchtitan_0_2)
+    for reader in readers:
         config = reader.find_config(model_or_config)
         if config is not None:
             plan: Plan = reader.read(config, model_or_config, degrees)

@@ -20,7 +20,6 @@ from enum import Enum
 from typing import Any
 
 from torchtitan_tp_validate.errors import PlanError
-from torchtitan_tp_validate.plans import torchtitan_0_2, torchtitan_0_3
 from torchtitan_tp_validate.plans.reading import Heads, shortened, whole_number
 from torchtitan_tp_validate.rules import Degrees, Findings, Plan
 
@@ -89,6 +88,7 @@ _NO_ATTENTION_AT_ALL = frozenset({"mamba2", "xlstm"})
 # No model has more; a damaged file may say anything.
 _MOST_LAYERS = 10_000
 _MOST_HEADS = 1_000_000
+_DEEPEST = 8
 
 _LABELS = {
     "TP001": "num_attention_heads",
@@ -101,12 +101,13 @@ _KEY_VALUE_PROJECTIONS = frozenset({"k_proj", "v_proj", "key", "value", "wk", "w
 _FUSED_PROJECTIONS = frozenset({"qkv_proj", "query_key_value", "qkv", "c_attn", "Wqkv"})
 
 _HOW_TO_CHANGE = {
-    Framework.TORCHTITAN: torchtitan_0_3.HOW_TO_CHANGE,
+    Framework.TORCHTITAN: "--parallelism.{flag} {degree}",
     Framework.TRANSFORMERS: "tp_size={degree}, as in from_pretrained(...,\n"
     "  distributed_config=DistributedConfig(tp_size={degree}))",
 }
 _CONSEQUENCE = {
-    Framework.TORCHTITAN: torchtitan_0_2.DIES_IN_FORWARD,
+    Framework.TORCHTITAN: "the run starts, and its first forward pass dies in attention with\n"
+    "  \"shape '[...]' is invalid for input of size ...\".",
     Framework.TRANSFORMERS: "the model loads without a word, and its first forward pass dies in\n"
     "  attention with \"shape '[...]' is invalid for input of size ...\".",
 }
@@ -183,6 +184,8 @@ def layer_heads(config: Mapping[str, Any]) -> tuple[Heads, ...]:
 
 def _text_parts(config: Mapping[str, Any], where: str) -> Iterator[tuple[Mapping[str, Any], str]]:
     """``(config, path)`` of each text decoder: what is nested, else the config itself."""
+    if where.count(".") > _DEEPEST:
+        raise PlanError(f"Not validated: {shortened(where)} is nested too deeply.")
     nested = [name for name in _TEXT_PARTS if isinstance(config.get(name), Mapping)]
     for name in nested:
         yield from _text_parts(config[name], f"{where}{name}.")
@@ -192,8 +195,8 @@ def _text_parts(config: Mapping[str, Any], where: str) -> Iterator[tuple[Mapping
 
 def _layers(config: Mapping[str, Any], where: str) -> Iterator[Heads]:
     """The heads of each layer of one text decoder; ``where`` is the path of its config, with a dot."""
-    if config.get("model_type") in _NO_ATTENTION_AT_ALL:
-        raise PlanError(f"Not validated: {config['model_type']} has no attention heads.")
+    if _name(config) in _NO_ATTENTION_AT_ALL:
+        raise PlanError(f"Not validated: {_name(config)} has no attention heads.")
     if isinstance(config.get("block_configs"), Sequence):
         yield from _blocks(config, where)
         return
@@ -263,7 +266,7 @@ def _layer_types(config: Mapping[str, Any], where: str) -> list[str] | None:
         return list(types)
     linear = config.get("linear_attn_config")
     if isinstance(linear, Mapping) and isinstance(linear.get("full_attn_layers"), Sequence):
-        full = set(linear["full_attn_layers"])  # counted from 1
+        full = linear["full_attn_layers"]  # counted from 1
         return [
             "full_attention" if index + 1 in full else "linear_attention"
             for index in range(_n_layers(config, where))

@@ -35,13 +35,19 @@ def read(config: Any, model: Any, degrees: Degrees) -> Plan:
     except Exception as error:
         # A Hugging Face config whose layers differ raises when asked for one number for all of them.
         raise PlanError(f"Not validated: the head counts of {name} cannot be read: {error}") from error
+    model_type = getattr(config, "model_type", "")
+    if not model_type and "TP002" not in heads:
+        raise PlanError(
+            f"Not validated: {name} gets its head counts from the Hugging Face model that the job names, "
+            "when the model is built."
+        )
     findings = Findings()
     for index in range(n_layers):
         for code, size in heads.items():
             findings.add(code, size, torchtitan_0_2.DIES_IN_FORWARD, layers=(index,))
     is_0_3 = hasattr(config, "build")
     return Plan(
-        model=getattr(config, "model_type", "") or "this model",
+        model=model_type or "this model",
         dims=findings.dims(),
         n_layers=n_layers,
         how_to_change=(torchtitan_0_3 if is_0_3 else torchtitan_0_2).HOW_TO_CHANGE,
