@@ -37,6 +37,12 @@ VARIANTS_0_3 = [
 ]
 CASES = SHARED + (VARIANTS_0_3 if IS_0_3 else VARIANTS_0_2)
 
+REFUSED = {
+    "llama3:12/6": "TP002 n_kv_heads = 6 is neither a multiple nor a divisor of 4",
+    "llama3:6/2": "TP001 n_heads = 6 is not a multiple of 4",
+    "llama3:12/3": "Tensor parallel degree (4) does not fit n_kv_heads (3)",
+}
+
 BACKENDS = ("spmd_types", "partial_dtensor", "full_dtensor") if IS_0_3 else ("",)
 LONG = [
     f"{family}:{heads}:tp={tp},backend={backend},ac={ac}"
@@ -82,7 +88,8 @@ def assert_trains_like_one_process(result: Result, case: str) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    return run(CASES, tmp_path_factory.mktemp("trained"))
+    """Every case, one after the other by the same four ranks."""
+    return run([*CASES, *REFUSED], tmp_path_factory.mktemp("trained"))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -107,21 +114,9 @@ def test_the_long_matrix(tmp_path: Path) -> None:
         assert_trains_like_one_process(result, case)
 
 
-@pytest.fixture(scope="module")
-def refused(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    return run(list(REFUSED), tmp_path_factory.mktemp("refused"))
-
-
-REFUSED = {
-    "llama3:12/6": "TP002 n_kv_heads = 6 is neither a multiple nor a divisor of 4",
-    "llama3:6/2": "TP001 n_heads = 6 is not a multiple of 4",
-    "llama3:12/3": "Tensor parallel degree (4) does not fit n_kv_heads (3)",
-}
-
-
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_degree_that_does_not_fit_even_so_is_refused_on_every_rank(refused: Result, case: str) -> None:
-    reports = reports_of(refused, case)
+def test_a_degree_that_does_not_fit_even_so_is_refused_on_every_rank(trained: Result, case: str) -> None:
+    reports = reports_of(trained, case)
     assert len({report["message"] for report in reports}) == 1, reports
     for report in reports:
         assert report["status"] == "refused", report

@@ -143,7 +143,7 @@ def test_lora_before_and_after_is_refused() -> None:
         registry(*plain, LoRAConverter.Config(target_modules=["wkv"]), converter())
     assert str(caught.value) == LORA
     config = registry(*plain, converter(), LoRAConverter.Config(target_modules=["wkv"]))
-    with pytest.raises(tpv.KVReplicationError, match=r"another one has made wkv a .*LoRAKVHeadLinear"):
+    with pytest.raises(tpv.KVReplicationError, match=r"another one has made wkv a .*LoRALinear"):
         config.update_from_config(config=run_config(2))
 
 
