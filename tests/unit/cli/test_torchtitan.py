@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
@@ -187,10 +188,13 @@ def test_the_table_has_every_flavour_and_its_degrees(tp_validate: Program) -> No
     status, out, _ = tp_validate("table", "--model", "llama3", "--model", "qwen3", "--tp", "2,8,16")
     assert status == 0
     lines = out.splitlines()
-    assert lines[0].split() == ["model", "flavor", "heads", "KV", "2", "8", "16", "binding", "constraint"]
+    headings = ["model", "flavor", "heads", "KV", "2", "8", "16", "KV", "shared", "binding", "constraint"]
+    assert lines[0].split() == headings
     rows = {tuple(line.split()[:2]): line.split()[2:] for line in lines[1:]}
-    assert rows["llama3", "8B"] == ["32", "8", "yes", "yes", "-", "TP002", "n_kv_heads", "=", "8"]
-    assert rows["qwen3", "30B-A3B"] == ["32", "4", "yes", "-", "-", "TP002", "n_kv_heads", "=", "4"]
+    shared = {"llama3": ["16", "32"], "qwen3": ["8", "16", "32"]}
+    binding = ["TP002", "n_kv_heads", "="]
+    assert rows["llama3", "8B"] == ["32", "8", "yes", "yes", "-", *shared["llama3"], *binding, "8"]
+    assert rows["qwen3", "30B-A3B"] == ["32", "4", "yes", "-", "-", *shared["qwen3"], *binding, "4"]
     assert len(rows) == len(registry.model("llama3").flavors) + len(registry.model("qwen3").flavors)
 
 
@@ -205,8 +209,36 @@ def test_the_table_as_json_markdown_and_by_world_size(tp_validate: Program) -> N
         "| llama3 8B | yes | yes | TP002 n_kv_heads = 8 | 1, 2, 4, 8 |" in tp_validate(*table, "markdown").out
     )
     out = tp_validate("table", "--model", "llama3", "--tp", "2,8", "--world-size", "12").out
-    assert " yes  (yes)  TP002" in out
+    assert re.search(r" yes  \(yes\)  16 32 +TP002", out)
     assert out.endswith("(yes), (-): the degree does not divide 12 ranks.\n")
+
+
+def test_shared_kv_heads_are_judged_by_the_launchers_flag(tp_validate: Program) -> None:
+    model = ("check", "--model", "llama3", "--flavor", "8B", "--output-format", "json", "--tp", "16")
+    status, out, _ = tp_validate(*model)
+    document = json.loads(out)
+    jsonschema.validate(document, SCHEMA)
+    (result,) = document["results"]
+    assert (status, result["kv_replication_tp_degrees"]) == (1, [16, 32])
+    status, out, _ = tp_validate(*model, "--replicate-kv-heads")
+    document = json.loads(out)
+    jsonschema.validate(document, SCHEMA)
+    (result,) = document["results"]
+    assert (status, result["valid_tp_degrees"]) == (0, [1, 2, 4, 8, 16, 32])
+    assert tp_validate(*model[:-1], "24", "--replicate-kv-heads").status == 1
+
+
+@only_0_3
+def test_a_run_with_shared_kv_heads_is_judged_as_the_launcher_would(tp_validate: Program) -> None:
+    run = ("--", "--module", "qwen3_5", "--config", "qwen35_122b_a10b")
+    assert tp_validate("check", *run).status == 1
+    assert tp_validate("check", "--replicate-kv-heads", *run).status == 0
+    status, out, _ = tp_validate(
+        "check", "--replicate-kv-heads", *run, "--parallelism.context_parallel_degree", "2"
+    )
+    assert status == 2
+    assert "parallelism.context_parallel_degree = 2 was never tried with it" in out
+    assert tp_validate("audit", "qwen3_5", "--replicate-kv-heads").status == 0
 
 
 def test_the_table_of_everything_reads_what_is_guarded(tp_validate: Program) -> None:
