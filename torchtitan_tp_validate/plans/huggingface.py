@@ -392,7 +392,7 @@ def _live_plan(model: Any) -> Mapping[str, str] | None:
     if hasattr(model, "tp_plan"):
         return model.tp_plan or {}
     if hasattr(model, "base_model_tp_plan"):
-        return model.get_text_config().base_model_tp_plan or None
+        return model.get_text_config(decoder=True).base_model_tp_plan or None
     return None
 
 

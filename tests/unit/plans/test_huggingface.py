@@ -373,7 +373,7 @@ def test_a_config_object_gives_the_verdict_of_its_file_under_the_plan_that_it_br
 ) -> None:
     with_plan = 0
     for kind, config_object, content in validated(saved):
-        plan = config_object.get_text_config().base_model_tp_plan or None
+        plan = config_object.get_text_config(decoder=True).base_model_tp_plan or None
         with_plan += plan is not None
         expected = read(content, None, Degrees(tp=1), tp_plan=plan).valid_degrees()
         assert tpv.valid_tp_degrees(config_object) == expected, kind
