@@ -287,7 +287,7 @@ def test_what_cannot_be_guarded_is_warned_of_by_name_and_raises_when_strict(
         print(*(w.message for w in caught), sep="\\n")
         """)
     )
-    assert output.splitlines() == ["Cannot guard this torchtitan:", f"  {problem}", problem]
+    assert output.splitlines() == ["Cannot guard everything:", f"  {problem}", problem]
 
 
 @pytest.mark.parametrize("imported", ["before", "after"])
@@ -331,19 +331,26 @@ def test_a_moved_file_is_reported(tmp_path: Path) -> None:
     assert "the package has no parallelize.py or infra/parallelize.py" in result.stderr
 
 
-def test_without_torchtitan_nothing_is_guarded_silently(tmp_path: Path) -> None:
-    result = FakeTorchtitan(tmp_path).run(
-        """
-        import sys, importlib.util
-        real = importlib.util.find_spec
-        importlib.util.find_spec = lambda name, *a: None if name.startswith("torchtitan") else real(name, *a)
-        import torchtitan_tp_validate as tpv
-        tpv.install()
-        assert not tpv.installed().guarded
-        """
-    )
-    assert result.returncode == 0, result.stderr
+HIDDEN = """
+import importlib.util
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name.partition(".")[0] in {hidden} else real(name, *a)
+import torchtitan_tp_validate as tpv
+tpv.install()
+print(*(state.model for state in tpv.installed().guarded))
+"""
+
+
+def test_without_torchtitan_and_transformers_nothing_is_guarded_silently(tmp_path: Path) -> None:
+    result = FakeTorchtitan(tmp_path).run(HIDDEN.format(hidden=("torchtitan", "transformers")))
+    assert (result.returncode, result.stdout) == (0, "\n"), result.stderr
     assert "InstallWarning: torchtitan is not installed here" in result.stderr
+
+
+def test_without_torchtitan_transformers_alone_is_guarded(tmp_path: Path) -> None:
+    result = FakeTorchtitan(tmp_path).run(HIDDEN.format(hidden=("torchtitan",)))
+    assert (result.returncode, result.stdout) == (0, "transformers\n"), result.stderr
+    assert "torchtitan is not installed" not in result.stderr
 
 
 def test_the_check_itself_loads_no_torch_no_torchtitan_and_no_wrapt(line_0_3: FakeTorchtitan) -> None:

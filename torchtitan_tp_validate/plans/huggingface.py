@@ -392,14 +392,14 @@ def _blocks(config: Mapping[str, Any], where: str) -> Iterator[Heads]:
 
 
 def _live_plan(model: Any) -> Mapping[str, str] | None:
-    """The effective plan of a model, or the plan that a config object brings; a file has neither.
+    """The effective plan of a model, or the plan that a config object may bring; a file has neither.
 
     Source: ``PreTrainedModel.tp_plan``, ``PreTrainedConfig.base_model_tp_plan``.
     """
     if hasattr(model, "tp_plan"):
         return model.tp_plan or {}
     if hasattr(model, "base_model_tp_plan"):
-        return model.get_text_config().base_model_tp_plan or {}
+        return model.get_text_config(decoder=True).base_model_tp_plan or None
     return None
 
 
