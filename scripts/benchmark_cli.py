@@ -34,10 +34,11 @@ CONFIG = {
     "num_hidden_layers": 80,
 }
 
-# What has to be imported to know llama3 405B and its parallelize function, whatever is done with it.
+# What has to be imported to know llama3 405B and what it shards, whatever is done with it. (In 0.3.x its
+# config imports the trainer before it declares its shardings.)
 IMPORTS = {
     "0.2": "import torchtitan.config, torchtitan.models.llama3, torchtitan.experiments",
-    "0.3": "import torchtitan.config, torchtitan.models.llama3, torchtitan.experiments",
+    "0.3": "import torchtitan.config, torchtitan.models.llama3, torchtitan.trainer",
 }
 
 # Build the model on meta and run torchtitan's own parallelize function in a world of 16 that one process

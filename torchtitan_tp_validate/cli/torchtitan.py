@@ -13,12 +13,12 @@ from torchtitan_tp_validate import registry
 from torchtitan_tp_validate.cli import files
 from torchtitan_tp_validate.cli.report import Judgement, Location, Report, judge
 from torchtitan_tp_validate.errors import KVReplicationError, PlanError, TPDegreeError, TPValidateError
-from torchtitan_tp_validate.install import installed, leads_to_guard
 from torchtitan_tp_validate.job import Job, read_job, unguarded
 from torchtitan_tp_validate.kv_replication.job import ask_job
 from torchtitan_tp_validate.plans import read_plan
 from torchtitan_tp_validate.rules import Degrees
 from torchtitan_tp_validate.train import parse_command_line
+from torchtitan_tp_validate.wrappers import TARGETS
 
 _TOML_FLAGS = ("--job.config_file", "--job.config-file")
 
@@ -29,13 +29,13 @@ class NotReadError(TPValidateError):
 
 @contextlib.contextmanager
 def at_hand() -> Iterator[None]:
-    """Guards in place, so that it is known which functions they know; standard output for results alone.
+    """The torchtitan that is installed, its own output kept away from standard output.
 
     Raises:
         UnavailableError: there is no torchtitan.
     """
     registry.names()
-    with contextlib.redirect_stdout(sys.stderr), installed():
+    with contextlib.redirect_stdout(sys.stderr):
         yield
 
 
@@ -96,7 +96,7 @@ def judge_flavor(model: str, flavor: str, choices: Sequence[Degrees], *, listed:
     except Exception as error:
         return Report(name, group=model, note=f"cannot be built here: {_first_line(error)}", skipped=listed)
     job = Job(name, registry.model_config(spec, flavor), choices[0], spec.parallelize_fn)
-    problem = unguarded(job, is_guarded=leads_to_guard)
+    problem = unguarded(job, is_guarded=_is_guardable)
     if problem is not None:
         return Report(name, group=model, note=problem, skipped=listed)
     try:
@@ -125,7 +125,7 @@ def judge_job(config: Any, name: str, location: Location | None, replicate_kv_he
     degrees = replace(job.degrees, replicate_kv_heads=replicate_kv_heads)
     if job.splits_nothing:
         return Report(name, (Judgement(degrees, None),), location=location)
-    problem = unguarded(job, is_guarded=leads_to_guard)
+    problem = unguarded(job, is_guarded=_is_guardable)
     if problem is not None:
         return Report(name, note=problem, location=location)
     try:
@@ -133,6 +133,18 @@ def judge_job(config: Any, name: str, location: Location | None, replicate_kv_he
         return Report(name, judge(plan, [degrees]), plan, location=location)
     except PlanError as error:
         return Report(name, note=str(error), location=location)
+
+
+def _is_guardable(function: Any) -> bool:
+    """Whether `install` guards this function, or one that it hands on to by name (as graph_trainer does).
+
+    By name, so that nothing has to be installed: that would look through every object of the process.
+    """
+    code, namespace = getattr(function, "__code__", None), getattr(function, "__globals__", {})
+    called = [namespace.get(name) for name in code.co_names] if code else []
+    names = {f"{getattr(f, '__module__', '')}.{getattr(f, '__qualname__', '')}" for f in (function, *called)}
+    points = (point for target in TARGETS.values() for point in target.entry_points())
+    return any(point.problem is None and str(point) in names for point in points)
 
 
 def _parsed(arguments: Sequence[str]) -> Any:
