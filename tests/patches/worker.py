@@ -113,12 +113,13 @@ def _training(line: Any, family: str, device: torch.device, report: dict[str, An
 def _tie(model: nn.Module, names: Set[str]) -> None:
     """Tie a plain model's embeddings if the parallelized one, with parameters of these names, has them tied.
 
-    torchtitan 0.2.0 and 0.2.1 tie those of qwen3 no sooner than in the parallelize function.
+    torchtitan 0.2.0 and 0.2.1 tie those of qwen3 no sooner than in the parallelize function. The weights
+    are then those of the output projection, which is initialised last.
     """
     missing = dict(model.named_parameters()).keys() - names
     if missing:
         assert missing == {"output.weight"}, missing
-        model.output.weight = model.tok_embeddings.weight
+        model.tok_embeddings.weight = model.output.weight
 
 
 if __name__ == "__main__":
