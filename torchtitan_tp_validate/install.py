@@ -187,17 +187,6 @@ def is_guard(function: object) -> bool:
     return any(function is guarded for _, guarded in _guards.values())
 
 
-def leads_to_guard(function: Function) -> bool:
-    """Whether a call of this function comes to a guard: it is one, or it hands on to one by name.
-
-    torchtitan's graph_trainer puts such a function into its specs.
-    """
-    if is_guard(function):
-        return True
-    code, namespace = getattr(function, "__code__", None), getattr(function, "__globals__", {})
-    return code is not None and any(is_guard(namespace.get(name)) for name in code.co_names)
-
-
 def _entry_points() -> Iterator[tuple[str, EntryPoint]]:
     for model, target in TARGETS.items():
         for entry_point in target.entry_points():

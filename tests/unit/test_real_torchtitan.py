@@ -6,17 +6,18 @@ import importlib
 import inspect
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace as NS
+from typing import Any
 
 import pytest
 import torch
 
 import torchtitan_tp_validate as tpv
 from torchtitan_tp_validate import registry
-from torchtitan_tp_validate.install import is_guard, leads_to_guard
+from torchtitan_tp_validate.install import is_guard
 from torchtitan_tp_validate.rules import divisors
 from torchtitan_tp_validate.wrappers import TARGETS
 
@@ -57,6 +58,13 @@ PUBLISHED = {
 def guards() -> Iterator[tpv.Installation]:
     with tpv.installed() as installation:
         yield installation
+
+
+def leads_to_guard(function: Callable[..., Any]) -> bool:
+    """Whether it is a guard, or hands on to one by name, as what graph_trainer registers does."""
+    return is_guard(function) or any(
+        is_guard(function.__globals__.get(n)) for n in function.__code__.co_names
+    )
 
 
 @pytest.mark.parametrize("name", registry.names())
