@@ -45,6 +45,7 @@ def load(folder: Path, tokens: torch.Tensor, **arguments: Any) -> tuple[int, tor
 def main() -> None:
     """Load stock and fixed, compare both with one process, and print."""
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     dist.init_process_group("gloo")
     tp = dist.get_world_size()
     box = [tempfile.mkdtemp() if dist.get_rank() == 0 else None]
