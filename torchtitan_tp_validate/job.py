@@ -46,7 +46,7 @@ def read_job(config: Any) -> Job | None:
 
     A job without a model is torchtitan's to complain about, and it does so first thing.
     """
-    degrees = _degrees(config)
+    degrees = degrees_of(config)
     if hasattr(config, "model_spec"):
         spec = config.model_spec
         if spec is None:
@@ -70,7 +70,12 @@ def _job(name: str, model_config: Any, degrees: Degrees, parallelize_fn: Callabl
     return Job(name, model_config, replace(degrees, fsdp=applies_fsdp(parallelize_fn)), parallelize_fn)
 
 
-def _degrees(config: Any) -> Degrees:
+def degrees_of(config: Any) -> Degrees:
+    """What a parsed job asks for, its data parallel degree only if that is not left to the number of ranks.
+
+    Raises:
+        TPDegreeError: a degree is not a positive whole number.
+    """
     parallelism = config.parallelism
     names = {
         **{axis.value: axis.flag for axis in Axis},

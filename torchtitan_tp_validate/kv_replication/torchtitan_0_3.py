@@ -29,6 +29,7 @@ from torchtitan.models.common.attention import FusedQKVLinear, QKVLinear
 from torchtitan.models.common.linear import Linear
 from torchtitan.protocols.model import ModelConfigConverter
 
+from torchtitan_tp_validate.job import degrees_of
 from torchtitan_tp_validate.kv_replication.gather import (
     TP_AXIS,
     replicated_linear,
@@ -43,7 +44,6 @@ from torchtitan_tp_validate.kv_replication.support import (
     refuse,
     refuse_untried,
 )
-from torchtitan_tp_validate.rules import Degrees
 from torchtitan_tp_validate.validate import judge
 
 
@@ -150,16 +150,7 @@ class ReplicatingConfig:
                         "ReplicateKVHeads without it",
                     )
         if tp > 1:
-            judge(
-                self,
-                Degrees(
-                    tp=tp,
-                    ep=parallelism.expert_parallel_degree,
-                    cp=parallelism.context_parallel_degree,
-                    spmd_backend=parallelism.spmd_backend,
-                    sequence_parallel=parallelism.enable_sequence_parallel,
-                ),
-            )
+            judge(self, degrees_of(config))
         with _one_head_per_rank(self, tp):
             super().update_from_config(config=config, **kwargs)  # type: ignore[misc]
 
