@@ -24,7 +24,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.elastic.multiprocessing.errors import record
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 import torchtitan_tp_validate
@@ -177,7 +176,6 @@ def _run(case: Case, line: ModuleType, device: torch.device, report: Report) -> 
         return
     report.stage = "initialise"
     tiny.initialise(model, device)
-    sum_gradients(model)
     names = dict(named_parameters(model))
     load(model, {name: weight for name, weight in weights.items() if pipeline is None or name in names})
     report.rows_of_wk = local_rows(model)
@@ -186,7 +184,7 @@ def _run(case: Case, line: ModuleType, device: torch.device, report: Report) -> 
     dp = dist.get_world_size() // case.how.tp // case.how.pp
     difference = Difference()
     dp_rank = dist.get_rank() // case.how.tp
-    where = {"dp": dp, "dp_rank": dp_rank, "line": line, "context": context, "pipeline": pipeline}
+    where = {"dp": dp, "dp_rank": dp_rank, "context": context, "pipeline": pipeline}
     steps = train(tiny, model, case.family, device, **where)
     for step, wanted in zip(steps, expected, strict=True):
         loss = torch.tensor(step.loss)
@@ -299,7 +297,6 @@ def train(
     *,
     dp: int,
     dp_rank: int,
-    line: ModuleType | None = None,
     context: Context = nullcontext,
     pipeline: Pipeline | None = None,
 ) -> Iterator[Step]:
@@ -308,8 +305,6 @@ def train(
 
     parameters = dict(named_parameters(model))
     optimizer = torch.optim.SGD(parameters.values(), lr=LEARNING_RATE)
-    # 0.2.x lets the caller divide by the number of data parallel ranks.
-    divisor = 1 if line is None or hasattr(line, "UPSTREAM_CHECKS") else dp
     if family.startswith("qwen3_5"):
         # On CPU its gated-delta layers read a batch as one stream: every rank has all of it.
         dp = 1
@@ -321,7 +316,7 @@ def train(
         else:
             with context():
                 loss = tiny.loss(model, tokens[rows].contiguous(), labels[rows].contiguous())
-                (loss / divisor).backward()
+                loss.backward()
         gradients = {name: whole(p.grad) for name, p in parameters.items() if p.grad is not None}
         pp_mesh = pipeline.parallel_dims.get_mesh("pp") if pipeline else None
         norm = clip_grad_norm_(list(parameters.values()), MAX_NORM, foreach=False, pp_mesh=pp_mesh)
@@ -358,13 +353,6 @@ def load(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
         if merge is not None:
             merge(module, merged, f"{name}.")
     load_weights(model, merged)
-
-
-def sum_gradients(model: nn.Module) -> None:
-    """Let data parallelism reduce gradients by a plain sum: gloo has no sum with a factor."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.set_force_sum_reduction_for_comms(True)
 
 
 def local_rows(model: nn.Module) -> list[int]:

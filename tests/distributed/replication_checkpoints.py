@@ -38,7 +38,6 @@ from tests.distributed.replication import (
     build,
     parallelize,
     replicating,
-    sum_gradients,
     whole,
 )
 from tests.distributed.training import join_process_group
@@ -164,7 +163,6 @@ def _run(family: str, tp: int, line: ModuleType) -> Run:
         model, _ = parallelize(tiny, case)
     torch.manual_seed(SEED)
     tiny.initialise(model, torch.device("cpu"))
-    sum_gradients(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=False)
     return Run(tp, tiny, model, optimizer)
 

@@ -28,7 +28,8 @@ def alive(pid: int) -> bool:
 
 
 def test_ranks_that_hang_are_killed_at_the_time_limit_and_their_output_is_kept(tmp_path: Path) -> None:
-    body = "import os, time\nprint('rank with pid', os.getpid(), flush=True)\ntime.sleep(600)\n"
+    # One write each: what both ranks print in pieces would run together.
+    body = "import os, time\nos.write(1, f'rank with pid {os.getpid()}\\n'.encode())\ntime.sleep(600)\n"
     result = run_module(tmp_path, body, timeout=30)
     assert result.timed_out
     assert result.returncode != 0
