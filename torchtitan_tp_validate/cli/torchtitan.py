@@ -59,6 +59,8 @@ def judge_toml(path: str, replicate_kv_heads: bool) -> Report:
         location = Location(path, files.line_of(text, "tensor_parallel_degree"))
         config = _parsed([_TOML_FLAGS[0], path])
         return judge_job(config, path, location, replicate_kv_heads)
+    except registry.UnavailableError as error:
+        return Report(path, note=str(error), skipped=True, location=Location(path))
     except TPValidateError as error:
         return Report(path, note=str(error), location=Location(path))
     except SystemExit as stop:
@@ -111,6 +113,7 @@ def judge_job(config: Any, name: str, location: Location | None, replicate_kv_he
 
     Raises:
         UnknownNameError: there is no such model or flavour.
+        UnavailableError: the model needs a package that is not here.
     """
     try:
         if replicate_kv_heads:
@@ -122,6 +125,8 @@ def judge_job(config: Any, name: str, location: Location | None, replicate_kv_he
             return Report(name, note="the job names no model.", location=location)
     except (TPDegreeError, KVReplicationError) as error:
         return Report(name, note=str(error), location=location)
+    except ImportError as error:
+        raise registry.UnavailableError(f"the job's model cannot be imported here: {error}.") from error
     degrees = replace(job.degrees, replicate_kv_heads=replicate_kv_heads)
     if job.splits_nothing:
         return Report(name, (Judgement(degrees, None),), location=location)
