@@ -30,10 +30,6 @@ PROVED_ELSEWHERE = {
     "TP013": "the cases run on the CPU, without the grouped kernel: tests/unit/test_real_experts.py",
     "TP014": "only under KV-head replication: test_recorded_replication.py",
 }
-if not RELEASE.startswith("0.2"):
-    PROVED_ELSEWHERE["FSDP001"] = (
-        "its cases take four ranks, and have not been run: tests/unit/test_real_experts.py"
-    )
 NOT_IN_0_2 = {"TP003", "TP004", "TP007", "TP008"}
 
 

@@ -97,6 +97,12 @@ UPSTREAM_FAULTS = (
         "no case uses it",
     ),
     UpstreamFault(
+        "0.2.",
+        ("gpt_oss",),
+        "expert parallelism with expert_tensor_parallel_degree=tp gives another loss (off by 7.5e-4) and the "
+        "experts other gradients (by 48 %) where everything divides; no case has both TP and EP",
+    ),
+    UpstreamFault(
         "0.3.",
         ("gpt_oss",),
         "the experts' second bias is added once per TP rank when experts are not parallel; it is zero here, "
@@ -269,6 +275,9 @@ def _with_experts(family: str, line: ModuleType, backends: Sequence[str | None])
         replace(control, dimension=fsdp, dp=4, sizes={"num_experts": 2, "expert_hidden": 66}),
         replace(control, dimension=fsdp, tp=2, ep=1, sizes={"num_experts": 3, "expert_hidden": 68}),
     ]
+    if family == "gpt_oss" and None in backends:
+        # Wrong in torchtitan 0.2.x itself, see UPSTREAM_FAULTS.
+        variants = [case for case in variants if not case.tp == case.ep == 2]
     for turn, case in enumerate(variants[:: len(backends)]):
         yield replace(case, spmd_backend=backends[turn % len(backends)])
 
