@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.distributed import lines
-from tests.distributed.replication import Case, build, parallelize, replicating, sum_gradients
+from tests.distributed.replication import Case, build, parallelize, replicating
 from tests.distributed.training import join_process_group
 
 MEBIBYTE = 2**20
@@ -133,7 +133,7 @@ def _variant(
     model.to_empty(device=device)
     model.init_states(buffer_device=None)
     if device.type == "cpu":
-        sum_gradients(model)
+        lines.sum_gradients_without_nccl(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     # The same number of tokens in all: the ranks that TP leaves have other ones.
     shape = (tp // 2, sizes.seq_len + 1)
