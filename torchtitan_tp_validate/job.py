@@ -11,7 +11,7 @@ from typing import Any
 
 from torchtitan_tp_validate.errors import NotValidatedWarning, PlanError
 from torchtitan_tp_validate.kv_replication.job import ask_job
-from torchtitan_tp_validate.kv_replication.support import refuse
+from torchtitan_tp_validate.kv_replication.support import refuse, refuse_permuted_weights
 from torchtitan_tp_validate.rules import Axis, Degrees
 from torchtitan_tp_validate.validate import judge, read_degrees
 from torchtitan_tp_validate.wrappers.target import applies_fsdp
@@ -133,6 +133,8 @@ def check_job(
         judge(job.model_config, replace(job.degrees, replicate_kv_heads=replicate_kv_heads))
     except PlanError:
         return
+    if replicate_kv_heads:
+        refuse_permuted_weights(job.model_config, job.degrees.tp, config.checkpoint)
 
 
 def unguarded(job: Job, *, is_guarded: Callable[[Callable[..., Any]], bool]) -> str | None:

@@ -15,6 +15,7 @@ from torchtitan_tp_validate.cli.report import Judgement, Location, Report, judge
 from torchtitan_tp_validate.errors import KVReplicationError, PlanError, TPDegreeError, TPValidateError
 from torchtitan_tp_validate.job import Job, read_job, unguarded
 from torchtitan_tp_validate.kv_replication.job import ask_job
+from torchtitan_tp_validate.kv_replication.support import refuse_permuted_weights
 from torchtitan_tp_validate.plans import read_plan
 from torchtitan_tp_validate.rules import Degrees
 from torchtitan_tp_validate.train import parse_command_line
@@ -135,8 +136,11 @@ def judge_job(config: Any, name: str, location: Location | None, replicate_kv_he
         return Report(name, note=problem, location=location)
     try:
         plan = read_plan(job.model_config, degrees)
-        return Report(name, judge(plan, [degrees]), plan, location=location)
-    except PlanError as error:
+        judgements = judge(plan, [degrees])
+        if replicate_kv_heads and judgements[0].error is None:
+            refuse_permuted_weights(job.model_config, degrees.tp, config.checkpoint)
+        return Report(name, judgements, plan, location=location)
+    except (PlanError, KVReplicationError) as error:
         return Report(name, note=str(error), location=location)
 
 

@@ -84,11 +84,46 @@ def refuse_untried(parallelism: Any, compiling: Any) -> None:
         )
 
 
-def refuse(what: str, instead: str) -> KVReplicationError:
+def refuse_permuted_weights(model: Any, tp: int, checkpoint: Any) -> None:
+    """Refuse to load or save Hugging Face weights of a Llama 3 whose ranks share heads.
+
+    Its state-dict adapter, and no other, permutes the rows of each head of wk, for which DTensor wants whole
+    heads on every rank. The run ends with ``Cannot unflatten unevenly sharded tensor``, at its start or after
+    its last step.
+
+    Args:
+        model: the model's args (0.2.x) or config (0.3.x).
+        tp: tensor parallel degree.
+        checkpoint: the run's ``[checkpoint]``; None where there is none.
+
+    Raises:
+        KVReplicationError: the run does that.
+
+    Source: ``models/llama3/**/state_dict_adapter.py`` of torchtitan.
+    """
+    if not class_name(model).startswith("torchtitan.models.llama3."):
+        return
+    if not getattr(checkpoint, "enable", False):
+        return
+    attentions = [layer.attention for layer in getattr(model, "layers", ())] or [model]
+    if all((attention.n_kv_heads or attention.n_heads) % tp == 0 for attention in attentions):
+        return
+    for flag, when in (("initial_load_in_hf", "before its first"), ("last_save_in_hf", "after its last")):
+        if getattr(checkpoint, flag):
+            raise refuse(
+                f"checkpoint.{flag} = true permutes wk by whole heads, and a rank holds a part of one",
+                f"{flag} = false with torchtitan's scripts/checkpoint_conversion before or after the run",
+                otherwise=f'would die {when} step with "Cannot unflatten unevenly sharded tensor"',
+            )
+
+
+def refuse(
+    what: str, instead: str, otherwise: str = "might die in its first forward pass, or train wrongly"
+) -> KVReplicationError:
     """The error for a run that asks for replication and for something that it does not go with."""
     return KVReplicationError(
         f"KV-head replication is not supported here: {what}.\n"
-        "Without this check the run might die in its first forward pass, or train wrongly.\n"
+        f"Without this check the run {otherwise}.\n"
         f"What works: {instead}, or a tensor parallel degree that divides n_kv_heads without "
         "--replicate-kv-heads."
     )

@@ -42,6 +42,7 @@ from torchtitan_tp_validate.kv_replication.support import (
     problem_with_attention,
     projections,
     refuse,
+    refuse_permuted_weights,
     refuse_untried,
 )
 from torchtitan_tp_validate.validate import judge
@@ -136,7 +137,8 @@ class ReplicatingConfig:
 
         Raises:
             TPCompatError: the degree fits neither n_heads nor, as a multiple or a divisor, n_kv_heads.
-            KVReplicationError: a later converter replaced wk or wv, or the run asks for what was not tried.
+            KVReplicationError: a later converter replaced wk or wv, or the run asks for what was not tried
+                or does not work.
         """
         parallelism = config.parallelism
         refuse_untried(parallelism, getattr(config, "compile", None))
@@ -151,6 +153,7 @@ class ReplicatingConfig:
                     )
         if tp > 1:
             judge(self, degrees_of(config))
+            refuse_permuted_weights(self, tp, getattr(config, "checkpoint", None))
         with _one_head_per_rank(self, tp):
             super().update_from_config(config=config, **kwargs)  # type: ignore[misc]
 

@@ -21,6 +21,14 @@ What works: high-precision linears, or a tensor parallel degree that divides n_k
 --replicate-kv-heads."""
 
 
+PERMUTED = """\
+KV-head replication is not supported here: checkpoint.{flag} = true permutes wk by whole heads, and a rank \
+holds a part of one.
+Without this check the run would die {when} step with "Cannot unflatten unevenly sharded tensor".
+What works: {flag} = false with torchtitan's scripts/checkpoint_conversion before or after the run, or a \
+tensor parallel degree that divides n_kv_heads without --replicate-kv-heads."""
+
+
 def tiny_model() -> Any:
     import dataclasses
 
@@ -119,6 +127,25 @@ def test_a_job_with_what_does_not_go_with_it_is_refused_at_startup() -> None:
     check(job(tensor_parallel_degree=16))
     with pytest.raises(tpv.TPCompatError, match=r"must divide n_kv_heads \(8\)"), tpv.installed():
         check_job(job(tensor_parallel_degree=16), is_guarded=is_guard)
+
+
+@pytest.mark.parametrize(
+    ("flag", "when"), [("initial_load_in_hf", "before its first"), ("last_save_in_hf", "after its last")]
+)
+def test_hugging_face_weights_of_llama_3_are_refused_where_ranks_share_heads(flag: str, when: str) -> None:
+    def check(model: str, flavor: str, tp: int) -> None:
+        config = job(tensor_parallel_degree=tp)
+        config.model.name, config.model.flavor = model, flavor
+        config.checkpoint.enable = True
+        setattr(config.checkpoint, flag, True)
+        with tpv.installed():
+            check_job(config, is_guarded=is_guard, replicate_kv_heads=True)
+
+    with pytest.raises(tpv.KVReplicationError) as caught:
+        check("llama3", "8B", 16)
+    assert str(caught.value) == PERMUTED.format(flag=flag, when=when)
+    check("llama3", "8B", 8)
+    check("qwen3", "0.6B", 16)
 
 
 def test_a_job_that_nothing_guards_is_refused_rather_than_left_without() -> None:

@@ -27,6 +27,14 @@ What works: plain projections, in llama3, qwen3, qwen3_5 and gpt_oss, or a tenso
 divides n_kv_heads without --replicate-kv-heads."""
 
 
+PERMUTED = """\
+KV-head replication is not supported here: checkpoint.{flag} = true permutes wk by whole heads, and a rank \
+holds a part of one.
+Without this check the run would die {when} step with "Cannot unflatten unevenly sharded tensor".
+What works: {flag} = false with torchtitan's scripts/checkpoint_conversion before or after the run, or a \
+tensor parallel degree that divides n_kv_heads without --replicate-kv-heads."""
+
+
 def converter() -> Any:
     from torchtitan_tp_validate.kv_replication import ReplicateKVHeads
 
@@ -162,6 +170,24 @@ def test_context_parallelism_was_not_tried() -> None:
     config = registry("llama3", "debugmodel", converter())
     with pytest.raises(tpv.KVReplicationError, match="context_parallel_degree = 2 was never tried with it"):
         config.update_from_config(config=run_config(2, context_parallel_degree=2))
+
+
+@pytest.mark.parametrize(
+    ("flag", "when"), [("initial_load_in_hf", "before its first"), ("last_save_in_hf", "after its last")]
+)
+def test_hugging_face_weights_of_llama_3_are_refused_where_ranks_share_heads(flag: str, when: str) -> None:
+    from torchtitan.components.checkpointer import CheckpointManager
+
+    def update(package: str, flavor: str, tp: int) -> None:
+        config = run_config(tp)
+        config.checkpoint = CheckpointManager.Config(enable=True, **{flag: True})
+        registry(package, flavor, converter()).update_from_config(config=config)
+
+    with pytest.raises(tpv.KVReplicationError) as caught:
+        update("llama3", "8B", 16)
+    assert str(caught.value) == PERMUTED.format(flag=flag, when=when)
+    update("llama3", "8B", 8)
+    update("qwen3", "0.6B", 16)
 
 
 def test_a_model_that_cannot_have_it_is_not_told_of_it() -> None:
