@@ -102,13 +102,23 @@ def test_a_refused_run_ends_with_an_error(refusals: tuple[Result, Any]) -> None:
     assert {report["status"] for report in result.reports} == {"refused"}, result
 
 
+@pytest.fixture(scope="module")
+def stock_twins(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """Every family without any guard, one failing after the other on the same four ranks."""
+    cases = [f"{family}:8/2:none" for family in FAMILIES]
+    return run(tmp_path_factory.mktemp("stock"), "--no-upstream-check", "--case", *cases, tp=4)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_without_the_guard_the_same_run_dies_in_its_first_forward_pass(tmp_path: Path, family: str) -> None:
-    result = run(tmp_path, "--no-upstream-check", "--case", f"{family}:8/2:none", tp=4)
+def test_without_the_guard_the_same_run_dies_in_its_first_forward_pass(
+    stock_twins: Result, family: str
+) -> None:
+    result = stock_twins
     assert result.returncode != 0, result
-    raised = [report for report in result.reports if report["status"] == "raised"]
-    assert raised, result
-    for report in raised:
+    reports = [report for report in result.reports if report["case"] == f"{family}:8/2:none"]
+    assert [report["rank"] for report in reports] == [0, 1, 2, 3], result
+    for report in reports:
+        assert report["status"] == "raised", result
         assert report["stage"] == "forward", result
         assert report["sharded_parameters"] > 0, result
         assert STOCK_FAILURE.search(report["message"]), result

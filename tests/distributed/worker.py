@@ -2,9 +2,9 @@
 
     torchrun --nproc-per-node 2 -m tests.distributed.worker --case llama3:8/2:none --tp 2 --out DIR
 
-Whatever happens, ``DIR/rank{RANK}.json`` holds a `Report` for every case that was begun. A refusal
-touches nothing, so the next case follows it; any other error is raised again, so that torchrun sees it.
-The exit status is 0 only when every case was trained.
+``DIR/rank{RANK}.json`` holds a `Report` for every case. A refusal touches nothing, and stock torchtitan's
+failures come on all ranks alike, so the next case follows either; in the end the first error that was not
+a refusal is raised again, so that torchrun sees it. The exit status is 0 only when every case was trained.
 """
 
 from __future__ import annotations
@@ -96,14 +96,19 @@ def main() -> None:
     line = lines.installed_line()
     device = join_process_group(line)
     reports = []
-    try:
-        for case in options.case:
-            report = Report(case=str(case), rank=dist.get_rank(), device=str(device))
-            reports.append(report)
-            _run(case, options, line, device, report)
-    finally:
+    errors = []
+    for case in options.case:
+        reports.append(Report(case=str(case), rank=dist.get_rank(), device=str(device)))
+        try:
+            _run(case, options, line, device, reports[-1])
+        except Exception as error:
+            errors.append(error)
         path = Path(options.out) / f"rank{dist.get_rank()}.json"
         path.write_text(json.dumps([asdict(report) for report in reports], indent=2), encoding="utf-8")
+    # The first rank to end with an error takes along all that have not reported yet.
+    dist.barrier()
+    if errors:
+        raise errors[0]
     dist.destroy_process_group()
     if any(report.status != "trained" for report in reports):
         raise SystemExit(1)
