@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """The truth suite of KV-head replication: what the engine says, and what happens without any check.
 
-    scripts/truth_replication.py        a few minutes; writes tests/truth/replication-RELEASE.csv
+    scripts/truth_replication.py        ten minutes; writes tests/truth/replication-RELEASE.csv
 
 Tiny models of every family that it supports are trained with it at head counts that fit and at others, on
 four ranks, and compared with TP = 1. The exit status is 0 without a miss or a false refusal.
@@ -30,7 +30,7 @@ def main() -> None:
     """Run all cases, judge them, and write the table."""
     line = lines.installed_line()
     families = (*line.FAMILIES, *(("qwen3_moe", "gpt_oss") if hasattr(line, "UPSTREAM_CHECKS") else ()))
-    reports = {case: seen for family in families for case, seen in run(cases(family)).items()}
+    reports = {case: seen for family in families for case, seen in run(cases(family, line)).items()}
     line.prepare("cpu")
     table = ROOT / "tests" / "truth" / f"replication-{version('torchtitan')}.csv"
     wrong = 0

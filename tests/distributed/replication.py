@@ -36,6 +36,7 @@ from tests.distributed.training import (
     join_process_group,
     load_weights,
     named_parameters,
+    whole,
 )
 
 SEED = 20
@@ -55,7 +56,8 @@ class How:
 
     Attributes:
         tp: tensor parallel degree.
-        pp: pipeline stages, 1 or 2 (0.3.x).
+        pp: pipeline stages, 1 or 2.
+        ep: expert parallel degree, out of the ranks of FSDP and TP.
         replicate: degree of replicated data parallelism (HSDP); what is left of the ranks shards.
         backend: ``spmd_backend`` of 0.3.x.
         sp: sequence parallel, 0 or 1.
@@ -68,6 +70,7 @@ class How:
 
     tp: int = 4
     pp: int = 1
+    ep: int = 1
     replicate: int = 1
     backend: str = ""
     sp: int = 1
@@ -184,7 +187,7 @@ def _run(case: Case, line: ModuleType, device: torch.device, report: Report) -> 
     dp = dist.get_world_size() // case.how.tp // case.how.pp
     difference = Difference()
     dp_rank = dist.get_rank() // case.how.tp
-    where = {"dp": dp, "dp_rank": dp_rank, "context": context, "pipeline": pipeline}
+    where = {"dp": dp, "dp_rank": dp_rank, "ep": case.how.ep, "context": context, "pipeline": pipeline}
     steps = train(tiny, model, case.family, device, **where)
     for step, wanted in zip(steps, expected, strict=True):
         loss = torch.tensor(step.loss)
@@ -241,6 +244,7 @@ def build(
             n_heads=case.n_heads,
             n_kv_heads=case.n_kv_heads,
             tp=how.tp,
+            ep=how.ep,
             upstream_check=not how.unchecked,
             sizes=sizes,
             spmd_backend=how.backend or None,
@@ -297,6 +301,7 @@ def train(
     *,
     dp: int,
     dp_rank: int,
+    ep: int = 1,
     context: Context = nullcontext,
     pipeline: Pipeline | None = None,
 ) -> Iterator[Step]:
@@ -319,7 +324,8 @@ def train(
                 loss.backward()
         gradients = {name: whole(p.grad) for name, p in parameters.items() if p.grad is not None}
         pp_mesh = pipeline.parallel_dims.get_mesh("pp") if pipeline else None
-        norm = clip_grad_norm_(list(parameters.values()), MAX_NORM, foreach=False, pp_mesh=pp_mesh)
+        clipping = {"foreach": False, "pp_mesh": pp_mesh, "ep_enabled": ep > 1}
+        norm = clip_grad_norm_(list(parameters.values()), MAX_NORM, **clipping)
         optimizer.step()
         yield Step(loss=whole(loss).item(), norm=whole(norm).item(), gradients=gradients)
 
@@ -362,10 +368,6 @@ def local_rows(model: nn.Module) -> list[int]:
         for name, parameter in named_parameters(model)
         if name.startswith("layers.") and name.endswith(("wk.weight", "wv.weight"))
     ]
-
-
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
 
 
 if __name__ == "__main__":

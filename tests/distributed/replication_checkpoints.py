@@ -4,6 +4,7 @@
 
 Each family is trained for one AdamW step at TP 1, 2 and 4 (the ranks that are left shard the data), with two
 key-value heads: stock at TP 1 and 2, shared at TP 4. Every checkpoint is then loaded at every other degree.
+The weights alone are loaded across a fused QKV projection and three, too.
 ``DIR/rank{RANK}.json`` holds a `Report` for every family.
 """
 
@@ -38,11 +39,12 @@ from tests.distributed.replication import (
     build,
     parallelize,
     replicating,
-    whole,
 )
-from tests.distributed.training import join_process_group
+from tests.distributed.training import join_process_group, whole
 
 DEGREES = (1, 2, 4)
+FUSED = ("qwen3_fused", "llama3") if hasattr(lines.installed_line(), "UPSTREAM_CHECKS") else ()
+"""The families whose stock model has a fused QKV projection."""
 
 
 @dataclass
@@ -53,7 +55,8 @@ class Report:
         loaded: ``"4->2"`` -> how many tensors were loaded.
         different: those that were not, bit for bit, what had been saved.
         resumed: ``"4->2"`` -> the loss of the next step.
-        exported: TP degree -> how many tensors the Hugging Face adapter made of the model.
+        weights: ``"4->stock"`` -> how many weights were loaded by or from stock TP 2, where QKV is fused.
+        exported: TP degree -> how many tensors the Hugging Face adapter made of the sharded model.
         exported_differently: those that are not those of TP 1, which `hugging_face` holds until the end.
     """
 
@@ -62,6 +65,7 @@ class Report:
     loaded: dict[str, int] = field(default_factory=dict)
     different: list[str] = field(default_factory=list)
     resumed: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, int] = field(default_factory=dict)
     exported: dict[int, int] = field(default_factory=dict)
     exported_differently: list[str] = field(default_factory=list)
     hugging_face: dict[str, Any] = field(default_factory=dict)
@@ -131,7 +135,7 @@ def _round_trips(family: str, line: ModuleType, folder: Path, report: Report) ->
         state = run.state()
         saved[tp] = {name: _copy(value) for name, value in state.items()}
         dcp.save(state, checkpoint_id=folder / f"tp{tp}")
-    _export(runs[1], saved[1], report)
+    _export(runs[1], report)
     for source in DEGREES:
         for target in DEGREES:
             if source == target:
@@ -149,13 +153,33 @@ def _round_trips(family: str, line: ModuleType, folder: Path, report: Report) ->
                 f"{name}: {key}" for key, value in loaded.items() if not _same(value, saved[source][key])
             ]
             if source == 1:
-                _export(run, loaded, report)
+                _export(run, report)
             report.resumed[name] = run.step(1)
+    if family in FUSED:
+        stock = _run(family, 2, line, replicate=False)
+        _move_weights(runs[4], stock, "4->stock", folder, report)
+        stock.step(0)
+        _move_weights(stock, runs[4], "stock->4", folder, report)
 
 
-def _run(family: str, tp: int, line: ModuleType) -> Run:
-    # The optimizer's state is named after the parameters: a fused projection is taken apart at every degree.
-    replicate = tp == 4 or family == "qwen3_fused"
+def _move_weights(source: Run, target: Run, name: str, folder: Path, report: Report) -> None:
+    """Save the weights of one run and load them into another, as torchtitan 0.3.x does."""
+    state = source.model.state_dict()
+    wanted = {key: _copy(value) for key, value in state.items()}
+    dcp.save(state, checkpoint_id=folder / name)
+    state = target.model.state_dict()
+    dcp.load(state, checkpoint_id=folder / name)
+    target.model.load_state_dict(state)
+    loaded = {key: _copy(value) for key, value in target.model.state_dict().items()}
+    assert loaded.keys() == wanted.keys(), loaded.keys() ^ wanted.keys()
+    report.weights[name] = len(loaded)
+    report.different += [f"{name}: {key}" for key, value in loaded.items() if not _same(value, wanted[key])]
+
+
+def _run(family: str, tp: int, line: ModuleType, replicate: bool | None = None) -> Run:
+    if replicate is None:
+        # The optimizer's state is named after the parameters: fused projections are three at every degree.
+        replicate = tp == 4 or family in FUSED
     case = Case.parse(f"{family}:8/2:tp={tp}")
     sizes = {"num_experts": 8} if "num_experts" in line.SIZES[family] else {}
     with replicating(replicate):
@@ -167,17 +191,28 @@ def _run(family: str, tp: int, line: ModuleType) -> Run:
     return Run(tp, tiny, model, optimizer)
 
 
-def _export(run: Run, weights: dict[str, Any], report: Report) -> None:
-    """Have the Hugging Face adapters of this model and of stock TP 1 export the same weights."""
-    exported = run.tiny.hf_adapter().to_hf({name: weights[name] for name in get_model_state_dict(run.model)})
-    report.exported[run.tp] = len(exported)
-    if run.tp == 1:
-        report.hugging_face = exported
+def _export(run: Run, report: Report) -> None:
+    """Have the Hugging Face adapter of this model export its weights, and compare with those of TP 1.
+
+    Where experts are sharded, it gives each rank those that it holds.
+    """
+    exported = run.tiny.hf_adapter().to_hf(get_model_state_dict(run.model))
+    exported = {name: _copy(value) for name, value in exported.items()}
+    if run.tp == 1 and not report.hugging_face:
+        report.hugging_face = _of_all_ranks(exported)
+    names = _of_all_ranks(dict.fromkeys(exported))
+    report.exported[run.tp] = len(names)
     report.exported_differently += [
         f"TP {run.tp}: {name}"
-        for name in exported.keys() | report.hugging_face.keys()
-        if not _same(exported.get(name), report.hugging_face.get(name))
+        for name in names.keys() | report.hugging_face.keys()
+        if name not in names or (name in exported and not _same(exported[name], report.hugging_face[name]))
     ]
+
+
+def _of_all_ranks(mine: dict[str, Any]) -> dict[str, Any]:
+    parts: list[dict[str, Any]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(parts, mine)
+    return {name: value for part in parts for name, value in part.items()}
 
 
 def _copy(value: Any) -> Any:

@@ -12,6 +12,7 @@ import pytest
 
 from tests.distributed import lines
 from tests.distributed.harness import Result, run_torchrun
+from tests.distributed.replication_truth import stock_differs
 
 IS_0_3 = hasattr(lines.installed_line(), "UPSTREAM_CHECKS")
 FAMILIES = (*lines.installed_line().FAMILIES, *(("qwen3_moe", "gpt_oss") if IS_0_3 else ()))
@@ -19,10 +20,15 @@ TIMEOUT = 900
 TOLERANCE = 1e-5
 """Relative, of losses, gradients and norms."""
 
-SHARED = [f"{family}:8/2" for family in FAMILIES] + [f"{family}:8/1:tp=2" for family in FAMILIES]
-"""Two ranks to a head at TP 4, and at TP 2 beside FSDP of degree 2."""
+SHARED = [f"{family}:{how}" for family in FAMILIES for how in ("8/2", "8/1", "8/1:tp=2")]
+"""Two and four ranks to a head at TP 4, and two at TP 2 beside FSDP of degree 2."""
 
-VARIANTS_0_2 = ["llama3:8/1", "qwen3:8/1:ac=full", "llama3:8/1:ac=selective"]
+VARIANTS_0_2 = [
+    "qwen3:8/1:ac=full",
+    "llama3:8/1:ac=selective",
+    "llama3:8/1:tp=2,pp=2",
+    "qwen3_moe:8/1:tp=2,ep=2",
+]
 VARIANTS_0_3 = [
     "llama3:8/1:sp=0",
     "llama3:8/2:backend=full_dtensor",
@@ -34,6 +40,8 @@ VARIANTS_0_3 = [
     "llama3:8/1:tp=2,replicate=2",
     "llama3:8/2:compile=aot_eager",
     "llama3:8/1:tp=2,pp=2",
+    "qwen3_5_moe:8/2:ep=4",
+    "qwen3_moe:8/1:tp=2,ep=2",
 ]
 CASES = SHARED + (VARIANTS_0_3 if IS_0_3 else VARIANTS_0_2)
 
@@ -51,8 +59,7 @@ LONG = [
     # torchtitan has no full_dtensor for qwen3_5.
     if not (family.startswith("qwen3_5") and backend == "full_dtensor")
     for heads, tp, ac in (("8/2", 4, "none"), ("8/1", 4, "full"), ("8/1", 4, "selective"), ("8/1", 2, "none"))
-    # Stock gpt_oss differs from TP = 1 on full_dtensor as soon as data is sharded too.
-    if not (family == "gpt_oss" and backend == "full_dtensor" and tp == 2)
+    if not stock_differs(family, backend, tp, lines.installed_line())
 ]
 
 

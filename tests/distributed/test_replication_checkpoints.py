@@ -45,6 +45,13 @@ def test_model_and_optimizer_state_move_between_degrees_bit_for_bit(result: Resu
         assert report["different"] == [], report
 
 
+@pytest.mark.skipif(not IS_0_3, reason="0.2.x has no fused QKV projection")
+def test_weights_move_between_a_fused_projection_and_three(result: Result) -> None:
+    for report in reports(result, "qwen3_fused"):
+        assert sorted(report["weights"]) == ["4->stock", "stock->4"], report
+        assert min(report["weights"].values()) >= 20, report
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_training_resumes_at_every_other_degree(result: Result, family: str) -> None:
     for report in reports(result, family):

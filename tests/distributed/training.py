@@ -180,11 +180,12 @@ def train(
         loss.backward()
         enter("gradients")
         # A parameter that the batch does not reach (a vision tower without images) has none.
-        gradients = {name: _whole(p.grad) for name, p in parameters.items() if p.grad is not None}
+        gradients = {name: whole(p.grad) for name, p in parameters.items() if p.grad is not None}
         enter("optimizer")
         optimizer.step()
-        yield Step(loss=_whole(loss).item(), gradients=gradients)
+        yield Step(loss=whole(loss).item(), gradients=gradients)
 
 
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of a tensor, put together from all ranks if it is sharded."""
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
