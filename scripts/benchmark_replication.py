@@ -11,6 +11,7 @@ rank takes part in all three. On GPUs (one per rank) the model is larger and tim
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import statistics
 import sys
@@ -33,6 +34,8 @@ from tests.distributed.replication import Case, build, parallelize, replicating
 from tests.distributed.training import join_process_group
 
 MEBIBYTE = 2**20
+M_MMAP_THRESHOLD = -3
+"""Of malloc.h."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Sizes:
     n_heads: int
 
 
-CPU = Sizes(dim=1024, hidden=3072, vocab=4096, seq_len=512, n_heads=8)
+CPU = Sizes(dim=2048, hidden=6144, vocab=8192, seq_len=512, n_heads=16)
 GPU = Sizes(dim=4096, hidden=12288, vocab=32768, seq_len=8192, n_heads=32)
 
 
@@ -101,6 +104,9 @@ def main() -> None:
     options = parser.parse_args()
     line = lines.installed_line()
     device = join_process_group(line)
+    if device.type == "cpu":
+        # Every freed tensor goes back to the system at once, or the resident set would say little.
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)
     sizes = GPU if device.type == "cuda" else CPU
     line.HEAD_DIM = 128  # type: ignore[attr-defined]
     variants = [
