@@ -57,7 +57,8 @@ class Report:
         resumed: ``"4->2"`` -> the loss of the next step.
         weights: ``"4->stock"`` -> how many weights were loaded by or from stock TP 2, where QKV is fused.
         exported: TP degree -> how many tensors the Hugging Face adapter made of the sharded model.
-        exported_differently: those that are not those of TP 1, which `hugging_face` holds until the end.
+        exported_differently: those that are not those of TP 1, which `hugging_face` holds until the end, and
+            the weights that the adapter does not make of them again.
     """
 
     family: str
@@ -196,7 +197,18 @@ def _export(run: Run, report: Report) -> None:
 
     Where experts are sharded, it gives each rank those that it holds.
     """
-    exported = run.tiny.hf_adapter().to_hf(get_model_state_dict(run.model))
+    adapter = run.tiny.hf_adapter()
+    state = get_model_state_dict(run.model)
+    exported = adapter.to_hf(state)
+    imported = adapter.from_hf(exported)
+    report.exported_differently += [
+        f"TP {run.tp}: {name} back again"
+        # In the same order on every rank: they put each together.
+        for name in sorted(state.keys() | imported.keys())
+        # Hugging Face has no such buffer.
+        if not name.endswith(".moe.expert_bias")
+        if not _same(_copy(imported.get(name)), _copy(state.get(name)))
+    ]
     exported = {name: _copy(value) for name, value in exported.items()}
     if run.tp == 1 and not report.hugging_face:
         report.hugging_face = _of_all_ranks(exported)
@@ -220,7 +232,8 @@ def _copy(value: Any) -> Any:
 
 
 def _same(a: Any, b: Any) -> bool:
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    both = isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
+    return torch.equal(a, b) if both else type(a) is type(b) and bool(a == b)
 
 
 if __name__ == "__main__":

@@ -243,6 +243,25 @@ def test_a_run_with_shared_kv_heads_is_judged_as_the_launcher_would(tp_validate:
     assert tp_validate("audit", "qwen3_5", "--replicate-kv-heads").status == 0
 
 
+def test_hugging_face_weights_of_a_llama_3_with_shared_heads_are_refused_as_by_the_launcher(
+    tp_validate: Program, tmp_path: Path
+) -> None:
+    job = tmp_path / "job.toml"
+    job.write_text(toml("llama3", "8B", 8192, {}))
+    at_0_3 = version("torchtitan").startswith("0.3")
+    run = ["--module", "llama3", "--config", "llama3_8b"] if at_0_3 else ["--job.config_file", str(job)]
+    run += ["--parallelism.tensor_parallel_degree", "16"]
+    command = ("check", "--replicate-kv-heads", "--", *run, "--checkpoint.last_save_in_hf")
+    assert tp_validate(*command, "--checkpoint.no-enable" if at_0_3 else "--checkpoint.no_enable").status == 0
+    status, out, _ = tp_validate(*command, "--checkpoint.enable")
+    assert status == 2
+    assert "checkpoint.last_save_in_hf = true permutes wk by whole heads" in out
+    # A degree that does not fit at all comes first.
+    run[-1] = "24"
+    status, out, _ = tp_validate(*command[:3], *run, *command[-1:], "--checkpoint.enable")
+    assert (status, "permutes" in out) == (1, False)
+
+
 def test_the_table_of_everything_reads_what_is_guarded(tp_validate: Program) -> None:
     status, out, _ = tp_validate("table", "--all", "--output-format", "json")
     results = json.loads(out)["results"]
