@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
@@ -77,3 +79,26 @@ def test_the_codes_in_the_readme_are_the_codes_of_the_engine() -> None:
 
     rows = re.findall(r"^\| ([A-Z]+\d+) \|.*?`(\w+)`", README, flags=re.MULTILINE)
     assert rows == [(rule.code, rule.dim) for rule in RULES.values()]
+
+
+def judgements(table: str) -> Counter[str]:
+    """How often each judgement was recorded; cases that fail at TP = 1 too have none."""
+    with (ROOT / "tests" / "truth" / table).open(encoding="utf-8", newline="") as stream:
+        counted = Counter(row["judgement"] for row in csv.DictReader(stream))
+    counted.pop("invalid", None)
+    return counted
+
+
+@pytest.mark.parametrize("release", ["0.2.2", "0.3.0"])
+def test_the_counts_of_the_truth_are_those_that_were_recorded(release: str) -> None:
+    numbers = r"((?: \| *\d+)+) \|$"
+    (shown,) = re.findall(rf"^\| torchtitan {release}[^|]*{numbers}", README, flags=re.MULTILINE)
+    seen = judgements(f"truth-{release}.csv")
+    columns = ("agreed", "refused by decision", "false refusal", "miss")
+    assert list(map(int, shown.split(" | ")[1:])) == [seen.total(), *(seen[name] for name in columns)]
+
+    table = f"replication-{release}.csv"
+    (shown,) = re.findall(rf"^\| \[[^|]*{re.escape(table)}[^|]*{numbers}", README, flags=re.MULTILINE)
+    seen = judgements(table)
+    columns = ("agreed", "false refusal", "miss")
+    assert list(map(int, shown.split(" | ")[1:])) == [seen.total(), *(seen[name] for name in columns)]
