@@ -12,22 +12,11 @@ import transformers
 from transformers import PreTrainedModel
 
 import torchtitan_tp_validate as tpv
-from tests.hf.models import FAMILIES, VOCAB
+from tests.hf.models import EIGHT_OF_5_23, FAMILIES, VOCAB
 from tests.hf.test_native_tp import RELEASE, SHARDS_EMBEDDINGS, WIPES_CLASS_PLANS
 from torchtitan_tp_validate.cli import main
 from torchtitan_tp_validate.hf import audit_tp_plan, ensure_lm_head_plan
 from torchtitan_tp_validate.hf.audit import NotAudited, audit_installed, audited_classes
-
-EIGHT_OF_5_23 = [
-    "AudioFlamingo3ForConditionalGeneration",
-    "MuseSparkForConditionalGeneration",
-    "MusicFlamingoForConditionalGeneration",
-    "Nemotron3_5TranscribeForConditionalGeneration",
-    "NemotronHForCausalLM",
-    "Qwen2AudioForConditionalGeneration",
-    "VibeVoiceAsrForConditionalGeneration",
-    "VoxtralForConditionalGeneration",
-]
 
 
 def tiny(family: str, **text: Any) -> Any:

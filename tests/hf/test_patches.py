@@ -13,6 +13,7 @@ import pytest
 import transformers
 
 from tests.distributed.harness import REPOSITORY
+from tests.hf.models import EIGHT_OF_5_23
 
 PATCHES = sorted((REPOSITORY / "patches" / f"transformers-{transformers.__version__}").glob("*.patch"))
 
@@ -25,16 +26,7 @@ def test_they_apply_and_the_audit_then_names_none_of_their_classes(tmp_path: Pat
     # The version is read from the metadata beside it.
     [metadata] = installed.parent.glob("transformers-*.dist-info")
     shutil.copytree(metadata, tmp_path / metadata.name)
-    classes = {
-        "AudioFlamingo3ForConditionalGeneration",
-        "MuseSparkForConditionalGeneration",
-        "MusicFlamingoForConditionalGeneration",
-        "Nemotron3_5TranscribeForConditionalGeneration",
-        "NemotronHForCausalLM",
-        "Qwen2AudioForConditionalGeneration",
-        "VibeVoiceAsrForConditionalGeneration",
-        "VoxtralForConditionalGeneration",
-    }
+    classes = set(EIGHT_OF_5_23)
     assert named(tmp_path, classes) == classes
     subprocess.run(["git", "apply", "-p2", *map(str, PATCHES)], cwd=tmp_path, check=True)
     assert named(tmp_path, classes) == set()

@@ -8,6 +8,8 @@ import pytest
 
 from torchtitan_tp_validate.cli import main
 
+SUBCOMMANDS = ("check", "table", "audit", "rule", "rules", "doctor", "completion")
+
 
 class Result(NamedTuple):
     status: int

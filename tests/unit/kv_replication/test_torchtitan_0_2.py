@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import torchtitan_tp_validate as tpv
+from tests.unit.kv_replication.refusals import PERMUTED
 from torchtitan_tp_validate.install import is_guard
 from torchtitan_tp_validate.job import check_job
 
@@ -19,14 +20,6 @@ wk and wv.
 Without this check the run might die in its first forward pass, or train wrongly.
 What works: high-precision linears, or a tensor parallel degree that divides n_kv_heads without \
 --replicate-kv-heads."""
-
-
-PERMUTED = """\
-KV-head replication is not supported here: checkpoint.{flag} = true permutes wk by whole heads, and a rank \
-holds a part of one.
-Without this check the run would die {when} step with "Cannot unflatten unevenly sharded tensor".
-What works: {flag} = false with torchtitan's scripts/checkpoint_conversion before or after the run, or a \
-tensor parallel degree that divides n_kv_heads without --replicate-kv-heads."""
 
 
 def tiny_model() -> Any:
@@ -129,10 +122,8 @@ def test_a_job_with_what_does_not_go_with_it_is_refused_at_startup() -> None:
         check_job(job(tensor_parallel_degree=16), is_guarded=is_guard)
 
 
-@pytest.mark.parametrize(
-    ("flag", "when"), [("initial_load_in_hf", "before its first"), ("last_save_in_hf", "after its last")]
-)
-def test_hugging_face_weights_of_llama_3_are_refused_where_ranks_share_heads(flag: str, when: str) -> None:
+@pytest.mark.parametrize("flag", PERMUTED)
+def test_hugging_face_weights_of_llama_3_are_refused_where_ranks_share_heads(flag: str) -> None:
     def check(model: str, flavor: str, tp: int) -> None:
         config = job(tensor_parallel_degree=tp)
         config.model.name, config.model.flavor = model, flavor
@@ -143,7 +134,7 @@ def test_hugging_face_weights_of_llama_3_are_refused_where_ranks_share_heads(fla
 
     with pytest.raises(tpv.KVReplicationError) as caught:
         check("llama3", "8B", 16)
-    assert str(caught.value) == PERMUTED.format(flag=flag, when=when)
+    assert str(caught.value) == PERMUTED[flag]
     check("llama3", "8B", 8)
     check("qwen3", "0.6B", 16)
 

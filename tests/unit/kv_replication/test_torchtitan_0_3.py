@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import torchtitan_tp_validate as tpv
+from tests.unit.kv_replication.refusals import PERMUTED
 from torchtitan_tp_validate.install import is_guard
 from torchtitan_tp_validate.job import check_job
 
@@ -25,14 +26,6 @@ torchtitan.components.lora._get_lora_cls.<locals>.LoRALinear.Config, not a plain
 Without this check the run might die in its first forward pass, or train wrongly.
 What works: plain projections, in llama3, qwen3, qwen3_5 and gpt_oss, or a tensor parallel degree that \
 divides n_kv_heads without --replicate-kv-heads."""
-
-
-PERMUTED = """\
-KV-head replication is not supported here: checkpoint.{flag} = true permutes wk by whole heads, and a rank \
-holds a part of one.
-Without this check the run would die {when} step with "Cannot unflatten unevenly sharded tensor".
-What works: {flag} = false with torchtitan's scripts/checkpoint_conversion before or after the run, or a \
-tensor parallel degree that divides n_kv_heads without --replicate-kv-heads."""
 
 
 def converter() -> Any:
@@ -172,10 +165,8 @@ def test_context_parallelism_was_not_tried() -> None:
         config.update_from_config(config=run_config(2, context_parallel_degree=2))
 
 
-@pytest.mark.parametrize(
-    ("flag", "when"), [("initial_load_in_hf", "before its first"), ("last_save_in_hf", "after its last")]
-)
-def test_hugging_face_weights_of_llama_3_are_refused_where_ranks_share_heads(flag: str, when: str) -> None:
+@pytest.mark.parametrize("flag", PERMUTED)
+def test_hugging_face_weights_of_llama_3_are_refused_where_ranks_share_heads(flag: str) -> None:
     from torchtitan.components.checkpointer import CheckpointManager
 
     def update(package: str, flavor: str, tp: int) -> None:
@@ -185,7 +176,7 @@ def test_hugging_face_weights_of_llama_3_are_refused_where_ranks_share_heads(fla
 
     with pytest.raises(tpv.KVReplicationError) as caught:
         update("llama3", "8B", 16)
-    assert str(caught.value) == PERMUTED.format(flag=flag, when=when)
+    assert str(caught.value) == PERMUTED[flag]
     update("llama3", "8B", 8)
     update("qwen3", "0.6B", 16)
 
