@@ -57,6 +57,7 @@ class Report:
         resumed: ``"4->2"`` -> the loss of the next step.
         weights: ``"4->stock"`` -> how many weights were loaded by or from stock TP 2, where QKV is fused.
         exported: TP degree -> how many tensors the Hugging Face adapter made of the sharded model.
+        export_errors: TP degree -> why it could not, and made them of whole tensors.
         exported_differently: those that are not those of TP 1, which `hugging_face` holds until the end, and
             the weights that the adapter does not make of them again.
     """
@@ -68,6 +69,7 @@ class Report:
     resumed: dict[str, float] = field(default_factory=dict)
     weights: dict[str, int] = field(default_factory=dict)
     exported: dict[int, int] = field(default_factory=dict)
+    export_errors: dict[int, str] = field(default_factory=dict)
     exported_differently: list[str] = field(default_factory=list)
     hugging_face: dict[str, Any] = field(default_factory=dict)
 
@@ -199,14 +201,19 @@ def _export(run: Run, report: Report) -> None:
     """
     adapter = run.tiny.hf_adapter()
     state = get_model_state_dict(run.model)
-    exported = adapter.to_hf(state)
+    try:
+        exported = adapter.to_hf(state)
+    except RuntimeError as error:
+        report.export_errors[run.tp] = str(error)
+        state = {name: _copy(value) for name, value in state.items()}
+        exported = adapter.to_hf(state)
     imported = adapter.from_hf(exported)
     report.exported_differently += [
         f"TP {run.tp}: {name} back again"
         # In the same order on every rank: they put each together.
         for name in sorted(state.keys() | imported.keys())
         # Hugging Face has no such buffer.
-        if not name.endswith(".moe.expert_bias")
+        if ".moe.expert_bias" not in name
         if not _same(_copy(imported.get(name)), _copy(state.get(name)))
     ]
     exported = {name: _copy(value) for name, value in exported.items()}

@@ -12,6 +12,7 @@ import pytest
 
 from tests.distributed import lines
 from tests.distributed.harness import Result, run_torchrun
+from tests.distributed.replication import Case
 from tests.distributed.replication_truth import stock_differs
 
 IS_0_3 = hasattr(lines.installed_line(), "UPSTREAM_CHECKS")
@@ -44,6 +45,9 @@ VARIANTS_0_3 = [
     "qwen3_moe:8/1:tp=2,ep=2",
 ]
 CASES = SHARED + (VARIANTS_0_3 if IS_0_3 else VARIANTS_0_2)
+
+LEFT_OUT = ["qwen3_moe:8/2:tp=2,stock=1,backend=partial_dtensor"] if IS_0_3 else []
+"""What no case here can be compared with."""
 
 REFUSED = {
     "llama3:12/6": "TP002 n_kv_heads = 6 is neither a multiple nor a divisor of 4",
@@ -96,12 +100,21 @@ def assert_trains_like_one_process(result: Result, case: str) -> None:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Result:
     """Every case, one after the other by the same four ranks."""
-    return run([*CASES, *REFUSED], tmp_path_factory.mktemp("trained"))
+    return run([*CASES, *LEFT_OUT, *REFUSED], tmp_path_factory.mktemp("trained"))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_shared_heads_train_like_one_process(trained: Result, case: str) -> None:
     assert_trains_like_one_process(trained, case)
+
+
+@pytest.mark.parametrize("case", LEFT_OUT)
+def test_what_is_left_out_differs_without_replication_too(trained: Result, case: str) -> None:
+    parsed = Case.parse(case)
+    assert stock_differs(parsed.family, parsed.how.backend, parsed.how.tp, lines.installed_line())
+    for report in reports_of(trained, case):
+        assert report["status"] == "trained", report
+        assert report["max_rel_gradient_difference"] > 0.1, report
 
 
 @pytest.mark.parametrize("case", SHARED)
