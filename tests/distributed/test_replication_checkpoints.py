@@ -68,7 +68,7 @@ def test_the_hugging_face_adapter_exports_the_same(result: Result, family: str) 
         assert sorted(report["exported"]) == ["1", "2", "4"], report
         assert min(report["exported"].values()) >= 20, report
         assert report["exported_differently"] == [], report
-        # Why we refuse it for Llama 3 alone; here already FSDP splits its heads, at every degree.
+        # Why we refuse it for Llama 3 alone: an axis of four ranks, stock FSDP's or ours, has two heads.
         errors = report["export_errors"]
-        assert sorted(errors) == (["1", "2", "4"] if family == "llama3" else []), report
+        assert sorted(errors) == (["1", "4"] if family == "llama3" else []), report
         assert all("Cannot unflatten unevenly sharded tensor" in error for error in errors.values()), report
