@@ -134,7 +134,7 @@ def check_job(
     except PlanError:
         return
     if replicate_kv_heads:
-        refuse_permuted_weights(job.model_config, job.degrees.tp, config.checkpoint)
+        refuse_permuted_weights(job.model_config, job.degrees.tp, config)
 
 
 def unguarded(job: Job, *, is_guarded: Callable[[Callable[..., Any]], bool]) -> str | None:

@@ -138,7 +138,7 @@ def judge_job(config: Any, name: str, location: Location | None, replicate_kv_he
         plan = read_plan(job.model_config, degrees)
         judgements = judge(plan, [degrees])
         if replicate_kv_heads and judgements[0].error is None:
-            refuse_permuted_weights(job.model_config, degrees.tp, config.checkpoint)
+            refuse_permuted_weights(job.model_config, degrees.tp, config)
         return Report(name, judgements, plan, location=location)
     except (PlanError, KVReplicationError) as error:
         return Report(name, note=str(error), location=location)

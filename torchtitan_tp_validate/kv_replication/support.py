@@ -5,6 +5,7 @@ Classes are told by name, so that the engine can ask without torch or torchtitan
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torchtitan_tp_validate.errors import KVReplicationError
@@ -84,37 +85,48 @@ def refuse_untried(parallelism: Any, compiling: Any) -> None:
         )
 
 
-def refuse_permuted_weights(model: Any, tp: int, checkpoint: Any) -> None:
+def refuse_permuted_weights(model: Any, tp: int, run: Any) -> None:
     """Refuse to load or save Hugging Face weights of a Llama 3 whose ranks share heads.
 
-    Its state-dict adapter, and no other, permutes the rows of each head of wk, for which DTensor wants whole
-    heads on every rank. The run ends with ``Cannot unflatten unevenly sharded tensor``, at its start or after
-    its last step.
+    Its state-dict adapter, unlike those of the other supported models, permutes the rows of each head of wk,
+    for which DTensor wants whole heads on every rank. The run ends with ``Cannot unflatten unevenly sharded
+    tensor``, at its start or after its last step.
 
     Args:
         model: the model's args (0.2.x) or config (0.3.x).
         tp: tensor parallel degree.
-        checkpoint: the run's ``[checkpoint]``; None where there is none.
+        run: torchtitan's config of the whole run.
 
     Raises:
         KVReplicationError: the run does that.
 
     Source: ``models/llama3/**/state_dict_adapter.py`` of torchtitan.
     """
-    if not class_name(model).startswith("torchtitan.models.llama3."):
+    checkpoint = getattr(run, "checkpoint", None)
+    if checkpoint is None or not checkpoint.enable:
         return
-    if not getattr(checkpoint, "enable", False):
+    if not class_name(model).startswith("torchtitan.models.llama3."):
         return
     attentions = [layer.attention for layer in getattr(model, "layers", ())] or [model]
     if all((attention.n_kv_heads or attention.n_heads) % tp == 0 for attention in attentions):
         return
-    for flag, when in (("initial_load_in_hf", "before its first"), ("last_save_in_hf", "after its last")):
-        if getattr(checkpoint, flag):
+    loads = checkpoint.initial_load_in_hf and not _resumes(run)
+    for asked, flag, when in (
+        (loads, "initial_load_in_hf", "before its first"),
+        (checkpoint.last_save_in_hf, "last_save_in_hf", "after its last"),
+    ):
+        if asked:
             raise refuse(
                 f"checkpoint.{flag} = true permutes wk by whole heads, and a rank holds a part of one",
                 f"{flag} = false with torchtitan's scripts/checkpoint_conversion before or after the run",
                 otherwise=f'would die {when} step with "Cannot unflatten unevenly sharded tensor"',
             )
+
+
+def _resumes(run: Any) -> bool:
+    """Whether the run has a checkpoint of its own, which torchtitan loads in the place of initial weights."""
+    dump_folder = run.dump_folder if hasattr(run, "dump_folder") else run.job.dump_folder
+    return any(Path(dump_folder, run.checkpoint.folder).glob("step-*"))
 
 
 def refuse(

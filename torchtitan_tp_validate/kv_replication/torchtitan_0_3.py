@@ -153,7 +153,7 @@ class ReplicatingConfig:
                     )
         if tp > 1:
             judge(self, degrees_of(config))
-            refuse_permuted_weights(self, tp, getattr(config, "checkpoint", None))
+            refuse_permuted_weights(self, tp, config)
         with _one_head_per_rank(self, tp):
             super().update_from_config(config=config, **kwargs)  # type: ignore[misc]
 

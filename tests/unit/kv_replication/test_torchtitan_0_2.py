@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
 from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
 from types import SimpleNamespace as NS
 from typing import Any
 
@@ -123,10 +125,13 @@ def test_a_job_with_what_does_not_go_with_it_is_refused_at_startup() -> None:
 
 
 @pytest.mark.parametrize("flag", PERMUTED)
-def test_hugging_face_weights_of_llama_3_are_refused_where_ranks_share_heads(flag: str) -> None:
+def test_hugging_face_weights_of_llama_3_are_refused_where_ranks_share_heads(
+    flag: str, tmp_path: Path
+) -> None:
     def check(model: str, flavor: str, tp: int) -> None:
         config = job(tensor_parallel_degree=tp)
         config.model.name, config.model.flavor = model, flavor
+        config.job.dump_folder = str(tmp_path)
         config.checkpoint.enable = True
         setattr(config.checkpoint, flag, True)
         with tpv.installed():
@@ -137,6 +142,10 @@ def test_hugging_face_weights_of_llama_3_are_refused_where_ranks_share_heads(fla
     assert str(caught.value) == PERMUTED[flag]
     check("llama3", "8B", 8)
     check("qwen3", "0.6B", 16)
+    # A run that goes on from its own checkpoint does not load initial weights.
+    (tmp_path / "checkpoint" / "step-10").mkdir(parents=True)
+    with nullcontext() if flag == "initial_load_in_hf" else pytest.raises(tpv.KVReplicationError):
+        check("llama3", "8B", 16)
 
 
 def test_a_job_that_nothing_guards_is_refused_rather_than_left_without() -> None:

@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace as NS
@@ -166,12 +167,15 @@ def test_context_parallelism_was_not_tried() -> None:
 
 
 @pytest.mark.parametrize("flag", PERMUTED)
-def test_hugging_face_weights_of_llama_3_are_refused_where_ranks_share_heads(flag: str) -> None:
+def test_hugging_face_weights_of_llama_3_are_refused_where_ranks_share_heads(
+    flag: str, tmp_path: Path
+) -> None:
     from torchtitan.components.checkpointer import CheckpointManager
 
     def update(package: str, flavor: str, tp: int) -> None:
         config = run_config(tp)
         config.checkpoint = CheckpointManager.Config(enable=True, **{flag: True})
+        config.dump_folder = str(tmp_path)
         registry(package, flavor, converter()).update_from_config(config=config)
 
     with pytest.raises(tpv.KVReplicationError) as caught:
@@ -179,6 +183,10 @@ def test_hugging_face_weights_of_llama_3_are_refused_where_ranks_share_heads(fla
     assert str(caught.value) == PERMUTED[flag]
     update("llama3", "8B", 8)
     update("qwen3", "0.6B", 16)
+    # A run that goes on from its own checkpoint does not load initial weights.
+    (tmp_path / "checkpoint" / "step-10").mkdir(parents=True)
+    with nullcontext() if flag == "initial_load_in_hf" else pytest.raises(tpv.KVReplicationError):
+        update("llama3", "8B", 16)
 
 
 def test_a_model_that_cannot_have_it_is_not_told_of_it() -> None:
