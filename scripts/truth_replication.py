@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """The truth suite of KV-head replication: what the engine says, and what happens without any check.
 
-    scripts/truth_replication.py        ten minutes; writes tests/truth/replication-RELEASE.csv
+    scripts/truth_replication.py        a quarter of an hour; writes tests/truth/replication-RELEASE.csv
 
 Tiny models of every family that it supports are trained with it at head counts that fit and at others, on
 four ranks, and compared with TP = 1. The exit status is 0 without a miss or a false refusal.
@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from tests.distributed import lines  # noqa: E402
 from tests.distributed.harness import run_torchrun  # noqa: E402
-from tests.distributed.replication_truth import cases, refused, truth  # noqa: E402
+from tests.distributed.replication_truth import RANKS, cases, refused, truth  # noqa: E402
 
 TIMEOUT = 600
 
@@ -56,9 +56,14 @@ def run(chosen: list[str]) -> dict[str, list[dict[str, Any]]]:
     with tempfile.TemporaryDirectory() as folder:
         arguments = ["--case", *chosen, "--out", folder]
         result = run_torchrun(
-            arguments, nproc=4, timeout=TIMEOUT, out=Path(folder), module="tests.distributed.replication"
+            arguments, nproc=RANKS, timeout=TIMEOUT, out=Path(folder), module="tests.distributed.replication"
         )
-    return {case: [report for report in result.reports if report["case"] == case] for case in chosen}
+    reports = {case: [report for report in result.reports if report["case"] == case] for case in chosen}
+    unfinished = [case for case, seen in reports.items() if len(seen) < RANKS]
+    if len(unfinished) > 1:
+        # The first may hang; the others were never begun, and tell nothing.
+        raise SystemExit(f"not run behind {unfinished[0]}: {', '.join(unfinished[1:])}\n{result.output}")
+    return reports
 
 
 if __name__ == "__main__":

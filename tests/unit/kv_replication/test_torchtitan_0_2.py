@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from contextlib import nullcontext
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 
 import torchtitan_tp_validate as tpv
-from tests.unit.kv_replication.refusals import PERMUTED
+from tests.unit.kv_replication.refusals import PERMUTED, assert_refuses_permuted_weights
 from torchtitan_tp_validate.install import is_guard
 from torchtitan_tp_validate.job import check_job
 
@@ -137,15 +136,7 @@ def test_hugging_face_weights_of_llama_3_are_refused_where_ranks_share_heads(
         with tpv.installed():
             check_job(config, is_guarded=is_guard, replicate_kv_heads=True)
 
-    with pytest.raises(tpv.KVReplicationError) as caught:
-        check("llama3", "8B", 16)
-    assert str(caught.value) == PERMUTED[flag]
-    check("llama3", "8B", 8)
-    check("qwen3", "0.6B", 16)
-    # A run that goes on from its own checkpoint does not load initial weights.
-    (tmp_path / "checkpoint" / "step-10").mkdir(parents=True)
-    with nullcontext() if flag == "initial_load_in_hf" else pytest.raises(tpv.KVReplicationError):
-        check("llama3", "8B", 16)
+    assert_refuses_permuted_weights(check, flag, tmp_path)
 
 
 def test_a_job_that_nothing_guards_is_refused_rather_than_left_without() -> None:

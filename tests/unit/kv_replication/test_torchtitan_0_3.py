@@ -4,7 +4,6 @@ import copy
 import json
 import subprocess
 import sys
-from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace as NS
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 
 import torchtitan_tp_validate as tpv
-from tests.unit.kv_replication.refusals import PERMUTED
+from tests.unit.kv_replication.refusals import PERMUTED, assert_refuses_permuted_weights
 from torchtitan_tp_validate.install import is_guard
 from torchtitan_tp_validate.job import check_job
 
@@ -178,15 +177,7 @@ def test_hugging_face_weights_of_llama_3_are_refused_where_ranks_share_heads(
         config.dump_folder = str(tmp_path)
         registry(package, flavor, converter()).update_from_config(config=config)
 
-    with pytest.raises(tpv.KVReplicationError) as caught:
-        update("llama3", "8B", 16)
-    assert str(caught.value) == PERMUTED[flag]
-    update("llama3", "8B", 8)
-    update("qwen3", "0.6B", 16)
-    # A run that goes on from its own checkpoint does not load initial weights.
-    (tmp_path / "checkpoint" / "step-10").mkdir(parents=True)
-    with nullcontext() if flag == "initial_load_in_hf" else pytest.raises(tpv.KVReplicationError):
-        update("llama3", "8B", 16)
+    assert_refuses_permuted_weights(update, flag, tmp_path)
 
 
 def test_a_model_that_cannot_have_it_is_not_told_of_it() -> None:
