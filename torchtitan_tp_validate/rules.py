@@ -309,6 +309,8 @@ class Plan:
         n_layers: the number of layers that the layer indices count.
         how_to_change: template of the advice for this torchtitan line, with ``{flag}`` and ``{degree}``.
         unread: what could not be read; a plan that has any can still prove a degree wrong, never right.
+        not_judged: rules that were left out for want of an input, e.g. ``TP009: the run has no seq_len``; the
+            verdict holds for the others, and says so.
         shared_kv: what takes the place of n_kv_heads where several ranks may share a key-value head;
             empty where nothing makes that work.
         how_to_replicate: how they are allowed to, in this torchtitan line.
@@ -319,6 +321,7 @@ class Plan:
     n_layers: int
     how_to_change: str
     unread: tuple[str, ...] = ()
+    not_judged: tuple[str, ...] = ()
     shared_kv: tuple[ShardedDim, ...] = ()
     how_to_replicate: str = ""
 

@@ -120,15 +120,23 @@ def concise(report: Report) -> str:
         (judgement,) = report.judgements
         if judgement.error is None:
             model = f" {report.plan.model}" if report.plan else ", which splits nothing"
-            return f"{report.name}: {_asked(judgement)} fits{model}{by}.{_works(report)}"
+            return f"{report.name}: {_asked(judgement)} fits{model}{by}.{_works(report)}{not_judged(report)}"
         problems = "; ".join(
             f"{v.code} {v.dim} = {v.size} {v.problem} in {v.where}" for v in judgement.error.violations
         )
-        return f"{report.name}: {_asked(judgement)} does not fit{by}: {problems}.{_works(report)}"
+        verdict = f"{report.name}: {_asked(judgement)} does not fit{by}: {problems}."
+        return verdict + _works(report) + not_judged(report)
     fits = [judgement.degrees.tp for judgement in report.judgements if judgement.error is None]
     asked = [judgement.degrees.tp for judgement in report.judgements]
     binding = f" The binding constraint is {report.binding}." if report.binding else ""
-    return f"{report.name}: {ranges(fits) or 'none'} of the TP degrees {ranges(asked)} fit{by}.{binding}"
+    verdict = f"{report.name}: {ranges(fits) or 'none'} of the TP degrees {ranges(asked)} fit{by}."
+    return verdict + binding + not_judged(report)
+
+
+def not_judged(report: Report) -> str:
+    """Which rules the verdict leaves out and why, as a sentence behind it, or nothing."""
+    left_out = report.plan.not_judged if report.plan else ()
+    return f" Not validated: {'; '.join(left_out)}." if left_out else ""
 
 
 def ranges(numbers: Sequence[int]) -> str:
@@ -153,6 +161,8 @@ def _problems(report: Report) -> Iterator[Line]:
     yield by, ""
     for number, line in enumerate(str(error).splitlines()):
         yield line, _BAD if number == 0 else ""
+    if left_out := not_judged(report).strip():
+        yield left_out, ""
 
 
 def _words(status: Status) -> str:

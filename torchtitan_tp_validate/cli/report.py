@@ -157,6 +157,7 @@ def _result(report: Report) -> dict[str, Any]:
         "valid_tp_degrees": plan.valid_degrees() if plan else None,
         "kv_replication_tp_degrees": plan.replication_degrees if plan else None,
         "binding_constraint": report.binding or None,
+        "not_judged": list(plan.not_judged) if plan else [],
         "dims": [
             {
                 "code": dim.code,

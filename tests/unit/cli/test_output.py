@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import sys
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from torchtitan_tp_validate.cli import output
-from torchtitan_tp_validate.cli.report import Judgement, Report, Status, exit_status, judge
+from torchtitan_tp_validate.cli.report import Judgement, Report, Status, as_json, exit_status, judge
 from torchtitan_tp_validate.cli.table import matrix
 from torchtitan_tp_validate.plans.huggingface import read
 from torchtitan_tp_validate.rules import Degrees
@@ -85,3 +86,16 @@ def test_the_exit_status_is_that_of_the_worst() -> None:
     assert exit_status([fits, skipped]) == 0
     assert exit_status([fits, skipped, bad]) == 1
     assert exit_status([fits, bad, unread]) == 2
+
+
+def test_a_rule_that_was_left_out_is_named_behind_every_verdict() -> None:
+    whole = report(2)
+    assert whole.plan is not None
+    plan = replace(whole.plan, not_judged=("TP009: the run has no seq_len",))
+    for degrees in ([Degrees(tp=2)], [Degrees(tp=4)], [Degrees(tp=2), Degrees(tp=4)]):
+        one = Report("a", judge(plan, degrees), plan)
+        assert output.concise(one).endswith(" Not validated: TP009: the run has no seq_len.")
+        text = "\n".join(line for line, _ in output.verdicts([one]))
+        assert text.count("Not validated: TP009: the run has no seq_len.") == 1
+        assert as_json("check", [one])["results"][0]["not_judged"] == ["TP009: the run has no seq_len"]
+    assert "Not validated" not in output.concise(whole)
