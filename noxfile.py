@@ -5,6 +5,7 @@ from __future__ import annotations
 import nox
 
 nox.options.error_on_external_run = True
+nox.options.sessions = ["lint", "package", "tests", "hf"]
 nox.options.default_venv_backend = "venv"
 
 # What each release is run with. 0.2.x and 0.3.0 cannot share a torch: the default backend of 0.3.0 needs
@@ -16,6 +17,7 @@ LINES = {
     "0.3.0": ["torchtitan==0.3.0", "torch==2.15.*", "torchvision", "flash-linear-attention", "transformers"],
 }
 OLDER = ("0.2.0", "0.2.1")
+NEWEST = "0.3.0"
 
 # Native tensor parallelism: the class's plan never takes effect; the same, last of its kind; tied logits are
 # doubled; the newest.
@@ -32,6 +34,13 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session
+def package(session: nox.Session) -> None:
+    """Both distributions, built and tried where nothing else is installed, and the workflows."""
+    session.install(".[dev]")
+    session.run("pytest", "tests/docs/test_packaging.py", "tests/docs/test_workflows.py")
+
+
+@nox.session
 @nox.parametrize("torchtitan", list(LINES))
 def tests(session: nox.Session, torchtitan: str) -> None:
     """The unit tests side by side, then the torchrun tests one after the other, then the patches.
@@ -43,7 +52,7 @@ def tests(session: nox.Session, torchtitan: str) -> None:
     if session.posargs:
         session.run("pytest", *session.posargs)
         return
-    session.run("pytest", "tests/unit", "-n", "auto")
+    session.run("pytest", "tests/unit", "tests/docs", "-n", "auto")
     # What runs under torchrun is the same in the older releases of a line but for the entry points.
     refusals = ["tests/distributed/test_matrix.py", "-k", "refused"]
     session.run("pytest", *(refusals if torchtitan in OLDER else ["tests/distributed"]))
@@ -60,4 +69,16 @@ def hf(session: nox.Session) -> None:
     session.install(".[test]")
     for version in TRANSFORMERS[-1:] if session.posargs else TRANSFORMERS:
         session.install(f"transformers=={version}")
-        session.run("pytest", *(session.posargs or ["tests/hf"]))
+        session.run("pytest", *(session.posargs or ["tests/hf", "tests/docs"]))
+
+
+@nox.session
+def torchtitan_main(session: nox.Session) -> None:
+    """The unit tests and the refusals against torchtitan's main; not one of the default sessions.
+
+    What fails here tells what the next release will change.
+    """
+    others = [requirement for requirement in LINES[NEWEST] if not requirement.startswith("torchtitan=")]
+    session.install("torchtitan @ git+https://github.com/pytorch/torchtitan", *others)
+    session.install(".[test]")
+    session.run("pytest", *(session.posargs or ["tests/unit", "-n", "auto"]))

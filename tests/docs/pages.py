@@ -1,0 +1,88 @@
+"""The README and the pages under docs/, and the examples in them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+# A comment before a block says what it needs: <!-- needs: torchtitan 0.3.0 -->
+_BLOCK = re.compile(
+    r"(?:<!-- needs: (?P<needs>.*?) -->\n+)?"
+    r"```(?P<language>\w+)\n(?P<text>.*?)```\n(?:\n```text\n(?P<shown>.*?)```)?",
+    flags=re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of code on a page.
+
+    Attributes:
+        page: where it is.
+        number: its position on the page.
+        language: e.g. ``console``.
+        text: what is in it.
+        needs: package -> release that its output is of.
+        shown: the block of plain text right behind it, which is its output.
+    """
+
+    page: Path
+    number: int
+    language: str
+    text: str
+    needs: dict[str, str]
+    shown: str
+
+    def __str__(self) -> str:
+        return f"{self.page.stem}-{self.number}"
+
+    @property
+    def folder(self) -> Path:
+        """Where its commands are run: the README's in the repository, others beside the example files."""
+        return ROOT if self.page.parent == ROOT else ROOT / "docs" / "examples"
+
+    @property
+    def missing(self) -> str:
+        """What it needs and is not installed, or nothing."""
+        return ", ".join(
+            f"{name} {release}" for name, release in self.needs.items() if _installed(name) != release
+        )
+
+
+def blocks(language: str) -> list[Block]:
+    """Every block of one language, on all pages."""
+    return [block for page in PAGES for block in _blocks(page) if block.language == language]
+
+
+def _blocks(page: Path) -> Iterator[Block]:
+    for number, found in enumerate(_BLOCK.finditer(page.read_text(encoding="utf-8"))):
+        needs = dict(need.split() for need in (found["needs"] or "").split(", ") if need)
+        yield Block(page, number, found["language"], found["text"], needs, found["shown"] or "")
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def assert_shows(shown: str, real: str) -> None:
+    """Every part between ``[...]`` is in ``real``, in order."""
+    position = 0
+    for part in shown.split("[...]\n"):
+        found = real.find(part, position)
+        assert found >= 0, f"shown is\n{part}\nbut the real output is\n{real}"
+        position = found + len(part)
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    """Run it in a process of its own."""
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
