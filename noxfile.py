@@ -11,10 +11,16 @@ nox.options.default_venv_backend = "venv"
 # What each release is run with. 0.2.x and 0.3.0 cannot share a torch: the default backend of 0.3.0 needs
 # 2.14 or later, and 0.2.x was last seen to work with 2.13.
 LINES = {
-    "0.2.0": ["torchtitan==0.2.0", "torch==2.13.*", "triton", "transformers"],
-    "0.2.1": ["torchtitan==0.2.1", "torch==2.13.*", "triton", "transformers"],
-    "0.2.2": ["torchtitan==0.2.2", "torch==2.13.*", "triton", "transformers"],
-    "0.3.0": ["torchtitan==0.3.0", "torch==2.15.*", "torchvision", "flash-linear-attention", "transformers"],
+    "0.2.0": ["torchtitan==0.2.0", "torch==2.13.*", "triton", "transformers==5.23.*"],
+    "0.2.1": ["torchtitan==0.2.1", "torch==2.13.*", "triton", "transformers==5.23.*"],
+    "0.2.2": ["torchtitan==0.2.2", "torch==2.13.*", "triton", "transformers==5.23.*"],
+    "0.3.0": [
+        "torchtitan==0.3.0",
+        "torch==2.15.*",
+        "torchvision",
+        "flash-linear-attention",
+        "transformers==5.23.*",
+    ],
 }
 OLDER = ("0.2.0", "0.2.1")
 NEWEST = "0.3.0"

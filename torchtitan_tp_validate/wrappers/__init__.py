@@ -1,30 +1,10 @@
-"""Drop-in parallelize functions, a file per model, and the table of all of them."""
+"""Drop-in parallelize functions, a file per model family, and the table of all of them."""
 
-from torchtitan_tp_validate.wrappers import (
-    deepseek_v3,
-    gpt_oss,
-    kimi_k2_7,
-    llama3,
-    llama4,
-    muse_glimmer,
-    qwen3,
-    qwen3_5_moe,
-    transformers_backend,
-)
+from torchtitan_tp_validate.models import MODELS
 from torchtitan_tp_validate.wrappers.target import Target
 
 TARGETS: dict[str, Target] = {
-    module.__name__.rpartition(".")[2]: module.TARGET
-    for module in (
-        llama3,
-        llama4,
-        qwen3,
-        qwen3_5_moe,
-        deepseek_v3,
-        gpt_oss,
-        kimi_k2_7,
-        muse_glimmer,
-        transformers_backend,
-    )
+    family.name: Target(name=family.drop_in, functions=family.functions, packages=family.packages)
+    for family in MODELS
 }
 """Wrapper module name -> what it guards."""

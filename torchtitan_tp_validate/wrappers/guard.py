@@ -14,9 +14,9 @@ from torchtitan_tp_validate.errors import InstallError, NotValidatedWarning, Pla
 from torchtitan_tp_validate.kv_replication.job import ask_call
 from torchtitan_tp_validate.rules import Degrees
 from torchtitan_tp_validate.validate import judge, read_degrees
+from torchtitan_tp_validate.wrappers import TARGETS
 from torchtitan_tp_validate.wrappers.target import (
     REQUIRED_PARAMETERS,
-    Target,
     applies_fsdp,
     torchtitan_version,
     unbindable_function,
@@ -99,27 +99,37 @@ def check(model_or_config: Any, degrees: Degrees) -> None:
         warnings.warn(f"{error} The run goes on unchecked.", NotValidatedWarning, stacklevel=3)
 
 
-def drop_in(target: Target, module_name: str, attribute: str) -> Callable[..., Any]:
-    """What ``__getattr__`` of a wrapper module answers: the guarded function of the torchtitan at hand.
+def drop_in(module_name: str) -> Callable[[str], Any]:
+    """Return the ``__getattr__`` of a wrapper module, which gives the guarded function of a family.
 
-    Looked up at first use, so that importing a wrapper module does not load torchtitan, and then kept
-    in the module.
+    The function is looked up in the installed torchtitan at first use, so that importing a wrapper module
+    does not load torchtitan, and is then kept in the module under our name and all of upstream's.
 
-    Raises:
-        AttributeError: ``attribute`` is neither our name of the target nor one of upstream's.
-        ImportError: the torchtitan at hand has no such entry point.
+    Args:
+        module_name: the wrapper module, whose last part is the name of the family.
     """
-    names = dict.fromkeys((target.name, *target.functions))
-    if attribute not in names:
-        raise AttributeError(f"module {module_name!r} has no attribute {attribute!r}")
-    entry_point = next(target.entry_points(), None)
-    if entry_point is None:
-        raise ImportError(
-            f"torchtitan {torchtitan_version() or '(not installed)'} has no {target.name}: looked for "
-            f"{' or '.join(target.functions)} in {' and '.join(target.packages)}."
-        )
-    guarded = guard(entry_point.load())
-    # Pickled by reference, a function must be found where it says it lives.
-    guarded.__module__, guarded.__qualname__ = module_name, target.name
-    vars(sys.modules[module_name]).update(dict.fromkeys(names, guarded))
-    return guarded
+
+    def __getattr__(attribute: str) -> Any:
+        """Return the guarded function.
+
+        Raises:
+            AttributeError: ``attribute`` is neither our name of the function nor one of upstream's.
+            ImportError: the installed torchtitan has no such entry point.
+        """
+        target = TARGETS[module_name.rpartition(".")[2]]
+        names = dict.fromkeys((target.name, *target.functions))
+        if attribute not in names:
+            raise AttributeError(f"module {module_name!r} has no attribute {attribute!r}")
+        entry_point = next(target.entry_points(), None)
+        if entry_point is None:
+            raise ImportError(
+                f"torchtitan {torchtitan_version() or '(not installed)'} has no {target.name}: looked for "
+                f"{' or '.join(target.functions)} in {' and '.join(target.packages)}."
+            )
+        guarded = guard(entry_point.load())
+        # Pickled by reference, a function must be found where it says it lives.
+        guarded.__module__, guarded.__qualname__ = module_name, target.name
+        vars(sys.modules[module_name]).update(dict.fromkeys(names, guarded))
+        return guarded
+
+    return __getattr__

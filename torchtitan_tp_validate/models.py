@@ -1,0 +1,106 @@
+"""The model families of torchtitan, a row each. Everything that lists families reads this table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family, and where the releases of torchtitan keep it.
+
+    Attributes:
+        name: our name of it, which is that of its wrapper module.
+        title: the name as its authors write it.
+        functions: upstream's names of its parallelize function, one of which a release has; ours of the
+            drop-in is the last.
+        packages: the packages that define that function, the model's own first; the experiments have copies
+            that shard the same dimensions.
+        has_moe_title: whether the package holds dense and mixture-of-experts models, told apart by ``-MoE``.
+    """
+
+    name: str
+    title: str
+    functions: tuple[str, ...]
+    packages: tuple[str, ...]
+    has_moe_title: bool = False
+
+    @property
+    def drop_in(self) -> str:
+        """Return the name of our drop-in function."""
+        return self.functions[-1]
+
+    @property
+    def model_packages(self) -> tuple[str, ...]:
+        """Return the names under ``torchtitan.models`` that hold its models."""
+        prefix = "torchtitan.models."
+        return tuple(package.removeprefix(prefix) for package in self.packages if package.startswith(prefix))
+
+
+_SIMPLE_FSDP = "torchtitan.experiments.simple_fsdp"
+_TOOLKIT = "torchtitan.experiments.compiler_toolkit"
+_GRAPH_TRAINER = "torchtitan.experiments.graph_trainer"
+
+MODELS = (
+    Family(
+        "llama3",
+        "Llama 3",
+        ("parallelize_llama",),
+        (
+            "torchtitan.models.llama3",
+            f"{_SIMPLE_FSDP}.llama3",
+            f"{_TOOLKIT}.llama3",
+            f"{_GRAPH_TRAINER}.llama3",
+        ),
+    ),
+    Family("llama4", "Llama 4", ("parallelize_llama",), ("torchtitan.models.llama4",)),
+    Family(
+        "qwen3",
+        "Qwen3",
+        ("parallelize_qwen3",),
+        ("torchtitan.models.qwen3", "torchtitan.experiments.rl.unified", f"{_GRAPH_TRAINER}.qwen3"),
+        has_moe_title=True,
+    ),
+    Family(
+        "qwen3_5_moe",
+        "Qwen3.5",
+        # 0.3.x; upstream pull request #2545, which the drop-in is named for.
+        ("parallelize_qwen3_5", "parallelize_qwen3_5_moe"),
+        ("torchtitan.models.qwen3_5", "torchtitan.models.qwen3_5_moe"),
+        has_moe_title=True,
+    ),
+    Family(
+        "deepseek_v3",
+        "DeepSeek-V3",
+        ("parallelize_deepseekv3",),
+        (
+            "torchtitan.models.deepseek_v3",
+            f"{_SIMPLE_FSDP}.deepseek_v3",
+            f"{_TOOLKIT}.deepseek_v3",
+            f"{_GRAPH_TRAINER}.deepseek_v3",
+        ),
+    ),
+    Family(
+        "gpt_oss",
+        "gpt-oss",
+        ("parallelize_gptoss",),
+        ("torchtitan.models.gpt_oss", "torchtitan.experiments.gpt_oss"),
+    ),
+    Family("kimi_k2_7", "Kimi K2", ("parallelize_kimi_k2_5",), ("torchtitan.models.kimi_k2_7",)),
+    Family(
+        "muse_glimmer",
+        "Muse Glimmer",
+        ("parallelize_muse_glimmer",),
+        ("torchtitan.models.muse_glimmer", f"{_GRAPH_TRAINER}.muse_glimmer"),
+    ),
+    Family(
+        "transformers_backend",
+        "transformers backend",
+        ("parallelize_hf_transformers",),
+        ("torchtitan.experiments.transformers_modeling_backend",),
+    ),
+)
+"""Every family that torchtitan 0.2.0 to 0.3.0 and the qwen3_5_moe fork register."""
+
+FAMILY_OF = {package: family for family in MODELS for package in family.model_packages}
+"""Package under ``torchtitan.models`` -> its family."""
