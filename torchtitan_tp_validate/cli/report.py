@@ -98,7 +98,7 @@ class Report:
         if self.plan is None:
             return ""
         valid = self.plan.valid_degrees()
-        broken = self.plan.violations(Degrees(tp=2 * valid[-1] if valid else 1))
+        broken = self.plan.violations(self.plan.degrees.vary(tp=2 * valid[-1] if valid else 1))
         return f"{broken[0].code} {broken[0].name} = {broken[0].size}" if broken else ""
 
 
@@ -112,7 +112,7 @@ def judge(plan: Plan, choices: Iterable[Degrees], world_size: int | None = None)
     for choice in choices:
         error = incompatibility(plan, choice)
         if error is None:
-            refuse_unread(plan)
+            refuse_unread(plan.at(choice))
         judgements.append(Judgement(choice, error, world_size is None or world_size % choice.tp == 0))
     return tuple(judgements)
 
