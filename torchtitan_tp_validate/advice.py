@@ -13,41 +13,60 @@ from collections.abc import Iterator, Sequence
 from torchtitan_tp_validate.errors import PlanError
 from torchtitan_tp_validate.rules import FLAGS, Axis, Degrees, Plan, ShardedDim, Split, divisors, noun, ranges
 
-_MOST_LAYOUTS = 1000
+_MOST_LAYOUTS = 300
 """How many layouts are tried, the nearest first."""
 
 
-def headline(plan: Plan, degrees: Degrees, dim: ShardedDim) -> str:
+Working = dict[Axis, list[int]]
+"""Axis -> its degrees that work while the others stay; an axis that has none is left out."""
+
+
+def values_that_work(plan: Plan, degrees: Degrees, broken: Sequence[ShardedDim]) -> Working:
+    """Return what works by itself, of each axis at fault.
+
+    Args:
+        plan: the model's.
+        degrees: those that do not fit.
+        broken: the dimensions that do not allow them, the first first.
+    """
+    axes = dict.fromkeys(dim.rule.axis for dim in broken)
+    # Tensor parallelism is what people came to change, and it leaves other rows for FSDP to cut.
+    offered = dict.fromkeys([*axes, Axis.TP] if degrees.tp > 1 else axes)
+    return {axis: values for axis in offered if (values := _values(plan, degrees, axis))}
+
+
+def headline(plan: Plan, degrees: Degrees, dim: ShardedDim, working: Working) -> str:
     """Return the first line of a refusal, in the words of upstream issue #2574.
 
     Args:
         plan: the model's.
         degrees: those that do not fit.
         dim: the first dimension that does not allow them.
+        working: what `values_that_work` gave.
     """
     axis = dim.rule.axis
     must = "must divide" if dim.split is Split.EVEN and dim.multiple == 1 else "does not fit"
     # Where another axis is at fault too, no value of this one works; this is still as far as it goes.
-    best = max(_values(plan, degrees, axis) or _values(plan, degrees, axis, alone=True), default=None)
+    best = max(working.get(axis) or _values(plan, degrees, axis, alone=True), default=None)
     limit = f"no {axis.noun.lower()} works" if best is None else f"max supported {axis.name} is {best}"
     return f"{axis.noun} ({degrees.of(axis)}) {must} {dim.name} ({dim.size}). For {plan.model}, {limit}."
 
 
-def what_works(plan: Plan, degrees: Degrees, broken: Sequence[ShardedDim], replication: str) -> str:
+def what_works(
+    plan: Plan, degrees: Degrees, broken: Sequence[ShardedDim], working: Working, replication: str
+) -> str:
     """Return the last lines of a refusal: what works instead, and how to change to it.
 
     Args:
         plan: the model's.
         degrees: those that do not fit.
         broken: the dimensions that do not allow them, the first first.
+        working: what `values_that_work` gave.
         replication: what there is to say of KV-head replication, a line or nothing.
     """
     axes = list(dict.fromkeys(dim.rule.axis for dim in broken))
     # What could not be read may speak against any of them.
     work = "fit what could be read" if plan.at(degrees).unread else "work"
-    # Tensor parallelism is what people came to change, and it leaves other rows for FSDP to cut.
-    offered = dict.fromkeys([*axes, Axis.TP] if degrees.tp > 1 else axes)
-    working = {axis: values for axis in offered if (values := _values(plan, degrees, axis))}
     if working:
         lists = [
             f"{'Degrees' if axes == [Axis.TP] else f'{axis.noun}s'} that {work}: {_listed(axis, values)}."
@@ -66,8 +85,7 @@ def what_works(plan: Plan, degrees: Degrees, broken: Sequence[ShardedDim], repli
             f"No other {alone} works by itself. The nearest degrees that {work}: {changed}.\n"
             f"{replication}To change it: {_how(plan, degrees, layout)}"
         )
-    least = degrees.vary(**dict.fromkeys(_requested(degrees), 1))
-    at_fault = next(iter(_violations(plan, least)), broken[0])
+    at_fault = next(iter(_violations(plan, _least(degrees))), broken[0])
     size = f"{at_fault.name} ({at_fault.size}) {at_fault.problem(1)}"
     return f"{replication}No degree works: {size}, so change it instead."
 
@@ -109,7 +127,8 @@ def _nearest(values: Sequence[int], degree: int) -> int:
 def _nearest_layout(plan: Plan, degrees: Degrees) -> Degrees | None:
     """The layout that works and changes the fewest requested degrees, and them the least."""
     layouts = sorted(_layouts(plan, degrees), key=lambda layout: _distance(degrees, layout))
-    return next((layout for layout in layouts[:_MOST_LAYOUTS] if _works(plan, degrees, layout)), None)
+    tried = [*layouts[:_MOST_LAYOUTS], _least(degrees)]
+    return next((layout for layout in tried if _works(plan, degrees, layout)), None)
 
 
 def _layouts(plan: Plan, degrees: Degrees) -> Iterator[Degrees]:
@@ -135,14 +154,20 @@ def _requested(degrees: Degrees) -> list[str]:
     return [field for field in FLAGS if field != "etp" and getattr(degrees, field) > 1]
 
 
+def _least(degrees: Degrees) -> Degrees:
+    """None of the requested degrees."""
+    return degrees.vary(**dict.fromkeys(_requested(degrees), 1))
+
+
 def _changed(degrees: Degrees, layout: Degrees) -> list[str]:
     return [field for field in FLAGS if getattr(layout, field) != getattr(degrees, field)]
 
 
-def _distance(degrees: Degrees, layout: Degrees) -> tuple[int, bool, float]:
+def _distance(degrees: Degrees, layout: Degrees) -> tuple[int, bool, bool, float]:
+    """How much changes: how many degrees, the number of ranks (rather fewer than more), and how far."""
     changed = _changed(degrees, layout)
     factors = (abs(math.log2(getattr(layout, field) / getattr(degrees, field))) for field in changed)
-    return len(changed), layout.ranks != degrees.ranks, sum(factors)
+    return len(changed), layout.ranks != degrees.ranks, layout.ranks > degrees.ranks, sum(factors)
 
 
 def _how(plan: Plan, degrees: Degrees, layout: Degrees) -> str:

@@ -115,6 +115,7 @@ def refusal(plan: Plan, degrees: Degrees) -> Refusal:
     """Return all that there is to say about degrees that the plan does not allow."""
     broken = plan.violations(degrees)
     more = plan.added_by_replication(degrees) if any(dim.code == "TP002" for dim in broken) else []
+    working = advice.values_that_work(plan, degrees, broken)
     return Refusal(
         violations=tuple(
             Violation(
@@ -133,8 +134,8 @@ def refusal(plan: Plan, degrees: Degrees) -> Refusal:
         ),
         valid_degrees=plan.valid_degrees(degrees=degrees),
         replication_degrees=more,
-        headline=advice.headline(plan, degrees, broken[0]),
-        advice=advice.what_works(plan, degrees, broken, _about_replication(plan, degrees, more)),
+        headline=advice.headline(plan, degrees, broken[0], working),
+        advice=advice.what_works(plan, degrees, broken, working, _about_replication(plan, degrees, more)),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -55,15 +55,20 @@ def numbers(listed: str) -> Iterator[int]:
         yield from range(int(first), int(last or first) + 1)
 
 
-def contradictions(model: Any, degrees: Degrees, largest: int) -> list[str]:
-    """Where what is said to work and what is accepted differ, over TP degrees up to ``largest``."""
+def contradictions(model: Any, degrees: Degrees, largest: int, refused: Iterable[int]) -> list[str]:
+    """Where what is said to work and what is accepted differ.
+
+    Args:
+        largest: up to which TP degree that is looked at.
+        refused: TP degrees whose refusals are read, if they are refused.
+    """
     valid = tpv.valid_tp_degrees(model, degrees)
     found = []
     for tp in range(1, largest + 1):
-        run = with_tp(degrees, tp)
-        error = refusal(model, run)
-        if (tp in valid) is not accepts(model, run):
+        if (tp in valid) is not accepts(model, with_tp(degrees, tp)):
             found.append(f"valid_tp_degrees says {valid} of TP {tp} in {degrees}")
+    for run in (with_tp(degrees, tp) for tp in refused):
+        error = refusal(model, run)
         if error is None:
             continue
         if error.valid_degrees != tpv.valid_tp_degrees(model, run):

@@ -217,10 +217,8 @@ def test_0_2_takes_an_uneven_vocabulary_until_a_shard_is_empty() -> None:
 
 CHANGING = [
     Degrees(tp=2, ep=ep, etp=etp, dp_shard=dp_shard, cp=cp)
-    for ep in (1, 2, 3, 4)
-    for etp in ((1,) if ep == 1 else (1, 2))
-    for dp_shard in (1, 2, 6, 16)
-    for cp in (1, 2)
+    for ep, etp in ((1, 1), (2, 1), (2, 2), (3, 1))
+    for dp_shard, cp in ((1, 1), (6, 1), (4, 2), (16, 1))
 ]
 
 
@@ -244,7 +242,7 @@ def test_what_is_offered_is_what_is_accepted(model: Any) -> None:
     found = []
     for degrees in CHANGING:
         try:
-            found += contradictions(model, degrees, 34)
+            found += contradictions(model, degrees, 34, (3, 4, 16))
         except tpv.PlanError:
             assert not any(accepts(model, replace(degrees, tp=tp)) for tp in (2, 3, 4, 8))
     assert not found, "\n".join(found[:20])

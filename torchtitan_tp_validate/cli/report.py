@@ -174,14 +174,15 @@ def _result(report: Report) -> dict[str, Any]:
 
 
 def _judgement(judgement: Judgement) -> dict[str, Any]:
-    error = judgement.error
+    error = judgement.error.settled() if judgement.error else None
+    # asdict() would copy the layers of every violation, number by number.
     return {
-        "degrees": asdict(judgement.degrees),
+        "degrees": dict(vars(judgement.degrees)),
         "compatible": error is None,
         "in_world": judgement.in_world,
         "message": str(error) if error else None,
         "violations": [
-            {**asdict(violation), "layers": list(violation.layers)}
+            {**vars(violation), "layers": list(violation.layers)}
             for violation in (error.violations if error else ())
         ],
     }
