@@ -10,8 +10,8 @@ import pytest
 import torchtitan_tp_validate as tpv
 from tests.unit.offers import accepts, contradictions
 from tests.unit.shapes import attention_layer, config_tree, delta_layer, model_args, model_with_experts
-from torchtitan_tp_validate.rules import Degrees
-from torchtitan_tp_validate.validate import judge
+from torchtitan_tp_validate.rules import Degrees, Plan, ShardedDim
+from torchtitan_tp_validate.validate import incompatibility, judge
 
 
 @pytest.mark.parametrize(
@@ -98,8 +98,11 @@ def test_a_head_count_that_is_no_positive_int_is_named(field: str, value: Any) -
 
 def test_a_plan_of_no_layers_is_never_compatible() -> None:
     for seq_len in (None, 32):
-        with pytest.raises(tpv.PlanError, match="has 0 layers"):
+        with pytest.raises(tpv.PlanError) as caught:
             tpv.validate_tp_compat(config_tree(), 2, seq_len=seq_len)
+        assert str(caught.value) == (
+            "Not validated: SimpleNamespace has 0 layers, so there is nothing to judge."
+        )
 
 
 def test_an_unreadable_layer_is_never_compatible_but_a_violation_beside_it_is_found() -> None:
@@ -253,3 +256,27 @@ def test_the_degrees_that_work_depend_on_the_others() -> None:
     assert tpv.valid_tp_degrees(model, SimpleNamespace(tp=1, ep=2, dp_shard=2)) == [1, 2, 4]
     assert tpv.valid_tp_degrees(model, SimpleNamespace(tp=1, ep=2, dp_shard=4)) == [1, 2]
     assert tpv.valid_tp_degrees(model, SimpleNamespace(tp=1, ep=2, dp_shard=16)) == []
+
+
+def test_many_degrees_of_many_unequal_layers_are_judged_without_looking_at_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    allows, asked = ShardedDim.allows, []
+    monkeypatch.setattr(ShardedDim, "allows", lambda dim, degree: asked.append(degree) or allows(dim, degree))
+    dims = tuple(ShardedDim("TP001", 12 * (index + 1), (index,), "it dies") for index in range(5000))
+    plan = Plan("Tiny", dims, len(dims), "set {flag} to {degree}")
+    errors = [incompatibility(plan, Degrees(tp=tp)) for tp in range(1, 1001)]
+    assert [tp for tp, error in enumerate(errors, 1) if error is None] == [1, 2, 3, 4, 6, 12]
+    assert len(asked) < 2000
+    assert errors[4].valid_degrees == [1, 2, 3, 4, 6, 12]
+    assert len(errors[4].violations) == 4000
+
+
+def test_an_error_that_was_raised_no_longer_depends_on_the_model() -> None:
+    model = model_args(8, 2)
+    with pytest.raises(tpv.TPCompatError) as caught:
+        tpv.validate_tp_compat(model, 4)
+    before = str(caught.value)
+    model.n_kv_heads = 1
+    assert str(caught.value) == before
+    assert repr(caught.value) == f"TPCompatError({before!r})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torchtitan_tp_validate as tpv
 from tests.unit.shapes import model_with_experts
 from torchtitan_tp_validate.job import read_job
+from torchtitan_tp_validate.plans import read_plan
 from torchtitan_tp_validate.plans.experts import Experts, note_experts, row_shards
 from torchtitan_tp_validate.rules import Axis, Degrees, Findings, Plan
 from torchtitan_tp_validate.validate import judge, read_degrees
@@ -168,9 +170,20 @@ def test_the_device_is_what_torchtitan_says_and_cuda_until_it_does(monkeypatch: 
     assert read_degrees(2).device_type == "cuda"
 
 
-@pytest.mark.parametrize(("asked", "known"), [(8, 8), (-1, 1)])
+def test_rows_that_an_unknown_number_of_ranks_may_shard_are_not_judged() -> None:
+    degrees = Degrees(tp=2, dp_shard_is_known=False)
+    (left_out,) = read_plan(model_with_experts(), degrees).not_judged
+    assert left_out == (
+        "FSDP001: data_parallel_shard_degree is left to the number of ranks, which is not known before the "
+        "run starts"
+    )
+    for judged in (replace(degrees, dp_shard_is_known=True), replace(degrees, fsdp=False)):
+        assert read_plan(model_with_experts(), judged).not_judged == ()
+
+
+@pytest.mark.parametrize(("asked", "least", "known"), [(8, 8, True), (1, 1, True), (-1, 1, False)])
 def test_a_job_that_leaves_the_data_shards_to_the_number_of_ranks_is_judged_by_the_guard(
-    asked: int, known: int
+    asked: int, least: int, known: bool
 ) -> None:
     parallelism = SimpleNamespace(
         tensor_parallel_degree=2,
@@ -182,4 +195,5 @@ def test_a_job_that_leaves_the_data_shards_to_the_number_of_ranks_is_judged_by_t
     job = read_job(SimpleNamespace(model_spec=spec, parallelism=parallelism))
     assert job is not None
     degrees = job.degrees
-    assert (degrees.tp, degrees.dp_shard, degrees.dp_replicate, degrees.etp) == (2, known, 3, 2)
+    assert (degrees.tp, degrees.dp_shard, degrees.dp_replicate, degrees.etp) == (2, least, 3, 2)
+    assert degrees.dp_shard_is_known is known
