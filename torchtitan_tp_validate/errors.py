@@ -5,7 +5,7 @@ Every error here is a `ValueError`, since each is about a value that the user se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
@@ -66,19 +66,46 @@ class Violation:
     silent: bool = False
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """All that there is to say about degrees that do not fit; see `TPCompatError` for the attributes."""
+
+    violations: tuple[Violation, ...]
+    valid_degrees: list[int]
+    replication_degrees: list[int]
+    headline: str
+    advice: str
+
+    @property
+    def text(self) -> str:
+        """The same for people, in several lines."""
+        lines = [self.headline, ""]
+        for violation in self.violations:
+            lines += [
+                f"  {violation.code} {violation.dim} = {violation.size} {violation.problem}, "
+                f"in {violation.where}:",
+                f"        {violation.why}.",
+            ]
+        lines.append("")
+        for consequence in dict.fromkeys(violation.consequence for violation in self.violations):
+            lines.append(f"Without this check: {consequence}")
+        return "\n".join([*lines, self.advice])
+
+
 class TPCompatError(TPValidateError):
     """A degree does not fit a dimension that the model's plan splits.
 
     The text is the same on every rank: it depends on the model and the degrees alone.
 
     Attributes:
-        tp: the TP degree that was asked for.
+        tp: the requested TP degree.
         model: the model's name.
         violations: every `Violation`, the tightest dimension first.
-        valid_degrees: the TP degrees that work, ascending.
+        valid_degrees: the TP degrees that are accepted together with the other degrees, ascending. 1 is one
+            of them wherever there is no expert parallelism, since a run that splits nothing is not judged.
         replication_degrees: the TP degrees that KV-head replication would add, ascending.
         headline: the first line of the text, in the words of upstream issue #2574.
-        advice: the last lines: what works, and the flag to change in the spelling of the line at hand.
+        advice: the last lines: what works, and the flag to change in the spelling of the installed line.
     """
 
     def __init__(
@@ -92,32 +119,63 @@ class TPCompatError(TPValidateError):
         advice: str,
         replication_degrees: Sequence[int] = (),
     ) -> None:
+        super().__init__()
+        refusal = Refusal(violations, valid_degrees, list(replication_degrees), headline, advice)
         self.tp = tp
         self.model = model
-        self.violations = violations
-        self.valid_degrees = valid_degrees
-        self.replication_degrees = list(replication_degrees)
-        self.headline = headline
-        self.advice = advice
-        super().__init__(self._text())
+        self._tell: Callable[[], Refusal] = lambda: refusal
+
+    @classmethod
+    def told_by(cls, tell: Callable[[], Refusal], *, tp: int, model: str) -> TPCompatError:
+        """Return an error that says what it has to say when it is asked, each time.
+
+        A survey of thousands of degrees looks at few of its refusals, and keeps all of them.
+        """
+        error = cls.__new__(cls)
+        error.tp, error.model, error._tell = tp, model, tell
+        return error
+
+    def settled(self) -> TPCompatError:
+        """Return the same error, which no longer depends on the model."""
+        return _rebuild(self._fields())
+
+    @property
+    def violations(self) -> tuple[Violation, ...]:
+        """Every violation, the tightest dimension first."""
+        return self._tell().violations
+
+    @property
+    def valid_degrees(self) -> list[int]:
+        """The TP degrees that are accepted together with the other degrees, ascending."""
+        return self._tell().valid_degrees
+
+    @property
+    def replication_degrees(self) -> list[int]:
+        """The TP degrees that KV-head replication would add, ascending."""
+        return self._tell().replication_degrees
+
+    @property
+    def headline(self) -> str:
+        """The first line of the text."""
+        return self._tell().headline
+
+    @property
+    def advice(self) -> str:
+        """The last lines of the text."""
+        return self._tell().advice
+
+    def __str__(self) -> str:
+        return self._tell().text
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
 
     def __reduce__(self) -> tuple[object, ...]:
         # BaseException would call the class with its positional args; ours are keywords.
-        fields = ("tp", "model", "violations", "valid_degrees", "headline", "advice", "replication_degrees")
-        return _rebuild, ({field: getattr(self, field) for field in fields},)
+        return _rebuild, (self._fields(),)
 
-    def _text(self) -> str:
-        lines = [self.headline, ""]
-        for violation in self.violations:
-            lines += [
-                f"  {violation.code} {violation.dim} = {violation.size} {violation.problem}, "
-                f"in {violation.where}:",
-                f"        {violation.why}.",
-            ]
-        lines.append("")
-        for consequence in dict.fromkeys(violation.consequence for violation in self.violations):
-            lines.append(f"Without this check: {consequence}")
-        return "\n".join([*lines, self.advice])
+    def _fields(self) -> dict[str, object]:
+        return {"tp": self.tp, "model": self.model, **vars(self._tell())}
 
 
 def _rebuild(fields: dict[str, object]) -> TPCompatError:

@@ -12,7 +12,7 @@ from typing import Any
 from torchtitan_tp_validate.errors import NotValidatedWarning, PlanError
 from torchtitan_tp_validate.kv_replication.job import ask_job
 from torchtitan_tp_validate.kv_replication.support import refuse, refuse_permuted_weights
-from torchtitan_tp_validate.rules import Axis, Degrees
+from torchtitan_tp_validate.rules import FLAGS, Axis, Degrees
 from torchtitan_tp_validate.validate import judge, read_degrees
 from torchtitan_tp_validate.wrappers.target import applies_fsdp
 
@@ -77,22 +77,19 @@ def degrees_of(config: Any) -> Degrees:
         TPDegreeError: a degree is not a positive whole number.
     """
     parallelism = config.parallelism
-    names = {
-        **{axis.value: axis.flag for axis in Axis},
-        "cp": "context_parallel_degree",
-        "etp": "expert_tensor_parallel_degree",
-        "dp_replicate": "data_parallel_replicate_degree",
-    }
     asked = {
-        ours: getattr(parallelism, theirs) for ours, theirs in names.items() if hasattr(parallelism, theirs)
+        ours: getattr(parallelism, theirs) for ours, theirs in FLAGS.items() if hasattr(parallelism, theirs)
     }
+    dp_shard_is_known = True
     if asked.get(Axis.FSDP.value) == _WHAT_IS_LEFT:
         # The number of ranks tells; the guard of the parallelize function hears it.
         del asked[Axis.FSDP.value]
+        dp_shard_is_known = False
     if hasattr(parallelism, "spmd_backend"):
         asked["spmd_backend"] = parallelism.spmd_backend
     return replace(
         read_degrees(SimpleNamespace(**asked)),
+        dp_shard_is_known=dp_shard_is_known,
         seq_len=getattr(getattr(config, "training", None), "seq_len", None),
         sequence_parallel=getattr(parallelism, "enable_sequence_parallel", True),
     )

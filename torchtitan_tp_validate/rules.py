@@ -1,18 +1,37 @@
 """What must divide: the rule codes, the dimensions a plan shards, and the arithmetic of degrees.
 
-A degree is compatible with a plan when every dimension that is split over its mesh axis allows it. Most
-dimensions allow exactly the degrees that divide their size, so the compatible tensor parallel (TP)
-degrees are divisors of the greatest common divisor of those sizes. Nothing else in this project decides
-compatibility.
+Degrees are compatible with a model when every dimension that is split over a mesh axis allows the degree
+of that axis. Most dimensions allow exactly the degrees that divide their size, so the compatible tensor
+parallel (TP) degrees are among the divisors of the greatest common divisor of those sizes. What is split,
+and how, depends on the degrees itself: whatever varies one asks for the plan at each. Nothing else in this
+project decides compatibility.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from fractions import Fraction
+from functools import cached_property
+
+from torchtitan_tp_validate.errors import PlanError
+
+FLAGS = {
+    "tp": "tensor_parallel_degree",
+    "ep": "expert_parallel_degree",
+    "dp_shard": "data_parallel_shard_degree",
+    "cp": "context_parallel_degree",
+    "etp": "expert_tensor_parallel_degree",
+    "dp_replicate": "data_parallel_replicate_degree",
+}
+"""Field of ``ParallelDims`` -> torchtitan's name of the degree under ``[parallelism]``, in every line."""
+
+
+def noun(degree: str) -> str:
+    """Return what people call a degree, by its field of ``ParallelDims``."""
+    return FLAGS[degree].capitalize().replace("_", " ")
 
 
 class Axis(Enum):
@@ -25,16 +44,12 @@ class Axis(Enum):
     @property
     def noun(self) -> str:
         """What people call the degree."""
-        return self.flag.capitalize().replace("_", " ")
+        return noun(self.value)
 
     @property
     def flag(self) -> str:
         """torchtitan's field of the degree under ``[parallelism]``, in every line."""
-        return {
-            Axis.TP: "tensor_parallel_degree",
-            Axis.EP: "expert_parallel_degree",
-            Axis.FSDP: "data_parallel_shard_degree",
-        }[self]
+        return FLAGS[self.value]
 
 
 class Split(Enum):
@@ -225,6 +240,8 @@ class Degrees:
         cp: context parallel degree.
         etp: degree of tensor parallelism within experts under EP, of torchtitan 0.2.x: 1 or ``tp``.
         dp_shard: how many ranks shard the data and the parameters.
+        dp_shard_is_known: whether that is so; where it is left to the number of ranks, ``dp_shard`` is the
+            least that it can be, and what depends on it is not judged to the end.
         dp_replicate: how many times they do so.
         fsdp: whether torchtitan's own ``apply_fsdp`` does the sharding, be it over one rank.
         device_type: what the run is for, as torchtitan calls it; without an accelerator that is ``cuda``.
@@ -239,6 +256,7 @@ class Degrees:
     cp: int = 1
     etp: int = 1
     dp_shard: int = 1
+    dp_shard_is_known: bool = True
     dp_replicate: int = 1
     fsdp: bool = True
     device_type: str = "cuda"
@@ -251,6 +269,31 @@ class Degrees:
         """The degree of one axis."""
         degree: int = getattr(self, axis.value)
         return degree
+
+    @property
+    def splits_nothing(self) -> bool:
+        """Whether the run has neither tensor nor expert parallelism; it is not judged then."""
+        return self.tp == self.ep == 1
+
+    @property
+    def makes_a_mesh(self) -> bool:
+        """Whether the ranks can be laid out so; torchtitan says so itself, before anything else."""
+        return self.ep == 1 or self.dp_shard * self.cp * self.tp % (self.ep * self.etp) == 0
+
+    @property
+    def ranks(self) -> int:
+        """How many ranks such a run has, in each stage of its pipeline."""
+        return self.dp_replicate * self.dp_shard * self.cp * self.tp
+
+    def vary(self, **changes: int) -> Degrees:
+        """Return the same run with other degrees, by field, and with what follows from them.
+
+        In torchtitan 0.2.x experts are split over the TP axis whole or not at all: an ``etp`` that is ``tp``
+        remains it.
+        """
+        if "tp" in changes and self.etp == self.tp > 1:
+            changes = {"etp": changes["tp"], **changes}
+        return replace(self, **changes)  # type: ignore[arg-type]  # which field has which type
 
 
 @dataclass(frozen=True)
@@ -301,7 +344,7 @@ class ShardedDim:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a model's own parallelization splits over the TP and EP axes.
+    """Everything that a model's own parallelization splits over the mesh axes, at some degrees.
 
     Attributes:
         model: the name to show people, e.g. ``Qwen3.5-MoE``.
@@ -314,6 +357,8 @@ class Plan:
         shared_kv: what takes the place of n_kv_heads where several ranks may share a key-value head;
             empty where nothing makes that work.
         how_to_replicate: how they are allowed to, in this torchtitan line.
+        degrees: those that it was read at.
+        read_at: reads the model at other degrees; None where all of them split the same.
     """
 
     model: str
@@ -324,40 +369,128 @@ class Plan:
     not_judged: tuple[str, ...] = ()
     shared_kv: tuple[ShardedDim, ...] = ()
     how_to_replicate: str = ""
+    degrees: Degrees = Degrees(tp=1)
+    read_at: Callable[[Degrees], Plan] | None = field(default=None, compare=False, repr=False)
+
+    def at(self, degrees: Degrees) -> Plan:
+        """Return the plan at these degrees.
+
+        Raises:
+            PlanError: the model cannot be read at them.
+        """
+        if self.read_at is not None:
+            return self.read_at(degrees)
+        return self.with_kv_replication() if degrees.replicate_kv_heads else self
 
     def with_kv_replication(self) -> Plan:
         """The plan when several ranks may share a key-value head; the same one where they cannot."""
         if not self.shared_kv:
             return self
         kept = (dim for dim in self.dims if dim.code not in {shared.code for shared in self.shared_kv})
-        return replace(self, dims=(*kept, *self.shared_kv))
+        degrees = replace(self.degrees, replicate_kv_heads=True)
+        return replace(self, dims=(*kept, *self.shared_kv), degrees=degrees)
 
     @property
     def replication_degrees(self) -> list[int]:
         """The TP degrees that KV-head replication would add, ascending."""
-        return sorted(set(self.with_kv_replication().valid_degrees()) - set(self.valid_degrees()))
+        return self.added_by_replication(self.degrees)
+
+    def added_by_replication(self, degrees: Degrees) -> list[int]:
+        """Return the TP degrees that KV-head replication would add to those that are valid, ascending."""
+        if not self.shared_kv:
+            return []
+        shared = replace(degrees, replicate_kv_heads=True)
+        return sorted({*self.valid_degrees(degrees=shared)} - {*self.valid_degrees(degrees=degrees)})
 
     def violations(self, degrees: Degrees) -> tuple[ShardedDim, ...]:
         """The dimensions that do not allow these degrees: the TP axis first, the tightest first."""
-        broken = [dim for dim in self.dims if not dim.allows(degrees.of(dim.rule.axis))]
+        broken = [dim for dim in self.at(degrees).dims if not dim.allows(degrees.of(dim.rule.axis))]
         order = list(Axis)
         return tuple(sorted(broken, key=lambda dim: (order.index(dim.rule.axis), dim.size, dim.code)))
 
-    def valid_degrees(self, axis: Axis = Axis.TP) -> list[int]:
-        """Every compatible degree of one axis, ascending.
+    def allows(self, degrees: Degrees) -> bool:
+        """Whether every dimension allows these degrees: whether `violations` has none, at less cost."""
+        return all(
+            limit.allows(degrees.of(axis)) for axis, limits in self.at(degrees)._limits for limit in limits
+        )
 
-        There is none where a dimension does not even suit a degree of 1, for another reason than the axis.
+    def accepts(self, degrees: Degrees) -> bool:
+        """Whether these degrees are found to be compatible, as a run that splits nothing is unread."""
+        if degrees.splits_nothing:
+            return True
+        try:
+            return self.allows(degrees) and not self.at(degrees).unread
+        except PlanError:  # not judged is not accepted
+            return False
+
+    def valid_degrees(self, axis: Axis = Axis.TP, degrees: Degrees | None = None) -> list[int]:
+        """Every degree of one axis that is accepted together with the other degrees, ascending.
+
+        It is [1] for the TP axis when nothing at all is split over it.
+
+        Args:
+            axis: which degree varies.
+            degrees: the others; by default those that the plan was read at.
         """
-        dims = [dim for dim in self.dims if dim.rule.axis is axis]
+        degrees = self.degrees if degrees is None else degrees
+        runs = (degrees.vary(**{axis.value: value}) for value in self.candidates(axis, degrees))
+        return [run.of(axis) for run in runs if self.accepts(run)]
+
+    def candidates(self, axis: Axis, degrees: Degrees) -> list[int]:
+        """Return what to look among for the valid degrees of an axis, ascending; it leaves none out.
+
+        What must divide does so at any degree.
+        """
+        reference = degrees.vary(tp=1) if axis is Axis.TP else degrees
+        try:
+            dims = [dim for dim in self.at(reference).dims if dim.rule.axis is axis]
+        except PlanError:
+            dims = [dim for dim in self.dims if dim.rule.axis is axis]
         even = math.gcd(*(dim.size * dim.multiple.denominator for dim in dims if dim.split is Split.EVEN))
-        candidates = divisors(even) if even else range(1, max((dim.size for dim in dims), default=1) + 1)
-        return [degree for degree in candidates if all(dim.allows(degree) for dim in dims)]
+        found = divisors(even) if even else list(range(1, max((dim.size for dim in dims), default=1) + 1))
+        if axis is not Axis.FSDP:
+            return found
+        # With fewer ranks than experts nothing need divide.
+        most = degrees.of(axis)
+        fewer = range(1, most + 1) if most <= _MOST_SHARDS else divisors(most)
+        return sorted({*found, *fewer})
+
+    @cached_property
+    def _limits(self) -> list[tuple[Axis, list[ShardedDim]]]:
+        """One dimension for all that allow the same degrees: a model of many layers may have thousands."""
+        alike: dict[tuple[Axis, Split, int | Fraction], dict[int, ShardedDim]] = {}
+        for dim in self.dims:
+            alike.setdefault((dim.rule.axis, dim.split, dim.multiple), {})[dim.size] = dim
+        limits = []
+        for (axis, split, _), by_size in alike.items():
+            if split is Split.EVEN:
+                # A degree divides all sizes when it divides their greatest common divisor.
+                common = math.gcd(*by_size)
+                by_size = {common: replace(next(iter(by_size.values())), size=common)}
+            limits.append((axis, list(by_size.values())))
+        return limits
+
+
+_MOST_SHARDS = 1024
+"""A degree of data parallelism up to which all smaller ones are tried; beyond it, those that divide it."""
 
 
 def divisors(n: int) -> list[int]:
     """The positive divisors of ``n`` > 0, ascending."""
     small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
     return small + [n // d for d in reversed(small) if d * d != n]
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Return ascending numbers in few words: ``1-4, 8`` for 1, 2, 3, 4, 8."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number - 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    parts = [str(a) if a == b else f"{a}, {b}" if b == a + 1 else f"{a}-{b}" for a, b in runs]
+    return ", ".join(parts)
 
 
 @dataclass
@@ -367,6 +500,8 @@ class Findings:
     _dims: dict[tuple[str, str, int, Split, int | Fraction], tuple[set[int], list[str], str, bool]] = field(
         default_factory=dict
     )
+    not_judged: list[str] = field(default_factory=list)
+    """Rules that were left out, and why, as in `Plan`."""
 
     def add(
         self,
@@ -387,6 +522,11 @@ class Findings:
         known.update(layers)
         if not known and place not in places:
             places.append(place)
+
+    def leave_out(self, what: str) -> None:
+        """Note that a rule is not applied, and why, once."""
+        if what not in self.not_judged:
+            self.not_judged.append(what)
 
     def dims(self) -> tuple[ShardedDim, ...]:
         """The dimensions, in the order they were found."""

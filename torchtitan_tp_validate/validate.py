@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from torchtitan_tp_validate.errors import PlanError, TPCompatError, TPDegreeError, Violation
+from torchtitan_tp_validate import advice
+from torchtitan_tp_validate.errors import PlanError, Refusal, TPCompatError, TPDegreeError, Violation
 from torchtitan_tp_validate.plans import read_plan
-from torchtitan_tp_validate.rules import Axis, Degrees, Plan, ShardedDim, Split, describe_places
+from torchtitan_tp_validate.rules import FLAGS, Axis, Degrees, Plan, describe_places, noun
 
 
 def validate_tp_compat(
@@ -51,7 +53,7 @@ def validate_tp_compat(
 
 def judge(model_or_config: Any, degrees: Degrees, *, model_name: str | None = None) -> None:
     """`validate_tp_compat` for degrees that are read already."""
-    if degrees.tp == degrees.ep == 1:
+    if degrees.splits_nothing:
         return
     refuse(read_plan(model_or_config, degrees, model_name=model_name), degrees)
 
@@ -65,43 +67,56 @@ def refuse(plan: Plan, degrees: Degrees) -> None:
     """
     error = incompatibility(plan, degrees)
     if error is not None:
-        raise error
-    refuse_unread(plan)
+        raise error.settled()
+    refuse_unread(plan.at(degrees))
 
 
 def valid_tp_degrees(
-    model_or_config: Any, parallel_dims: Any = 1, *, replicate_kv_heads: bool = False
+    model_or_config: Any,
+    parallel_dims: Any = 1,
+    *,
+    seq_len: int | None = None,
+    replicate_kv_heads: bool = False,
 ) -> list[int]:
-    """Every TP degree that splits the model evenly, ascending.
+    """Return the TP degrees that `validate_tp_compat` accepts together with the other degrees, ascending.
+
+    1 is one of them wherever there is no expert parallelism, since a run that splits nothing is not judged.
+    A model that splits nothing over the TP axis takes any degree, and gives [1].
 
     Args:
         model_or_config: as in `validate_tp_compat`.
-        parallel_dims: a ``ParallelDims`` with the other degrees and the backend; its TP degree is ignored.
+        parallel_dims: a ``ParallelDims`` with the other degrees and the backend. Its TP degree is ignored,
+            but for an ``etp`` of torchtitan 0.2.x that equals it, which follows it.
+        seq_len: as in `validate_tp_compat`.
         replicate_kv_heads: as in `validate_tp_compat`.
 
     Raises:
         PlanError: the object has no sizes to judge by.
     """
-    degrees = replace(read_degrees(parallel_dims), replicate_kv_heads=replicate_kv_heads)
+    degrees = read_degrees(parallel_dims)
+    degrees = replace(degrees, seq_len=seq_len, replicate_kv_heads=replicate_kv_heads)
     plan = read_plan(model_or_config, degrees)
     refuse_unread(plan)
     return plan.valid_degrees()
 
 
 def incompatibility(plan: Plan, degrees: Degrees) -> TPCompatError | None:
-    """The error that these degrees deserve under ``plan``, or None when they are compatible."""
-    broken = plan.violations(degrees)
-    if not broken:
+    """Return the error that these degrees deserve under ``plan``, or None when nothing speaks against them.
+
+    What the error has to say is worked out when it is asked.
+    """
+    if degrees.splits_nothing or plan.allows(degrees):
         return None
-    axis = broken[0].rule.axis
-    valid, degree = plan.valid_degrees(axis), degrees.of(axis)
-    divides = broken[0].split is Split.EVEN and broken[0].multiple == 1
-    must = "must divide" if divides else "does not fit"
-    more = plan.replication_degrees if any(dim.code == "TP002" for dim in broken) else []
-    limit = f"max supported {axis.name} is {valid[-1]}" if valid else f"no {axis.noun.lower()} works"
-    return TPCompatError(
-        tp=degrees.tp,
-        model=plan.model,
+    tell = functools.partial(refusal, plan, degrees)
+    return TPCompatError.told_by(tell, tp=degrees.tp, model=plan.model)
+
+
+def refusal(plan: Plan, degrees: Degrees) -> Refusal:
+    """Return all that there is to say about degrees that the plan does not allow."""
+    broken = plan.violations(degrees)
+    more = plan.added_by_replication(degrees) if any(dim.code == "TP002" for dim in broken) else []
+    working = advice.values_that_work(plan, degrees, broken)
+    return Refusal(
         violations=tuple(
             Violation(
                 code=dim.code,
@@ -117,26 +132,14 @@ def incompatibility(plan: Plan, degrees: Degrees) -> TPCompatError | None:
             )
             for dim in broken
         ),
-        valid_degrees=plan.valid_degrees(),
+        valid_degrees=plan.valid_degrees(degrees=degrees),
         replication_degrees=more,
-        headline=(
-            f"{axis.noun} ({degree}) {must} {broken[0].name} ({broken[0].size}). For {plan.model}, {limit}."
-        ),
-        advice=_advice(plan, broken[0], valid, degree, _about_replication(plan, more, degrees)),
+        headline=advice.headline(plan, degrees, broken[0], working),
+        advice=advice.what_works(plan, degrees, broken, working, _about_replication(plan, degrees, more)),
     )
 
 
-def _advice(plan: Plan, dim: ShardedDim, valid: list[int], degree: int, replication: str) -> str:
-    if not valid:
-        return f"No degree works: {dim.name} ({dim.size}) {dim.problem(1)}, so change it instead."
-    best = max(candidate for candidate in valid if candidate <= degree)
-    return (
-        f"Degrees that work: {', '.join(map(str, valid))}.\n{replication}"
-        f"To change it: {plan.how_to_change.format(flag=dim.rule.axis.flag, degree=best)}"
-    )
-
-
-def _about_replication(plan: Plan, more: Sequence[int], degrees: Degrees) -> str:
+def _about_replication(plan: Plan, degrees: Degrees, more: Sequence[int]) -> str:
     """What to say of KV-head replication, a line or nothing."""
     if more:
         return f"KV-head replication ({plan.how_to_replicate}) adds: {', '.join(map(str, more))}.\n"
@@ -152,11 +155,14 @@ def refuse_unread(plan: Plan) -> None:
         PlanError: some layer, or every layer, could not be read.
     """
     # A vocabulary or a sequence length alone is no model. (A model of which nothing is split is one.)
-    if plan.unread or not plan.n_layers:
+    if not plan.n_layers:
+        raise PlanError(f"Not validated: {plan.model} has 0 layers, so there is nothing to judge.")
+    if plan.unread:
         shown = ", ".join(plan.unread[:3]) + (", ..." if len(plan.unread) > 3 else "")
+        have = "has" if len(plan.unread) == 1 else "have"
         raise PlanError(
-            f"Not validated: {plan.model} has {plan.n_layers} layers, and {len(plan.unread)} of them have no "
-            f"attention or delta_net config with head counts{': ' + shown if shown else ''}."
+            f"Not validated: {plan.model} has {plan.n_layers} layers, and {len(plan.unread)} of them {have} "
+            f"no attention or delta_net config with head counts: {shown}."
         )
 
 
@@ -171,22 +177,14 @@ def read_degrees(parallel_dims: Any) -> Degrees:
         return Degrees(tp=_degree(parallel_dims, Axis.TP.noun, ""), device_type=_device_type())
     source = type(parallel_dims).__name__
     read: dict[str, Any] = {
-        field: _degree(getattr(parallel_dims, field, 1), noun, f" (from {source}.{field})")
-        for field, noun in _NOUNS.items()
+        field: _degree(getattr(parallel_dims, field, 1), noun(field), f" (from {source}.{field})")
+        for field in FLAGS
     }
     return Degrees(
         **read,
         device_type=_device_type(),
         spmd_backend=getattr(parallel_dims, "spmd_backend", Degrees.spmd_backend),
     )
-
-
-_NOUNS = {axis.value: axis.noun for axis in Axis} | {
-    "cp": "Context parallel degree",
-    "etp": "Expert tensor parallel degree",
-    "dp_replicate": "Data parallel replicate degree",
-}
-"""Field of ``ParallelDims`` -> what people call the degree."""
 
 
 def _device_type() -> str:

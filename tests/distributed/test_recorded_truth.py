@@ -16,7 +16,7 @@ from tests.distributed import lines, truth_report
 from tests.distributed.truth import judge_case
 from tests.distributed.truth_cases import Case
 from tests.distributed.truth_runner import Result
-from torchtitan_tp_validate.rules import RULES, Plan
+from torchtitan_tp_validate.rules import RULES, Findings
 
 RELEASE = version("torchtitan")
 TABLE = Path(__file__).parents[1] / "truth" / f"truth-{RELEASE}.csv"
@@ -102,10 +102,8 @@ def test_without_the_rule_a_recorded_case_would_be_missed(
         pytest.skip(PROVED_ELSEWHERE[code])
     if RELEASE.startswith("0.2") and code in NOT_IN_0_2:
         pytest.skip("torchtitan 0.2.x has no such dimension")
-    violations = Plan.violations
-    monkeypatch.setattr(
-        Plan, "violations", lambda *args: tuple(dim for dim in violations(*args) if dim.code != code)
-    )
+    dims = Findings.dims
+    monkeypatch.setattr(Findings, "dims", lambda self: tuple(dim for dim in dims(self) if dim.code != code))
     line = lines.installed_line()
     needs_it = (result for result in rejudged if result.codes == (code,) and result.truth != "equal")
     result = next(needs_it, None)

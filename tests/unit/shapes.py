@@ -11,6 +11,18 @@ def model_args(n_heads: Any = 8, n_kv_heads: Any = 2, n_layers: Any = 2, **more:
     return SimpleNamespace(n_heads=n_heads, n_kv_heads=n_kv_heads, n_layers=n_layers, **more)
 
 
+def model_with_experts(hidden: int = 36, *, grouped: bool = False, fused: bool = False, **more: Any) -> Any:
+    """A built model of 0.2.x with four experts and a residual stream of 64."""
+    shapes = {"w1": (4, hidden, 64), "w2": (4, 64, hidden), "w3": (4, hidden, 64)}
+    if fused:
+        shapes = {"mlp1_weight": (4, 2 * hidden, 64), "mlp2_weight": (4, 64, hidden)}
+    weights = {name: SimpleNamespace(shape=shape) for name, shape in shapes.items()}
+    experts = SimpleNamespace(_parameters=weights, use_grouped_mm=grouped)
+    args = model_args(**{"n_heads": 8, "n_kv_heads": 8, "n_layers": 1, **more})
+    layer = SimpleNamespace(attention=None, moe=SimpleNamespace(shared_experts=None, experts=experts))
+    return SimpleNamespace(model_args=args, layers={"0": layer})
+
+
 def attention_layer(n_heads: Any = 8, n_kv_heads: Any = 2) -> Any:
     """A full-attention layer's config of 0.3.x."""
     return SimpleNamespace(

@@ -149,7 +149,7 @@ def test_rows_that_fsdp_would_have_to_shard_unevenly_are_refused() -> None:
     error = refusal(qwen3_moe(160), parallel_dims)
     assert str(error) == (
         "Data parallel shard degree (64) must divide expert_hidden_dim / tp (80). "
-        "For Qwen3-MoE, max supported FSDP is 16.\n"
+        "For Qwen3-MoE, max supported FSDP is 32.\n"
         "\n"
         "  FSDP001 expert_hidden_dim / tp = 80 is not a multiple of 64, in all 8 layers:\n"
         "        with more ranks than experts, FSDP cuts the rows of their weights, and only evenly.\n"
@@ -157,15 +157,24 @@ def test_rows_that_fsdp_would_have_to_shard_unevenly_are_refused() -> None:
         'Without this check: the parallelize function stops with "FSDP does not support uneven sharding on '
         'dim 1",\n'
         "  when the process groups are up.\n"
-        "Degrees that work: 1, 2, 4, 8, 16.\n"
-        "To change it: --parallelism.data_parallel_shard_degree 16, or in the config registry:\n"
-        "  parallelism=ParallelismConfig(data_parallel_shard_degree=16)"
+        "Data parallel shard degrees that work: 1-32.\n"  # 32 * TP 2 are as many ranks as experts
+        "Tensor parallel degrees that work: 1.\n"
+        "To change it: --parallelism.data_parallel_shard_degree 32, or in the config registry:\n"
+        "  parallelism=ParallelismConfig(data_parallel_shard_degree=32)"
     )
     # The FSDP mesh of this backend leaves the TP axis out: 64 ranks for 64 experts.
     tpv.validate_tp_compat(qwen3_moe(160), NS(tp=2, dp_shard=64, spmd_backend="partial_dtensor"))
     with pytest.raises(tpv.TPCompatError, match=re.escape("(65) must divide")):
         tpv.validate_tp_compat(qwen3_moe(160), NS(tp=2, dp_shard=65, spmd_backend="partial_dtensor"))
     judge(qwen3_moe(160), Degrees(tp=2, dp_shard=64, fsdp=False))
+
+
+def test_ranks_that_replicate_the_data_count_where_experts_are_not_spread() -> None:
+    # torchtitan compares all ranks with the 64 experts: 2 * 32 of TP 2 are more.
+    judge(qwen3_moe(160), Degrees(tp=2, dp_shard=32))
+    (violation,) = refusal(qwen3_moe(160), NS(tp=2, dp_shard=32, dp_replicate=2)).violations
+    assert (violation.code, violation.size, violation.degree) == ("FSDP001", 80, 32)
+    judge(qwen3_moe(160), Degrees(tp=2, ep=2, dp_shard=32, dp_replicate=2))
 
 
 def test_the_expert_degree_is_refused_in_its_own_words() -> None:
@@ -175,7 +184,7 @@ def test_the_expert_degree_is_refused_in_its_own_words() -> None:
         "Expert parallel degree (3) must divide num_experts (64). For Qwen3-MoE, max"
     )
     assert "--parallelism.expert_parallel_degree 2" in str(error)
-    assert error.valid_degrees == [1, 2, 4, 8]  # of TP: untouched
+    assert error.valid_degrees == []  # of TP: none helps
 
 
 class UsersModel(Decoder):

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import torchtitan_tp_validate as tpv
-from tests.unit.shapes import attention_layer, config_tree, delta_layer, model_args
-from torchtitan_tp_validate.rules import Degrees
-from torchtitan_tp_validate.validate import judge
+from tests.unit.offers import accepts, contradictions
+from tests.unit.shapes import attention_layer, config_tree, delta_layer, model_args, model_with_experts
+from torchtitan_tp_validate.rules import Degrees, Plan, ShardedDim
+from torchtitan_tp_validate.validate import incompatibility, judge
 
 
 @pytest.mark.parametrize(
@@ -96,14 +98,17 @@ def test_a_head_count_that_is_no_positive_int_is_named(field: str, value: Any) -
 
 def test_a_plan_of_no_layers_is_never_compatible() -> None:
     for seq_len in (None, 32):
-        with pytest.raises(tpv.PlanError, match="has 0 layers"):
+        with pytest.raises(tpv.PlanError) as caught:
             tpv.validate_tp_compat(config_tree(), 2, seq_len=seq_len)
+        assert str(caught.value) == (
+            "Not validated: SimpleNamespace has 0 layers, so there is nothing to judge."
+        )
 
 
 def test_an_unreadable_layer_is_never_compatible_but_a_violation_beside_it_is_found() -> None:
     unknown = SimpleNamespace(attention=None, mixer="mamba")
     half_read = config_tree(attention_layer(8, 4), unknown)
-    with pytest.raises(tpv.PlanError, match=re.escape("has 2 layers, and 1 of them have no attention or")):
+    with pytest.raises(tpv.PlanError, match=re.escape("has 2 layers, and 1 of them has no attention or")):
         tpv.validate_tp_compat(half_read, 4)
     with pytest.raises(tpv.PlanError, match=re.escape("layers[1]")):
         tpv.valid_tp_degrees(half_read)
@@ -211,3 +216,67 @@ def test_0_2_takes_an_uneven_vocabulary_until_a_shard_is_empty() -> None:
     tpv.validate_tp_compat(model_args(8, 8, vocab_size=255), 4)
     with pytest.raises(tpv.TPCompatError, match=r"degree \(4\) does not fit vocab_size \(9\)"):
         tpv.validate_tp_compat(model_args(8, 8, vocab_size=9), 4)
+
+
+CHANGING = [
+    Degrees(tp=2, ep=ep, etp=etp, dp_shard=dp_shard, cp=cp)
+    for ep, etp in ((1, 1), (2, 1), (2, 2), (3, 1))
+    for dp_shard, cp in ((1, 1), (6, 1), (4, 2), (16, 1))
+]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        model_args(),
+        model_args(12, 6, vocab_size=9, moe_args=SimpleNamespace(num_experts=6)),
+        config_tree(delta_layer(6, 12), attention_layer(24, 12)),
+        config_tree(attention_layer(24, 12), SimpleNamespace(attention=None, mixer="mamba")),
+        model_with_experts(36),
+        model_with_experts(34),
+        model_with_experts(48, grouped=True),
+        model_with_experts(28, fused=True, n_heads=16, n_kv_heads=16),
+        model_with_experts(64, n_heads=32, n_kv_heads=32, moe_args=SimpleNamespace(num_experts=4)),
+        {"model_type": "llama", "num_attention_heads": 24, "num_key_value_heads": 12, "num_hidden_layers": 3},
+    ],
+    ids=repr,
+)
+def test_what_is_offered_is_what_is_accepted(model: Any) -> None:
+    found = []
+    for degrees in CHANGING:
+        try:
+            found += contradictions(model, degrees, 34, (3, 4, 16))
+        except tpv.PlanError:
+            assert not any(accepts(model, replace(degrees, tp=tp)) for tp in (2, 3, 4, 8))
+    assert not found, "\n".join(found[:20])
+
+
+def test_the_degrees_that_work_depend_on_the_others() -> None:
+    model = model_with_experts(36)  # four experts, rows of 36 and 64
+    assert tpv.valid_tp_degrees(model, SimpleNamespace(tp=1, ep=2, dp_shard=2)) == [1, 2, 4]
+    assert tpv.valid_tp_degrees(model, SimpleNamespace(tp=1, ep=2, dp_shard=4)) == [1, 2]
+    assert tpv.valid_tp_degrees(model, SimpleNamespace(tp=1, ep=2, dp_shard=16)) == []
+
+
+def test_many_degrees_of_many_unequal_layers_are_judged_without_looking_at_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    allows, asked = ShardedDim.allows, []
+    monkeypatch.setattr(ShardedDim, "allows", lambda dim, degree: asked.append(degree) or allows(dim, degree))
+    dims = tuple(ShardedDim("TP001", 12 * (index + 1), (index,), "it dies") for index in range(5000))
+    plan = Plan("Tiny", dims, len(dims), "set {flag} to {degree}")
+    errors = [incompatibility(plan, Degrees(tp=tp)) for tp in range(1, 1001)]
+    assert [tp for tp, error in enumerate(errors, 1) if error is None] == [1, 2, 3, 4, 6, 12]
+    assert len(asked) < 2000
+    assert errors[4].valid_degrees == [1, 2, 3, 4, 6, 12]
+    assert len(errors[4].violations) == 4000
+
+
+def test_an_error_that_was_raised_no_longer_depends_on_the_model() -> None:
+    model = model_args(8, 2)
+    with pytest.raises(tpv.TPCompatError) as caught:
+        tpv.validate_tp_compat(model, 4)
+    before = str(caught.value)
+    model.n_kv_heads = 1
+    assert str(caught.value) == before
+    assert repr(caught.value) == f"TPCompatError({before!r})"

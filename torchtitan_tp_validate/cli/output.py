@@ -10,6 +10,7 @@ from typing import Any, TextIO, TypeVar
 
 from torchtitan_tp_validate.cli import files
 from torchtitan_tp_validate.cli.report import Judgement, Report, Status, as_json, count
+from torchtitan_tp_validate.rules import ranges
 
 _T = TypeVar("_T")
 
@@ -137,18 +138,6 @@ def not_judged(report: Report) -> str:
     """Which rules the verdict leaves out and why, as a sentence behind it, or nothing."""
     left_out = report.plan.not_judged if report.plan else ()
     return f" Not validated: {'; '.join(left_out)}." if left_out else ""
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """``1-4, 8`` for 1, 2, 3, 4, 8, ascending."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and runs[-1][1] == number - 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    parts = [str(a) if a == b else f"{a}, {b}" if b == a + 1 else f"{a}-{b}" for a, b in runs]
-    return ", ".join(parts)
 
 
 def _problems(report: Report) -> Iterator[Line]:

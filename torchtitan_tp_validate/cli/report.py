@@ -98,7 +98,7 @@ class Report:
         if self.plan is None:
             return ""
         valid = self.plan.valid_degrees()
-        broken = self.plan.violations(Degrees(tp=2 * valid[-1] if valid else 1))
+        broken = self.plan.violations(self.plan.degrees.vary(tp=2 * valid[-1] if valid else 1))
         return f"{broken[0].code} {broken[0].name} = {broken[0].size}" if broken else ""
 
 
@@ -112,7 +112,7 @@ def judge(plan: Plan, choices: Iterable[Degrees], world_size: int | None = None)
     for choice in choices:
         error = incompatibility(plan, choice)
         if error is None:
-            refuse_unread(plan)
+            refuse_unread(plan.at(choice))
         judgements.append(Judgement(choice, error, world_size is None or world_size % choice.tp == 0))
     return tuple(judgements)
 
@@ -174,14 +174,15 @@ def _result(report: Report) -> dict[str, Any]:
 
 
 def _judgement(judgement: Judgement) -> dict[str, Any]:
-    error = judgement.error
+    error = judgement.error.settled() if judgement.error else None
+    # asdict() would copy the layers of every violation, number by number.
     return {
-        "degrees": asdict(judgement.degrees),
+        "degrees": dict(vars(judgement.degrees)),
         "compatible": error is None,
         "in_world": judgement.in_world,
         "message": str(error) if error else None,
         "violations": [
-            {**asdict(violation), "layers": list(violation.layers)}
+            {**vars(violation), "layers": list(violation.layers)}
             for violation in (error.violations if error else ())
         ],
     }

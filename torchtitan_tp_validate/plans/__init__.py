@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -21,8 +23,8 @@ def read_plan(model_or_config: Any, degrees: Degrees = _NO_DEGREES, *, model_nam
     Args:
         model_or_config: the object; recognised by its shape, not by its class, so that forks and
             user-defined models are read too.
-        degrees: what the run asks for; with expert parallelism, or another backend, other dimensions are
-            split.
+        degrees: the run's; with expert parallelism, or another backend, other dimensions are split. The plan
+            knows how to read the model at others.
         model_name: the name to show instead of the one derived from the object.
 
     Raises:
@@ -41,15 +43,35 @@ def read_plan(model_or_config: Any, degrees: Degrees = _NO_DEGREES, *, model_nam
     for reader in readers:
         config = reader.find_config(model_or_config)
         if config is not None:
-            plan: Plan = reader.read(config, model_or_config, degrees)
-            if degrees.replicate_kv_heads:
-                plan = plan.with_kv_replication()
-            return plan if model_name is None else replace(plan, model=model_name)
+            bind = getattr(reader, "bind", functools.partial(functools.partial, reader.read))
+            return bound(bind(config, model_or_config), model_name=model_name)(degrees)
     raise PlanError(
         f"Not validated: cannot find head counts in {_describe(model_or_config)}. Expected a torchtitan "
         "model, its config (0.3.x: with .layers) or its model args (0.2.x: with .n_heads), or a Hugging Face "
         "model or config (with num_attention_heads)."
     )
+
+
+def bound(read: Callable[[Degrees], Plan], *, model_name: str | None = None) -> Callable[[Degrees], Plan]:
+    """Return what reads the plan at any degrees, each once; every plan that it gives carries it along.
+
+    Args:
+        read: reads the plan at some degrees.
+        model_name: the name to show instead of the plan's own.
+    """
+
+    @functools.lru_cache(maxsize=_MOST_KEPT)
+    def read_at(degrees: Degrees) -> Plan:
+        plan = read(degrees)
+        if degrees.replicate_kv_heads:
+            plan = plan.with_kv_replication()
+        return replace(plan, model=model_name or plan.model, degrees=degrees, read_at=read_at)
+
+    return read_at
+
+
+_MOST_KEPT = 128
+"""How many plans of one model are kept, for as long as one of them is."""
 
 
 def _describe(value: Any) -> str:

@@ -15,12 +15,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from torchtitan_tp_validate.rules import Degrees, Findings, Split
+from torchtitan_tp_validate.rules import Axis, Degrees, Findings, Split
 
 _MISALIGNED = 'the first forward pass dies with "strides should be multiple of 16 bytes".'
 _UNEVEN_ROWS = (
     'the parallelize function stops with "FSDP does not support uneven sharding on dim 1",\n'
     "  when the process groups are up."
+)
+_UNKNOWN_SHARDS = (
+    f"FSDP001: {Axis.FSDP.flag} is left to the number of ranks, which is not known before the run starts"
 )
 
 
@@ -58,6 +61,8 @@ def note_experts(
     # Elsewhere another kernel multiplies, or none that torchtitan supports.
     if experts.grouped and degrees.device_type == "cuda" and any(cut for _, _, cut in experts.rows):
         findings.add("TP013", experts.hidden_dim, _MISALIGNED, layers=layers, split=Split.ALIGNED)
+    if degrees.fsdp and not degrees.dp_shard_is_known:
+        findings.leave_out(_UNKNOWN_SHARDS)
     if row_shards is None:
         return
     for name, size, cut in dict.fromkeys(experts.rows):
@@ -80,8 +85,7 @@ def row_shards(degrees: Degrees, num_experts: int, *, ranks: int) -> Fraction | 
     shards = Fraction(degrees.cp)
     if degrees.ep > 1:
         shards *= Fraction(degrees.tp, degrees.ep * degrees.etp)
-    makes_a_mesh = (degrees.dp_shard * shards).denominator == 1
-    return shards if degrees.fsdp and ranks > num_experts and makes_a_mesh else None
+    return shards if degrees.fsdp and ranks > num_experts and degrees.makes_a_mesh else None
 
 
 def _shard_sizes(size: int, degree: int) -> list[int]:

@@ -143,7 +143,7 @@ def read(
     Args:
         config: what `find_config` gave.
         model: where its effective plan is asked for when ``tp_plan`` is not given.
-        degrees: not looked into: they change nothing about heads.
+        degrees: those of the run; they change nothing about heads.
         framework: who splits the model.
         tp_plan: transformers' own, module pattern -> style, when it is known; by default that of ``model``.
             A file has none: then every attention projection is taken to be ``colwise``, which is what all
@@ -152,7 +152,6 @@ def read(
     Raises:
         PlanError: the config does not tell its head counts.
     """
-    del degrees
     if tp_plan is None:
         tp_plan = _live_plan(model)
     split = set(_LABELS) if framework is Framework.TORCHTITAN else _split_by(tp_plan)
@@ -170,6 +169,7 @@ def read(
         dims=findings.dims(),
         n_layers=len(layers),
         how_to_change=_HOW_TO_CHANGE[framework],
+        degrees=degrees,
     )
 
 

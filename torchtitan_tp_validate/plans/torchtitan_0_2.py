@@ -88,6 +88,7 @@ def read(args: Any, model: Any, degrees: Degrees) -> Plan:
         how_to_change=HOW_TO_CHANGE,
         how_to_replicate=_HOW_TO_REPLICATE,
         shared_kv=shared.dims(),
+        not_judged=tuple(findings.not_judged),
     )
 
 

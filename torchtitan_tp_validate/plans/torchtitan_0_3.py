@@ -18,7 +18,7 @@ import copy
 import dataclasses
 import functools
 import operator
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +33,7 @@ from torchtitan_tp_validate.plans.reading import (
     positive_int,
     share_kv_heads,
 )
-from torchtitan_tp_validate.rules import Axis, Degrees, Findings, Plan, Split
+from torchtitan_tp_validate.rules import Axis, Degrees, Findings, Plan, ShardedDim, Split
 
 HOW_TO_CHANGE = (
     "--parallelism.{flag} {degree}, or in the config registry:\n"
@@ -80,63 +80,100 @@ def find_config(model_or_config: Any) -> Any | None:
 
 
 def read(config: Any, model: Any, degrees: Degrees) -> Plan:
-    """The plan that the model's parallelization applies to a model with this config tree.
+    """Return the plan that the model's parallelization applies to a model with this config tree.
 
     Modules are built from the tree, so the tree is the truth and ``model`` is not looked into.
     """
+    return bind(config, model)(degrees)
+
+
+def bind(config: Any, model: Any) -> Callable[[Degrees], Plan]:
+    """Return what reads that plan at any degrees.
+
+    A tree is walked once for all degrees at which the same shardings are declared: what else depends on the
+    degrees is added to what was found there.
+    """
     del model
-    reading = _Reading(degrees)
-    reading.sequence(degrees)
+    walks: dict[tuple[bool, str], _Reading] = {}
+
+    def read_at(degrees: Degrees) -> Plan:
+        # torchtitan's sharding configs know of a backend, and whether experts are spread over ranks.
+        declares = degrees.ep > 1, degrees.spmd_backend
+        if declares not in walks:
+            walks[declares] = _walk(config, degrees)
+        plan = walks[declares].plan(config, degrees)
+        # A converted config says so itself, whatever was asked for.
+        return plan.with_kv_replication() if hasattr(config, "replicates_kv_heads") else plan
+
+    return read_at
+
+
+def _walk(config: Any, degrees: Degrees) -> _Reading:
+    reading = _Reading(degrees.spmd_backend)
     if _has_layer_list(config):
         reading.tree(_with_shardings(config, degrees))
-        n_layers = len(config.layers) + len(getattr(config, "mtp_layers", ()))
     else:
-        n_layers = positive_int(config, "n_layers", type(config).__qualname__)
-        reading.fork(config, n_layers)
-    plan = Plan(
-        model=family_name(config, has_experts=_has_experts(config)),
-        dims=reading.findings.dims(),
-        n_layers=n_layers,
-        how_to_change=HOW_TO_CHANGE,
-        unread=tuple(reading.unread),
-        how_to_replicate=_HOW_TO_REPLICATE,
-        shared_kv=reading.shared_kv.dims() if reading.all_share else (),
-    )
-    # A converted config says so itself, whatever was asked for.
-    return plan.with_kv_replication() if hasattr(config, "replicates_kv_heads") else plan
+        reading.fork(config)
+    return reading
 
 
 class _Reading:
     """One walk through a config tree."""
 
-    def __init__(self, degrees: Degrees) -> None:
+    def __init__(self, spmd_backend: str) -> None:
         self.findings = Findings()
         self.shared_kv = Findings()
         self.all_share = True
         self.unread: list[str] = []
-        self._degrees = degrees
-        self._pads = degrees.spmd_backend == _PADS_UNEVEN_SHARDS
+        self._n_layers = 0
+        self._experts: list[_LayerExperts] = []
+        self._pads = spmd_backend == _PADS_UNEVEN_SHARDS
 
-    def sequence(self, degrees: Degrees) -> None:
+    def plan(self, config: Any, degrees: Degrees) -> Plan:
+        """Return what was found, and what it means for these degrees."""
+        more = Findings()
+        self._sequence(more, degrees)
+        for experts in self._experts:
+            experts.note(more, degrees)
+        return Plan(
+            model=family_name(config, has_experts=_has_experts(config)),
+            dims=(*self._dims, *more.dims()),
+            n_layers=self._n_layers,
+            how_to_change=HOW_TO_CHANGE,
+            unread=tuple(self.unread),
+            not_judged=tuple(more.not_judged),
+            how_to_replicate=_HOW_TO_REPLICATE,
+            shared_kv=self._shared_dims,
+        )
+
+    @functools.cached_property
+    def _dims(self) -> tuple[ShardedDim, ...]:
+        return self.findings.dims()
+
+    @functools.cached_property
+    def _shared_dims(self) -> tuple[ShardedDim, ...]:
+        return self.shared_kv.dims() if self.all_share else ()
+
+    def _sequence(self, findings: Findings, degrees: Degrees) -> None:
         """The sequence length: split between blocks if sequence parallel, and at the experts in any case."""
         split = degrees.sequence_parallel or degrees.ep > 1
         if degrees.seq_len is not None and split and self._pads:
             multiple = 2 * degrees.cp if degrees.cp > 1 else 1
-            self.findings.add(
-                "TP009", degrees.seq_len, _SEQUENCE, place="training.seq_len", multiple=multiple
-            )
+            findings.add("TP009", degrees.seq_len, _SEQUENCE, place="training.seq_len", multiple=multiple)
 
     def tree(self, config: Any) -> None:
         """Read a 0.3.x tree: its layers by index, multi-token-prediction layers at the end."""
+        self._n_layers = len(config.layers) + len(getattr(config, "mtp_layers", ()))
         for name in _kind(config).children:
             if name not in ("layers", "mtp_layers"):
                 self._node(getattr(config, name), name, ())
         for layer, indices in _alike((*config.layers, *getattr(config, "mtp_layers", ()))):
             self._layer(layer, f"layers[{indices[0]}]", tuple(indices))
 
-    def fork(self, config: Any, n_layers: int) -> None:
+    def fork(self, config: Any) -> None:
         """Read the fork's one layer config, which stands for every layer."""
-        for index in range(n_layers):
+        self._n_layers = positive_int(config, "n_layers", type(config).__qualname__)
+        for index in range(self._n_layers):
             # models/qwen3_5_moe/model.py of the fork: every interval-th layer attends, counted from 1.
             if (index + 1) % getattr(config, "full_attention_interval", 1) == 0:
                 self._heads(attention_heads(config.layer.attention, "layer.attention"), (index,))
@@ -176,7 +213,7 @@ class _Reading:
             splits = list(_splits(node, kind))
             sizes = {size for axis, _, size in splits if axis is Axis.TP}
             if path.endswith(_EXPERTS) and hasattr(node, "hidden_dim"):
-                self._experts(node, kind, layers)
+                self._note_experts(node, kind, layers)
             for axis, name, size in splits:
                 # What is made of whole heads is split like them, and the double like its half.
                 implied = any(size % count == 0 for count in heads) or size / 2 in sizes
@@ -202,8 +239,8 @@ class _Reading:
             # gpt_oss: one weight holds both halves of the gated projection, another takes their product.
             self.findings.add(code, size, _OUT_OF_STEP, split=Split.IN_STEP, **where)
 
-    def _experts(self, node: Any, kind: _Kind, layers: tuple[int, ...]) -> None:
-        """Note what FSDP and the grouped product ask of a layer's experts."""
+    def _note_experts(self, node: Any, kind: _Kind, layers: tuple[int, ...]) -> None:
+        """Keep what FSDP and the grouped product ask about."""
         cut = {name for axis, name, dim in _cuts(node, kind) if axis is Axis.TP and dim == 1}
         built = _built(node, kind)
         rows = ((name, shape[1]) for name, shape in built.weights.items() if len(shape) > 1)
@@ -212,14 +249,26 @@ class _Reading:
             tuple((_row_name(node, size), size, name in cut) for name, size in rows),
             grouped=built.grouped,
         )
-        degrees = self._degrees
+        self._experts.append(_LayerExperts(experts, positive_int(node, "num_experts", _EXPERTS), layers))
+
+
+@dataclass(frozen=True)
+class _LayerExperts:
+    """The experts of layers that are alike."""
+
+    experts: Experts
+    num_experts: int
+    layers: tuple[int, ...]
+
+    def note(self, findings: Findings, degrees: Degrees) -> None:
+        """Note what FSDP and the grouped product ask of them at these degrees."""
         ranks = degrees.dp_shard * degrees.cp
         if degrees.ep > 1 or degrees.spmd_backend != _HAS_ONE_FSDP_AXIS:
             ranks *= degrees.tp
         if degrees.ep == 1:
             ranks *= degrees.dp_replicate
-        shards = row_shards(degrees, positive_int(node, "num_experts", _EXPERTS), ranks=ranks)
-        note_experts(self.findings, experts, degrees, layers, tp=degrees.tp, row_shards=shards)
+        shards = row_shards(degrees, self.num_experts, ranks=ranks)
+        note_experts(findings, self.experts, degrees, self.layers, tp=degrees.tp, row_shards=shards)
 
 
 def _row_name(node: Any, size: int) -> str:

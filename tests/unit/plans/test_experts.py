@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import pytest
 
 import torchtitan_tp_validate as tpv
-from tests.unit.shapes import model_args
+from tests.unit.shapes import model_with_experts
 from torchtitan_tp_validate.job import read_job
+from torchtitan_tp_validate.plans import read_plan
 from torchtitan_tp_validate.plans.experts import Experts, note_experts, row_shards
 from torchtitan_tp_validate.rules import Axis, Degrees, Findings, Plan
 from torchtitan_tp_validate.validate import judge, read_degrees
@@ -24,7 +26,7 @@ def plan(degrees: Degrees, *, grouped: bool = False, shards: Fraction | None = N
     findings = Findings()
     read = Experts(36, (HIDDEN, ("dim", 64, False), HIDDEN), grouped)
     note_experts(findings, read, degrees, (0,), tp=degrees.tp, row_shards=shards)
-    return Plan("Tiny", findings.dims(), 1, "set {flag} to {degree}")
+    return Plan("Tiny", findings.dims(), 1, "set {flag} to {degree}", degrees=degrees)
 
 
 def sizes(the_plan: Plan) -> list[tuple[str, int]]:
@@ -84,15 +86,6 @@ def test_alignment_counts_where_the_grouped_kernel_of_cuda_runs(
     assert sizes(plan(degrees, grouped=grouped)) == ([("expert_hidden_dim", 36)] if judged else [])
 
 
-def model_with_experts(hidden: int, *, grouped: bool) -> Any:
-    """A built model of 0.2.x with four experts and a residual stream of 64."""
-    shapes = {"w1": (4, hidden, 64), "w2": (4, 64, hidden), "w3": (4, hidden, 64)}
-    weights = {name: SimpleNamespace(shape=shape) for name, shape in shapes.items()}
-    experts = SimpleNamespace(_parameters=weights, use_grouped_mm=grouped)
-    layer = SimpleNamespace(attention=None, moe=SimpleNamespace(shared_experts=None, experts=experts))
-    return SimpleNamespace(model_args=model_args(8, 8, n_layers=1), layers={"0": layer})
-
-
 def refusal(model: Any, degrees: Degrees) -> tpv.TPCompatError:
     with pytest.raises(tpv.TPCompatError) as caught:
         judge(model, degrees, model_name="Tiny")
@@ -127,7 +120,7 @@ def test_a_size_that_suits_no_degree_is_to_be_changed_itself() -> None:
         'Without this check: the first forward pass dies with "strides should be multiple of 16 bytes".\n'
         "No degree works: expert_hidden_dim (36) is not a multiple of 8, so change it instead."
     )
-    assert error.valid_degrees == []
+    assert error.valid_degrees == [1]  # where nothing is split, nothing is judged
 
 
 def test_more_data_shards_than_experts_is_refused_in_its_own_words() -> None:
@@ -143,7 +136,7 @@ def test_more_data_shards_than_experts_is_refused_in_its_own_words() -> None:
         'Without this check: the parallelize function stops with "FSDP does not support uneven sharding on '
         'dim 1",\n'
         "  when the process groups are up.\n"
-        "Degrees that work: 2, 4.\n"
+        "Data parallel shard degrees that work: 2, 4.\n"
         "To change it: --parallelism.data_parallel_shard_degree 4, or in the job's TOML file:\n"
         "  [parallelism]\n"
         "  data_parallel_shard_degree = 4"
@@ -177,9 +170,20 @@ def test_the_device_is_what_torchtitan_says_and_cuda_until_it_does(monkeypatch: 
     assert read_degrees(2).device_type == "cuda"
 
 
-@pytest.mark.parametrize(("asked", "known"), [(8, 8), (-1, 1)])
+def test_rows_that_an_unknown_number_of_ranks_may_shard_are_not_judged() -> None:
+    degrees = Degrees(tp=2, dp_shard_is_known=False)
+    (left_out,) = read_plan(model_with_experts(), degrees).not_judged
+    assert left_out == (
+        "FSDP001: data_parallel_shard_degree is left to the number of ranks, which is not known before the "
+        "run starts"
+    )
+    for judged in (replace(degrees, dp_shard_is_known=True), replace(degrees, fsdp=False)):
+        assert read_plan(model_with_experts(), judged).not_judged == ()
+
+
+@pytest.mark.parametrize(("asked", "least", "known"), [(8, 8, True), (1, 1, True), (-1, 1, False)])
 def test_a_job_that_leaves_the_data_shards_to_the_number_of_ranks_is_judged_by_the_guard(
-    asked: int, known: int
+    asked: int, least: int, known: bool
 ) -> None:
     parallelism = SimpleNamespace(
         tensor_parallel_degree=2,
@@ -191,4 +195,5 @@ def test_a_job_that_leaves_the_data_shards_to_the_number_of_ranks_is_judged_by_t
     job = read_job(SimpleNamespace(model_spec=spec, parallelism=parallelism))
     assert job is not None
     degrees = job.degrees
-    assert (degrees.tp, degrees.dp_shard, degrees.dp_replicate, degrees.etp) == (2, known, 3, 2)
+    assert (degrees.tp, degrees.dp_shard, degrees.dp_replicate, degrees.etp) == (2, least, 3, 2)
+    assert degrees.dp_shard_is_known is known
