@@ -13,7 +13,14 @@ LINES = {
     "0.2.0": ["torchtitan==0.2.0", "torch==2.13.*", "triton", "transformers"],
     "0.2.1": ["torchtitan==0.2.1", "torch==2.13.*", "triton", "transformers"],
     "0.2.2": ["torchtitan==0.2.2", "torch==2.13.*", "triton", "transformers"],
-    "0.3.0": ["torchtitan==0.3.0", "torch==2.15.*", "torchvision", "flash-linear-attention", "transformers"],
+    "0.3.0": [
+        "torchtitan==0.3.0",
+        "torch==2.15.*",
+        "torchao",
+        "torchvision",
+        "flash-linear-attention",
+        "transformers",
+    ],
 }
 OLDER = ("0.2.0", "0.2.1")
 

@@ -584,7 +584,7 @@ class _Undemanding:
         """Ask for little of everything else: tokens, parallelism, memory."""
         run.parallelism.context_parallel_degree = run.parallelism.pipeline_parallel_degree = 1
         for field in ("local_batch_size", *TOKEN_FIELDS):
-            if hasattr(run.training, field):
+            if hasattr(getattr(run, "training", None), field):
                 setattr(run.training, field, 1)
         # MinimalAsyncEP wants everything recomputed.
         run.compile = SimpleNamespace(memory_policy="full")
