@@ -67,7 +67,8 @@ def test_a_job_whose_dispatcher_asks_for_the_whole_run_is_judged(tp_validate: Pr
     status, out, _ = tp_validate("check", "--", *MINIMAL, TP, "2", EP, "2", *RECOMPUTE)
     assert (status, out) == (
         0,
-        "this run: TP 2 with EP 2 fits DeepSeek-V3 by torchtitan's rule. Degrees that work: 1, 2, 4, 8, 16.\n",
+        "this run: TP 2 with EP 2 fits DeepSeek-V3 by torchtitan's rule. "
+        "Degrees that work: 1, 2, 4, 8, 16.\n",
     )
 
 
@@ -90,8 +91,8 @@ def test_a_job_with_room_for_its_own_tokens_is_judged_by_them(tp_validate: Progr
 
 def test_what_torchtitan_itself_refuses_is_told_by_both(tp_validate: Program) -> None:  # noqa: F811
     reason = (
-        "torchtitan itself refuses this run when it builds the model: Training sequence length 262144 exceeds "
-        "attention RoPE maximum supported sequence length 131072."
+        "torchtitan itself refuses this run when it builds the model: Training sequence length 262144 "
+        "exceeds attention RoPE maximum supported sequence length 131072."
     )
     run = ("--module", "llama3", "--config", "llama3_8b", "--training.seq_len", "262144", TP)
     assert launched(*run, "2") == [f"Not validated at startup: llama3 8B: {reason}"]
@@ -146,9 +147,9 @@ def test_a_solver_that_shards_as_it_sees_fit_is_not_judged_by_either(tp_validate
 def test_a_model_that_is_known_when_it_is_built_says_so_once() -> None:
     module = "transformers_modeling_backend"
     assert launched("--module", module, "--config", f"{module}_full", TP, "2") == [
-        "Not validated at startup: transformers_modeling_backend full: HFTransformerModel.Config gets its head "
-        "counts from the Hugging Face model that the job names, when the model is built. It is tried again when "
-        "the model is built."
+        "Not validated at startup: transformers_modeling_backend full: HFTransformerModel.Config gets "
+        "its head counts from the Hugging Face model that the job names, when the model is built. It is "
+        "tried again when the model is built."
     ]
 
 
@@ -163,18 +164,23 @@ def test_a_later_sharding_of_a_converted_config_is_judged_once_more_by_its_own_r
 
 
 @needs_torchao
-def test_low_precision_is_judged_as_on_its_hardware_and_says_so(tp_validate: Program) -> None:  # noqa: F811
+def test_low_precision_is_judged_as_on_its_hardware_and_says_so(
+    tp_validate: Program,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     run = ("check", "--", "--module", "llama3", "--config", "llama3_debugmodel_nvfp4", TP)
     status, out, _ = tp_validate(*run, "2")
     assert (status, out) == (
         0,
-        "this run: TP 2 fits Llama 3 by torchtitan's rule. Degrees that work: 1, 2. Not validated: the hardware: "
-        "this machine has no GPU of SM100 or later, and the config was judged as on one.\n",
+        "this run: TP 2 fits Llama 3 by torchtitan's rule. Degrees that work: 1, 2. Not validated: the "
+        "hardware: this machine has no GPU of SM100 or later, and the config was judged as on one.\n",
     )
     status, out, _ = tp_validate(*run, "4")
     assert status == 1
     assert out.splitlines()[1] == (
-        "Tensor parallel degree (4) does not fit attention.wo.weight (256). For Llama 3, max supported TP is 2."
+        "Tensor parallel degree (4) does not fit attention.wo.weight (256). "
+        "For Llama 3, max supported TP is 2."
     )
     assert "  TP015 attention.qkv_linear.wqkv.weight = 768 is not a multiple of 512, in all 6 layers:" in out
     status, out, _ = tp_validate("check", "--", "--module", "flux", "--config", "flux_dev_mxfp8")
