@@ -17,6 +17,7 @@ LINES = {
     "0.3.0": [
         "torchtitan==0.3.0",
         "torch==2.15.*",
+        "torchao",
         "torchvision",
         "flash-linear-attention",
         "transformers==5.23.*",

@@ -23,6 +23,7 @@ from torchtitan_tp_validate.errors import InstallError, InstallWarning
 from torchtitan_tp_validate.hf import guard as hf
 from torchtitan_tp_validate.hf.fix import PlanFix, ensure_lm_head_plan
 from torchtitan_tp_validate.job import check_job
+from torchtitan_tp_validate.notices import forget
 from torchtitan_tp_validate.wrappers import TARGETS
 from torchtitan_tp_validate.wrappers.guard import guard
 from torchtitan_tp_validate.wrappers.target import (
@@ -164,6 +165,7 @@ def uninstall() -> None:
                 setattr(trainer, "__init__", original)  # noqa: B010
         _guards.clear()
         _trainers.clear()
+        forget()
 
 
 def installed() -> Installation:

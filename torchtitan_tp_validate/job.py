@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib
-import warnings
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
-from torchtitan_tp_validate.errors import NotValidatedWarning, PlanError
+from torchtitan_tp_validate.errors import PlanError
 from torchtitan_tp_validate.kv_replication.job import ask_job
-from torchtitan_tp_validate.kv_replication.support import refuse, refuse_permuted_weights
+from torchtitan_tp_validate.kv_replication.support import refuse, refuse_foreign, refuse_permuted_weights
+from torchtitan_tp_validate.notices import reason_of, warn_once
+from torchtitan_tp_validate.plans.reading import tokens_of
+from torchtitan_tp_validate.plans.torchtitan_0_3 import in_run, refused_by_torchtitan
 from torchtitan_tp_validate.rules import FLAGS, Axis, Degrees
 from torchtitan_tp_validate.validate import judge, read_degrees
 from torchtitan_tp_validate.wrappers.target import applies_fsdp
@@ -28,12 +31,19 @@ class Job:
         model_config: the model's config (0.3.x) or model args (0.2.x).
         degrees: what it asks for.
         parallelize_fn: the function that the model's spec names.
+        run: the ``Trainer.Config`` (0.3.x) or ``JobConfig`` (0.2.x) that it is part of, if there is one.
     """
 
     name: str
     model_config: Any
     degrees: Degrees
     parallelize_fn: Callable[..., Any]
+    run: Any = None
+
+    @property
+    def subject(self) -> Any:
+        """What to judge: the model's config, with the run where it decides what the config declares."""
+        return in_run(self.model_config, self.run)
 
     @property
     def splits_nothing(self) -> bool:
@@ -51,7 +61,7 @@ def read_job(config: Any) -> Job | None:
         spec = config.model_spec
         if spec is None:
             return None
-        return _job(f"{spec.name} {spec.flavor}", spec.model, degrees, spec.parallelize_fn)
+        return _job(f"{spec.name} {spec.flavor}", spec.model, degrees, spec.parallelize_fn, config)
     if config.experimental.custom_import:
         # The Trainer imports it first too: it may register the model.
         importlib.import_module(config.experimental.custom_import)
@@ -63,11 +73,12 @@ def read_job(config: Any) -> Job | None:
     args = spec.model_args.get(config.model.flavor)
     if args is None:
         return None
-    return _job(f"{config.model.name} {config.model.flavor}", args, degrees, spec.parallelize_fn)
+    return _job(f"{config.model.name} {config.model.flavor}", args, degrees, spec.parallelize_fn, config)
 
 
-def _job(name: str, model_config: Any, degrees: Degrees, parallelize_fn: Callable[..., Any]) -> Job:
-    return Job(name, model_config, replace(degrees, fsdp=applies_fsdp(parallelize_fn)), parallelize_fn)
+def _job(name: str, model_config: Any, degrees: Degrees, parallelize_fn: Callable[..., Any], run: Any) -> Job:
+    degrees = replace(degrees, fsdp=applies_fsdp(parallelize_fn))
+    return Job(name, model_config, degrees, parallelize_fn, run)
 
 
 def degrees_of(config: Any) -> Degrees:
@@ -90,7 +101,7 @@ def degrees_of(config: Any) -> Degrees:
     return replace(
         read_degrees(SimpleNamespace(**asked)),
         dp_shard_is_known=dp_shard_is_known,
-        seq_len=getattr(getattr(config, "training", None), "seq_len", None),
+        seq_len=tokens_of(getattr(config, "training", None)),
         sequence_parallel=getattr(parallelism, "enable_sequence_parallel", True),
     )
 
@@ -101,12 +112,12 @@ def check_job(
     """Refuse a job whose degree does not fit its model, before a device or process group exists.
 
     Only a model whose parallelize function is guarded is judged: what other functions shard is theirs to
-    know. Nor is a config judged that is completed later (the transformers backend reads its head counts
-    when the model is built); the guard of the parallelize function then has the last word, and says so
-    if it cannot read the model either.
+    know. A config that cannot be judged now, since it is completed later (the transformers backend reads its
+    head counts when the model is built) or by a way that is not known, is let through with a warning; the
+    guard of the parallelize function then has the last word.
 
     Args:
-        config: the job.
+        config: the job. Replication apart, it is left as it is.
         is_guarded: whether a parallelize function is.
         replicate_kv_heads: ask for KV-head replication; in 0.3.x this converts the job's model config.
 
@@ -124,19 +135,55 @@ def check_job(
     if problem is not None:
         if replicate_kv_heads:
             raise refuse(problem.removesuffix("."), "a guarded model")
-        warnings.warn(f"Not validated at startup: {problem}", NotValidatedWarning, stacklevel=2)
+        _not_validated(problem)
         return
     try:
-        judge(job.model_config, replace(job.degrees, replicate_kv_heads=replicate_kv_heads))
-    except PlanError:
+        judge(job.subject, replace(job.degrees, replicate_kv_heads=replicate_kv_heads))
+    except PlanError as error:
+        again = "It is tried again when the model is built."
+        _not_validated(f"{job.name}: {reason_of(error)} {again}", reason_of(error))
         return
     if replicate_kv_heads:
-        refuse_permuted_weights(job.model_config, job.degrees.tp, config)
+        refuse_replication(job)
+    refusal = refused_by_torchtitan(job.subject, job.degrees)
+    if refusal is not None:
+        _not_validated(f"{job.name}: {refusal}")
+
+
+def refuse_replication(job: Job) -> None:
+    """Refuse replication in a job that fits its degrees, where something else of it does not go with it.
+
+    Raises:
+        KVReplicationError: another function than torchtitan's own parallelizes the model, or Hugging Face
+            weights are loaded or saved that would be permuted.
+    """
+    refuse_foreign(job.parallelize_fn)
+    refuse_permuted_weights(job.model_config, job.degrees.tp, job.run)
 
 
 def unguarded(job: Job, *, is_guarded: Callable[[Callable[..., Any]], bool]) -> str | None:
-    """Why nobody here knows what the job's parallelize function shards, or None when it is guarded."""
+    """Why nobody here knows what the job's parallelize function shards, or None when it is guarded.
+
+    A function that hands on to a guarded one by name (as graph_trainer's do) is as good as guarded, unless
+    the job asks it for the other way that it knows: a solver, which shards as it sees fit.
+    """
+    function = f"{job.parallelize_fn.__module__}.{job.parallelize_fn.__qualname__}"
     if is_guarded(job.parallelize_fn):
         return None
-    function = f"{job.parallelize_fn.__module__}.{job.parallelize_fn.__qualname__}"
+    if any(is_guarded(candidate) for candidate in _called_by(job.parallelize_fn)):
+        if not getattr(getattr(job.run, "compile", None), "enable_autoparallel", False):
+            return None
+        function += " with compile.enable_autoparallel"
     return f"{job.name} is parallelized by {function}, which is not guarded."
+
+
+def _called_by(function: Callable[..., Any]) -> list[Any]:
+    """The module's own objects that a function's code mentions by name."""
+    code, namespace = getattr(function, "__code__", None), getattr(function, "__globals__", {})
+    return [namespace[name] for name in code.co_names if name in namespace] if code else []
+
+
+def _not_validated(text: str, reason: str = "") -> None:
+    """Say so at startup, where every rank would: the first one speaks for all."""
+    first = os.environ.get("RANK", "0") == "0"
+    warn_once(f"Not validated at startup: {text}", reason or text, audible=first)

@@ -212,6 +212,13 @@ RULES: dict[str, Rule] = {
             "torchtitan_tp_validate/kv_replication",
         ),
         Rule(
+            "TP015",
+            "low_precision_dim",
+            "a low-precision product takes whole blocks: every rank's part of a weight is made of them",
+            "torchtitan components/quantization/{float8,mx,nvfp4}.py; torchao float8, "
+            "prototype/moe_training (MXFP8, NVFP4)",
+        ),
+        Rule(
             "EP001",
             "num_experts",
             "every rank of the expert parallel axis holds the same number of experts",

@@ -51,11 +51,13 @@ def validate_tp_compat(
     judge(model_or_config, degrees, model_name=model_name)
 
 
-def judge(model_or_config: Any, degrees: Degrees, *, model_name: str | None = None) -> None:
-    """`validate_tp_compat` for degrees that are read already."""
+def judge(model_or_config: Any, degrees: Degrees, *, model_name: str | None = None) -> Plan | None:
+    """`validate_tp_compat` for degrees that are read already; the plan, or None where nothing is split."""
     if degrees.splits_nothing:
-        return
-    refuse(read_plan(model_or_config, degrees, model_name=model_name), degrees)
+        return None
+    plan = read_plan(model_or_config, degrees, model_name=model_name)
+    refuse(plan, degrees)
+    return plan
 
 
 def refuse(plan: Plan, degrees: Degrees) -> None:

@@ -6,11 +6,10 @@ import importlib
 import inspect
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace as NS
-from typing import Any
 
 import pytest
 import torch
@@ -18,7 +17,8 @@ import torch
 import torchtitan_tp_validate as tpv
 from torchtitan_tp_validate import registry
 from torchtitan_tp_validate.install import is_guard
-from torchtitan_tp_validate.rules import divisors
+from torchtitan_tp_validate.job import Job, unguarded
+from torchtitan_tp_validate.rules import Degrees, divisors
 from torchtitan_tp_validate.wrappers import TARGETS
 
 IS_0_2 = version("torchtitan").startswith("0.2")
@@ -60,13 +60,6 @@ def guards() -> Iterator[tpv.Installation]:
         yield installation
 
 
-def leads_to_guard(function: Callable[..., Any]) -> bool:
-    """Whether it is a guard, or hands on to one by name, as what graph_trainer registers does."""
-    return is_guard(function) or any(
-        is_guard(function.__globals__.get(n)) for n in function.__code__.co_names
-    )
-
-
 @pytest.mark.parametrize("name", registry.names())
 def test_every_registered_model_is_guarded_or_listed_with_a_reason(
     name: str, guards: tpv.Installation
@@ -75,7 +68,7 @@ def test_every_registered_model_is_guarded_or_listed_with_a_reason(
         pytest.skip(NOT_GUARDED[name])
     model = registry.model(name)
     function = model.spec(next(iter(model.flavors))).parallelize_fn
-    assert leads_to_guard(function), f"{name} is parallelized by {function}, which has no target in TARGETS"
+    assert unguarded(Job(name, None, Degrees(tp=2), function), is_guarded=is_guard) is None
     if not is_guard(function):
         # graph_trainer wraps its own copy, which is the one that is guarded.
         function = next(f for key, f in function.__globals__.items() if key.startswith("parallelize_"))

@@ -136,7 +136,7 @@ def concise(report: Report) -> str:
 
 def not_judged(report: Report) -> str:
     """Which rules the verdict leaves out and why, as a sentence behind it, or nothing."""
-    left_out = report.plan.not_judged if report.plan else ()
+    left_out = report.not_judged
     return f" Not validated: {'; '.join(left_out)}." if left_out else ""
 
 

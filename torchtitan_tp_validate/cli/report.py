@@ -70,6 +70,7 @@ class Report:
         note: why there is no verdict.
         skipped: whether that is nobody's mistake.
         listed: whether no degree was asked for, and all are only shown.
+        assumed: what was taken for granted to get so far, e.g. the hardware.
     """
 
     name: str
@@ -81,6 +82,13 @@ class Report:
     note: str = ""
     skipped: bool = False
     listed: bool = False
+    assumed: str = ""
+
+    @property
+    def not_judged(self) -> tuple[str, ...]:
+        """What the verdict leaves out, and why."""
+        rules = self.plan.not_judged if self.plan else ()
+        return (*rules, self.assumed) if self.assumed else rules
 
     @property
     def status(self) -> Status:
@@ -157,7 +165,7 @@ def _result(report: Report) -> dict[str, Any]:
         "valid_tp_degrees": plan.valid_degrees() if plan else None,
         "kv_replication_tp_degrees": plan.replication_degrees if plan else None,
         "binding_constraint": report.binding or None,
-        "not_judged": list(plan.not_judged) if plan else [],
+        "not_judged": list(report.not_judged),
         "dims": [
             {
                 "code": dim.code,

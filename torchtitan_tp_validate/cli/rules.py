@@ -30,6 +30,7 @@ IGNORED: dict[str, tuple[str, str, str]] = {
     "TP012": ("", "silently wrong", _EMPTY),
     "TP013": ("dies in forward if use_grouped_mm", "dies in forward", "the same"),
     "TP014": ("the gathered parts would differ", "the same", "the same"),
+    "TP015": ("", "dies in forward", "the same"),
     "EP001": ("dies in forward", "dies in forward", "the same"),
     "FSDP001": ("with EP, parallelize raises", "parallelize raises", "the same"),
 }

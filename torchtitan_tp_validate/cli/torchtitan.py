@@ -13,10 +13,11 @@ from torchtitan_tp_validate import registry
 from torchtitan_tp_validate.cli import files
 from torchtitan_tp_validate.cli.report import Judgement, Location, Report, judge
 from torchtitan_tp_validate.errors import KVReplicationError, PlanError, TPDegreeError, TPValidateError
-from torchtitan_tp_validate.job import Job, read_job, unguarded
+from torchtitan_tp_validate.hardware import build_for_its_hardware
+from torchtitan_tp_validate.job import Job, read_job, refuse_replication, unguarded
 from torchtitan_tp_validate.kv_replication.job import ask_job
-from torchtitan_tp_validate.kv_replication.support import refuse_permuted_weights
 from torchtitan_tp_validate.plans import read_plan
+from torchtitan_tp_validate.plans.torchtitan_0_3 import refused_by_torchtitan
 from torchtitan_tp_validate.rules import Degrees
 from torchtitan_tp_validate.train import parse_command_line
 from torchtitan_tp_validate.wrappers import TARGETS
@@ -50,7 +51,8 @@ def judge_run(arguments: Sequence[str], replicate_kv_heads: bool) -> Report:
         SystemExit: torchtitan's own parser, with its own message.
     """
     location = _check_names(arguments)
-    return judge_job(_parsed(arguments), "this run", location, replicate_kv_heads)
+    config, assumed = _parsed(arguments)
+    return replace(judge_job(config, "this run", location, replicate_kv_heads), assumed=assumed)
 
 
 def judge_toml(path: str, replicate_kv_heads: bool) -> Report:
@@ -58,8 +60,8 @@ def judge_toml(path: str, replicate_kv_heads: bool) -> Report:
     try:
         _, text = files.read_toml(path)
         location = Location(path, files.line_of(text, "tensor_parallel_degree"))
-        config = _parsed([_TOML_FLAGS[0], path])
-        return judge_job(config, path, location, replicate_kv_heads)
+        config, assumed = _parsed([_TOML_FLAGS[0], path])
+        return replace(judge_job(config, path, location, replicate_kv_heads), assumed=assumed)
     except registry.UnavailableError as error:
         return Report(path, note=str(error), skipped=True, location=Location(path))
     except TPValidateError as error:
@@ -74,11 +76,11 @@ def judge_config(name: str, build: Callable[[], Any], group: str, replicate_kv_h
     code = getattr(build, "__code__", None)
     location = Location(_relative(code.co_filename), code.co_firstlineno) if code else None
     try:
-        config = build()
-    except Exception as error:  # a package, a GPU or a file that is not here
+        config, assumed = build_for_its_hardware(build)
+    except Exception as error:  # a package or a file that is not here
         return Report(name, group=group, note=f"cannot be built here: {_first_line(error)}", skipped=True)
     report = judge_job(config, name, location, replicate_kv_heads)
-    return Report(**{**vars(report), "group": group, "skipped": True})
+    return replace(report, group=group, skipped=True, assumed=assumed)
 
 
 def judge_flavor(model: str, flavor: str, choices: Sequence[Degrees], *, listed: bool = False) -> Report:
@@ -93,7 +95,7 @@ def judge_flavor(model: str, flavor: str, choices: Sequence[Degrees], *, listed:
     """
     name, found = f"{model} {flavor}", registry.model(model)
     try:
-        spec = found.spec(flavor)
+        spec, assumed = build_for_its_hardware(lambda: found.spec(flavor))
     except registry.UnknownNameError:
         raise
     except Exception as error:
@@ -103,8 +105,8 @@ def judge_flavor(model: str, flavor: str, choices: Sequence[Degrees], *, listed:
     if problem is not None:
         return Report(name, group=model, note=problem, skipped=listed)
     try:
-        plan = read_plan(job.model_config, choices[0])
-        return Report(name, judge(plan, choices), plan, group=model, listed=listed)
+        plan = read_plan(job.subject, choices[0])
+        return Report(name, judge(plan, choices), plan, group=model, listed=listed, assumed=assumed)
     except PlanError as error:
         return Report(name, group=model, note=str(error), skipped=listed)
 
@@ -135,30 +137,32 @@ def judge_job(config: Any, name: str, location: Location | None, replicate_kv_he
     if problem is not None:
         return Report(name, note=problem, location=location)
     try:
-        plan = read_plan(job.model_config, degrees)
+        plan = read_plan(job.subject, degrees)
         judgements = judge(plan, [degrees])
-        if replicate_kv_heads and judgements[0].error is None:
-            refuse_permuted_weights(job.model_config, degrees.tp, config)
+        if judgements[0].error is None:
+            if replicate_kv_heads:
+                refuse_replication(job)
+            if refusal := refused_by_torchtitan(job.subject, degrees):
+                return Report(name, note=f"Not validated: {refusal}", location=location)
         return Report(name, judgements, plan, location=location)
     except (PlanError, KVReplicationError) as error:
         return Report(name, note=str(error), location=location)
 
 
 def _is_guardable(function: Any) -> bool:
-    """Whether `install` guards this function, or one that it hands on to by name (as graph_trainer does).
+    """Whether `install` guards this function.
 
     By name, so that nothing has to be installed: that would look through every object of the process.
     """
-    code, namespace = getattr(function, "__code__", None), getattr(function, "__globals__", {})
-    called = [namespace.get(name) for name in code.co_names] if code else []
-    names = {f"{getattr(f, '__module__', '')}.{getattr(f, '__qualname__', '')}" for f in (function, *called)}
+    name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
     points = (point for target in TARGETS.values() for point in target.entry_points())
-    return any(point.problem is None and str(point) in names for point in points)
+    return any(point.problem is None and str(point) == name for point in points)
 
 
-def _parsed(arguments: Sequence[str]) -> Any:
+def _parsed(arguments: Sequence[str]) -> tuple[Any, str]:
+    """The job, and the hardware that was taken for granted when torchtitan made it of its arguments."""
     try:
-        return parse_command_line(arguments)
+        return build_for_its_hardware(lambda: parse_command_line(arguments))
     except Exception as error:  # torchtitan's own complaints have many types, Exception among them
         raise NotReadError(f"torchtitan does not take the job: {_first_line(error)}") from error
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torchtitan_tp_validate.kv_replication.support import HOW_TO_CONVERT, refuse, refuse_untried
+from torchtitan_tp_validate.kv_replication.support import (
+    HOW_TO_CONVERT,
+    refuse,
+    refuse_foreign,
+    refuse_untried,
+)
 
 
 def ask_job(config: Any) -> None:
@@ -41,8 +46,7 @@ def ask_call(function: Callable[..., Any], arguments: Mapping[str, Any], tp: int
         KVReplicationError: the function, the model or the job does not go with replication.
     """
     model = arguments["model"]
-    if not function.__module__.startswith("torchtitan.models."):
-        raise refuse(f"{function.__module__} parallelizes this model", "torchtitan.models")
+    refuse_foreign(function)
     if hasattr(model, "model_args"):
         from torchtitan_tp_validate.kv_replication.torchtitan_0_2 import refuse_job, replicate_kv_heads
 

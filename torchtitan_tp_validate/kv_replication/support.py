@@ -85,6 +85,16 @@ def refuse_untried(parallelism: Any, compiling: Any) -> None:
         )
 
 
+def refuse_foreign(parallelize_fn: Any) -> None:
+    """Refuse a model that another function than torchtitan's own parallelizes, or a guard of one.
+
+    Raises:
+        KVReplicationError: it belongs to an experiment, or to somebody else.
+    """
+    if not parallelize_fn.__module__.startswith("torchtitan.models."):
+        raise refuse(f"{parallelize_fn.__module__} parallelizes this model", "torchtitan.models")
+
+
 def refuse_permuted_weights(model: Any, tp: int, run: Any) -> None:
     """Refuse to load or save Hugging Face weights of a Llama 3 whose ranks share heads.
 

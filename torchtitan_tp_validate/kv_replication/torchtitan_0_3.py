@@ -45,6 +45,7 @@ from torchtitan_tp_validate.kv_replication.support import (
     refuse_permuted_weights,
     refuse_untried,
 )
+from torchtitan_tp_validate.plans.torchtitan_0_3 import in_run
 from torchtitan_tp_validate.validate import judge
 
 
@@ -152,9 +153,13 @@ class ReplicatingConfig:
                         "ReplicateKVHeads without it",
                     )
         if tp > 1:
-            judge(self, degrees_of(config))
+            judge(in_run(self, config), degrees_of(config))
             refuse_permuted_weights(self, tp, config)
-        with _one_head_per_rank(self, tp):
+        self.update_unjudged(config=config, **kwargs)
+
+    def update_unjudged(self, *, config: Any, **kwargs: Any) -> None:
+        """Let torchtitan do its part alone, as whoever judges the run by its outcome must."""
+        with _one_head_per_rank(self, config.parallelism.tensor_parallel_degree):
             super().update_from_config(config=config, **kwargs)  # type: ignore[misc]
 
 

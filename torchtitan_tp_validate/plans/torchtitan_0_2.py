@@ -16,11 +16,13 @@ from typing import Any
 from torchtitan_tp_validate.kv_replication.support import supports_args
 from torchtitan_tp_validate.plans.experts import Experts, note_experts, row_shards
 from torchtitan_tp_validate.plans.reading import (
+    TOKEN_FIELDS,
     Heads,
     attention_heads,
     family_name,
     positive_int,
     share_kv_heads,
+    shortened,
 )
 from torchtitan_tp_validate.rules import Degrees, Findings, Plan, Split
 
@@ -61,6 +63,7 @@ def read(args: Any, model: Any, degrees: Degrees) -> Plan:
     declared = attention_heads(args, name)
     built = dict(_layers(model))
     findings, shared = Findings(), Findings()
+    has_mlp = False
     for index in range(n_layers):
         layer = built.get(index)
         heads = _heads(layer, declared, index)
@@ -70,17 +73,25 @@ def read(args: Any, model: Any, degrees: Degrees) -> Plan:
             head_dim = getattr(args, "head_dim", None) or args.dim // args.n_heads
             share_kv_heads(shared, heads["TP002"], head_dim, (index,))
         if layer is not None:
-            _read_mlp(layer, index, findings, degrees)
-    if degrees.seq_len is not None:
+            has_mlp |= _read_mlp(layer, index, findings, degrees)
+    if not has_mlp:
+        findings.leave_out("TP005: the feed-forward's size is known when the model is built")
+    if degrees.seq_len is None:
+        findings.leave_out(f"TP009: no {TOKEN_FIELDS[0]} is given")
+    else:
         # ParallelDims.seq_len_divisor, asserted without context parallelism too.
         findings.add("TP009", degrees.seq_len, _SEQUENCE, place="training.seq_len", multiple=2 * degrees.cp)
     vocab_size = getattr(args, "vocab_size", None)
     if isinstance(vocab_size, int) and vocab_size > 0:
         findings.add("TP006", vocab_size, _EMPTY_SHARD, place="tok_embeddings, output", split=Split.NOT_EMPTY)
+    else:
+        findings.leave_out(f"TP006: {name}.vocab_size is {shortened(vocab_size)}")
     num_experts = getattr(getattr(args, "moe_args", None), "num_experts", None)
     has_experts = bool(getattr(args, "moe_enabled", num_experts))
     if has_experts and num_experts:
         findings.add("EP001", num_experts, _EXPERTS_DIE, place="every MoE layer")
+    elif has_experts:
+        findings.leave_out(f"EP001: {name}.moe_args.num_experts is {shortened(num_experts)}")
     return Plan(
         model=family_name(args, has_experts=has_experts),
         dims=findings.dims(),
@@ -112,25 +123,28 @@ def _resolved(heads: Heads) -> tuple[int, int]:
     return heads["TP001"], heads.get("TP002", heads["TP001"])
 
 
-def _read_mlp(layer: Any, index: int, findings: Findings, degrees: Degrees) -> None:
-    dense = _hidden_dim(_child(layer, "feed_forward"))
-    if dense is not None:
-        findings.add("TP005", dense, _MLP_DIES, layers=(index,))
+def _read_mlp(layer: Any, index: int, findings: Findings, degrees: Degrees) -> bool:
+    """Note what is split after attention; whether there is anything."""
     moe = _child(layer, "moe")
-    if moe is None:
-        return
-    shared = _hidden_dim(_child(moe, "shared_experts"))
-    if shared is not None:
-        findings.add("TP010", shared, _MLP_DIES, layers=(index,))
-    _read_experts(_child(moe, "experts"), index, findings, degrees)
+    dense, shared = _child(layer, "feed_forward"), _child(moe, "shared_experts")
+    for code, mlp, name in (("TP005", dense, "feed_forward"), ("TP010", shared, "moe.shared_experts")):
+        size = getattr(_child(mlp, "w1"), "out_features", None)
+        if size is not None:
+            findings.add(code, size, _MLP_DIES, layers=(index,))
+        elif mlp is not None:
+            findings.leave_out(f"{code}: layers.{index}.{name}.w1 has no out_features")
+    if moe is not None and not _read_experts(_child(moe, "experts"), index, findings, degrees):
+        findings.leave_out(f"TP011, TP013, FSDP001: layers.{index}.moe.experts has no weight of a known name")
+    return dense is not None or moe is not None
 
 
-def _read_experts(experts: Any, index: int, findings: Findings, degrees: Degrees) -> None:
+def _read_experts(experts: Any, index: int, findings: Findings, degrees: Degrees) -> bool:
+    """Note what is split of a layer's experts; whether their weights are known."""
     shapes = {name: weight.shape for name, weight in getattr(experts, "_parameters", {}).items()}
     fused = "mlp1_weight" in shapes
     first = shapes.get("mlp1_weight" if fused else "w1")
     if first is None:
-        return
+        return False
     num_experts, hidden = first[0], first[1] // 2 if fused else first[1]
     # Under EP the hidden dimension is whole, but for tensor parallelism within experts.
     cut = degrees.ep == 1 or degrees.etp > 1
@@ -149,11 +163,7 @@ def _read_experts(experts: Any, index: int, findings: Findings, degrees: Degrees
     grouped = getattr(experts, "use_grouped_mm", False)
     read = Experts(hidden, rows, grouped=grouped)
     note_experts(findings, read, degrees, (index,), tp=degrees.tp, row_shards=shards)
-
-
-def _hidden_dim(mlp: Any) -> int | None:
-    size: int | None = getattr(_child(mlp, "w1"), "out_features", None)
-    return size
+    return True
 
 
 def _child(module: Any, name: str) -> Any:

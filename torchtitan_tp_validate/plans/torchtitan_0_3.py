@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import math
 import operator
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,13 +28,15 @@ from torchtitan_tp_validate.errors import PlanError
 from torchtitan_tp_validate.kv_replication.support import problem_with_attention
 from torchtitan_tp_validate.plans.experts import Experts, note_experts, row_shards
 from torchtitan_tp_validate.plans.reading import (
+    TOKEN_FIELDS,
     Heads,
     attention_heads,
     family_name,
     positive_int,
     share_kv_heads,
+    token_field,
 )
-from torchtitan_tp_validate.rules import Axis, Degrees, Findings, Plan, ShardedDim, Split
+from torchtitan_tp_validate.rules import RULES, Axis, Degrees, Findings, Plan, ShardedDim, Split
 
 HOW_TO_CHANGE = (
     "--parallelism.{flag} {degree}, or in the config registry:\n"
@@ -60,8 +63,23 @@ _DIES_OR_SILENTLY_WRONG = (
 _SEQUENCE = "the Trainer refuses it when the process groups are up; without a Trainer, forward aborts."
 _EXPERTS_DIE = "the first forward pass dies with \"shape '[2, -1]' is invalid for input of size ...\"."
 
+_REFUSED = "torchtitan itself refuses this run when it builds the model: {}"
+
 _EMPTY_SHARD = "the rank that is left without a part dies, or waits for ever, and so do the others."
 _OUT_OF_STEP = 'the first forward pass dies with "The size of tensor a must match the size of tensor b".'
+
+_BLOCKS = (
+    "the first forward pass dies in the low-precision product, which finds a part of a block\n"
+    "  on every rank."
+)
+_BLOCK_SIZES = {
+    "Float8Linear": 16,
+    "Float8GroupedExperts": 16,
+    "MXFP8Linear": 32,
+    "MXFP8GroupedExperts": 128,
+    "NVFP4Linear": 128,
+}
+"""What each class of torchtitan's ``components/quantization`` takes at a time."""
 
 _EXPERTS = "routed_experts.inner_experts"
 """Where torchtitan's FSDP looks for the weights of a layer's experts."""
@@ -73,6 +91,24 @@ _HAS_ONE_FSDP_AXIS = "partial_dtensor"
 """The backend whose FSDP mesh is that of the data alone; the others hand FSDP the TP axis too."""
 
 
+@dataclass(frozen=True)
+class InRun:
+    """A model's config together with the run that it is for, to be judged in the place of a model.
+
+    Attributes:
+        config: the config tree, as a model has one.
+        run: ``Trainer.Config``, whose sections decide which shardings the tree declares. Never changed.
+    """
+
+    config: Any
+    run: Any
+
+
+def in_run(config: Any, run: Any) -> Any:
+    """Return what to judge of a job: its model's config, with its run where that makes a difference."""
+    return InRun(config, run) if run is not None and _declares_later(config) else config
+
+
 def find_config(model_or_config: Any) -> Any | None:
     """The config tree of a model, or the tree itself, or None when this is neither."""
     config = getattr(model_or_config, "config", model_or_config)
@@ -82,7 +118,8 @@ def find_config(model_or_config: Any) -> Any | None:
 def read(config: Any, model: Any, degrees: Degrees) -> Plan:
     """Return the plan that the model's parallelization applies to a model with this config tree.
 
-    Modules are built from the tree, so the tree is the truth and ``model`` is not looked into.
+    Modules are built from the tree, so the tree is the truth: of ``model`` the run alone is looked at, where
+    it is an `InRun`.
     """
     return bind(config, model)(degrees)
 
@@ -93,14 +130,14 @@ def bind(config: Any, model: Any) -> Callable[[Degrees], Plan]:
     A tree is walked once for all degrees at which the same shardings are declared: what else depends on the
     degrees is added to what was found there.
     """
-    del model
+    run = model.run if isinstance(model, InRun) else None
     walks: dict[tuple[bool, str], _Reading] = {}
 
     def read_at(degrees: Degrees) -> Plan:
         # torchtitan's sharding configs know of a backend, and whether experts are spread over ranks.
         declares = degrees.ep > 1, degrees.spmd_backend
         if declares not in walks:
-            walks[declares] = _walk(config, degrees)
+            walks[declares] = _walk(config, degrees, run)
         plan = walks[declares].plan(config, degrees)
         # A converted config says so itself, whatever was asked for.
         return plan.with_kv_replication() if hasattr(config, "replicates_kv_heads") else plan
@@ -108,10 +145,10 @@ def bind(config: Any, model: Any) -> Callable[[Degrees], Plan]:
     return read_at
 
 
-def _walk(config: Any, degrees: Degrees) -> _Reading:
+def _walk(config: Any, degrees: Degrees, run: Any) -> _Reading:
     reading = _Reading(degrees.spmd_backend)
     if _has_layer_list(config):
-        reading.tree(_with_shardings(config, degrees))
+        reading.tree(_with_shardings(config, degrees, run))
     else:
         reading.fork(config)
     return reading
@@ -141,7 +178,7 @@ class _Reading:
             n_layers=self._n_layers,
             how_to_change=HOW_TO_CHANGE,
             unread=tuple(self.unread),
-            not_judged=tuple(more.not_judged),
+            not_judged=(*self.findings.not_judged, *more.not_judged),
             how_to_replicate=_HOW_TO_REPLICATE,
             shared_kv=self._shared_dims,
         )
@@ -157,9 +194,16 @@ class _Reading:
     def _sequence(self, findings: Findings, degrees: Degrees) -> None:
         """The sequence length: split between blocks if sequence parallel, and at the experts in any case."""
         split = degrees.sequence_parallel or degrees.ep > 1
-        if degrees.seq_len is not None and split and self._pads:
-            multiple = 2 * degrees.cp if degrees.cp > 1 else 1
-            findings.add("TP009", degrees.seq_len, _SEQUENCE, place="training.seq_len", multiple=multiple)
+        if not split or not self._pads:
+            return
+        field = token_field()
+        if degrees.seq_len is None:
+            findings.leave_out(f"TP009: no {field} is given")
+            return
+        multiple = 2 * degrees.cp if degrees.cp > 1 else 1
+        label = "" if field == RULES["TP009"].dim else field
+        place = f"training.{field}"
+        findings.add("TP009", degrees.seq_len, _SEQUENCE, place=place, label=label, multiple=multiple)
 
     def tree(self, config: Any) -> None:
         """Read a 0.3.x tree: its layers by index, multi-token-prediction layers at the end."""
@@ -167,8 +211,15 @@ class _Reading:
         for name in _kind(config).children:
             if name not in ("layers", "mtp_layers"):
                 self._node(getattr(config, name), name, ())
+                self._vision_heads(getattr(config, name), name)
         for layer, indices in _alike((*config.layers, *getattr(config, "mtp_layers", ()))):
             self._layer(layer, f"layers[{indices[0]}]", tuple(indices))
+
+    def _vision_heads(self, encoder: Any, name: str) -> None:
+        """Notice when a vision encoder is split, and nothing in it told how many heads it has."""
+        found = any(dim.code == "TP007" for dim in self.findings.dims())
+        if "vision" in name and not found and any(True for _ in _shardings_below(encoder)):
+            self.findings.leave_out(f"TP007: nothing in {name} has num_heads beside wq")
 
     def fork(self, config: Any) -> None:
         """Read the fork's one layer config, which stands for every layer."""
@@ -188,6 +239,8 @@ class _Reading:
             heads = {}
             if next(_shardings_below(layer), None) is None:
                 self.unread += (f"layers[{index}]" for index in layers)
+            elif attention is not None and next(_shardings_below(attention), None) is not None:
+                self.findings.leave_out(f"TP001, TP002: {path}.attention has no n_heads")
         self._heads(heads, layers)
         if attention is not None and "TP002" in heads:
             self._share(attention, heads["TP002"], layers)
@@ -212,9 +265,17 @@ class _Reading:
         if kind.is_config and node.sharding_config is not None:
             splits = list(_splits(node, kind))
             sizes = {size for axis, _, size in splits if axis is Axis.TP}
-            if path.endswith(_EXPERTS) and hasattr(node, "hidden_dim"):
-                self._note_experts(node, kind, layers)
+            for what, missing in _missing(node, kind):
+                self.findings.leave_out(f"{what}: {path}.{missing} is not there")
+            if path.endswith(_EXPERTS):
+                self._note_experts(node, kind, layers, path)
+            block = _block(node)
             for axis, name, size in splits:
+                if axis is Axis.TP and block:
+                    label = f"{_in_layer(path, bool(layers))}.{name}"
+                    self.findings.add(
+                        "TP015", size, _BLOCKS, layers=layers, place=path, label=label, multiple=block
+                    )
                 # What is made of whole heads is split like them, and the double like its half.
                 implied = any(size % count == 0 for count in heads) or size / 2 in sizes
                 if axis is Axis.EP:
@@ -239,8 +300,11 @@ class _Reading:
             # gpt_oss: one weight holds both halves of the gated projection, another takes their product.
             self.findings.add(code, size, _OUT_OF_STEP, split=Split.IN_STEP, **where)
 
-    def _note_experts(self, node: Any, kind: _Kind, layers: tuple[int, ...]) -> None:
+    def _note_experts(self, node: Any, kind: _Kind, layers: tuple[int, ...], path: str) -> None:
         """Keep what FSDP and the grouped product ask about."""
+        if not hasattr(node, "hidden_dim"):
+            self.findings.leave_out(f"TP013, FSDP001: {path} has no hidden_dim")
+            return
         cut = {name for axis, name, dim in _cuts(node, kind) if axis is Axis.TP and dim == 1}
         built = _built(node, kind)
         rows = ((name, shape[1]) for name, shape in built.weights.items() if len(shape) > 1)
@@ -289,7 +353,22 @@ def _what_is_split(node: Any, path: str, *, in_layer: bool) -> tuple[str, str, s
         return "TP008", "", _SILENTLY_WRONG
     if "feed_forward" in path:
         return "TP005", "", _SILENTLY_WRONG
-    return "TP012", path.partition("].")[2] if in_layer else path, _SILENTLY_WRONG
+    return "TP012", _in_layer(path, in_layer), _SILENTLY_WRONG
+
+
+def _in_layer(path: str, in_layer: bool) -> str:
+    """A path from the layer on, for those that are in one."""
+    return path.partition("].")[2] if in_layer else path
+
+
+def _block(node: Any) -> int:
+    """How many rows or columns a low-precision product takes at a time; 0 for any other module."""
+    kind = type(node)
+    if not kind.__module__.startswith("torchtitan.components.quantization."):
+        return 0
+    # Experts' classes are made in a function, of whatever class they replace.
+    owner = kind.__qualname__.rpartition(".")[0].rpartition(".")[2]
+    return _BLOCK_SIZES.get(owner, 0)
 
 
 def _alike(layers: Sequence[Any]) -> list[tuple[Any, list[int]]]:
@@ -403,12 +482,26 @@ def _splits(node: Any, kind: _Kind) -> Iterator[tuple[Axis, str, int]]:
 
 def _cuts(node: Any, kind: _Kind) -> Iterator[tuple[Axis, str, int]]:
     """``(axis, parameter, dimension)`` of the same."""
+    return (cut for cut in _declared_cuts(node) if cut[1] in _built(node, kind).shapes)
+
+
+def _missing(node: Any, kind: _Kind) -> Iterator[tuple[str, str]]:
+    """``(rule, parameter)`` of every split parameter that the module does not have.
+
+    A bias is there or not; a sharding for one says nothing about a module without.
+    """
+    for axis, name, _ in _declared_cuts(node):
+        if name not in _built(node, kind).shapes and not name.endswith("bias"):
+            yield "EP001" if axis is Axis.EP else "TP012", name
+
+
+def _declared_cuts(node: Any) -> Iterator[tuple[Axis, str, int]]:
+    """``(axis, parameter, dimension)`` of all that a module's sharding config splits."""
     for name, layout in node.sharding_config.state_shardings.items():
         types = layout.per_axis_spmd_types()
         for axis in (Axis.TP, Axis.EP):
             dim = getattr(types.get(axis.value), "dim", None)
-            # A sharding for a bias says nothing about a module without one.
-            if dim is not None and name in _built(node, kind).shapes:
+            if dim is not None:
                 yield axis, name, dim
 
 
@@ -460,41 +553,113 @@ _known: dict[tuple[Any, ...], _Built] = {}
 """The layers of a model are alike: each distinct module is built once, on meta."""
 
 
-def _with_shardings(config: Any, degrees: Degrees) -> Any:
+def refused_by_torchtitan(model_or_config: Any, degrees: Degrees) -> str | None:
+    """Return why torchtitan itself does not take a model with its run, in its own words, or None.
+
+    It says so in ``update_from_config``, when its process groups are up: a sequence longer than RoPE, a
+    dispatcher without room for a rank's tokens. Heads that do not divide are among its reasons, so ask
+    after the verdict.
+    """
+    if not isinstance(model_or_config, InRun):
+        return None
+    try:
+        _declared(model_or_config.config, model_or_config.run, degrees)
+    except Exception as error:
+        return _REFUSED.format(error)
+    return None
+
+
+def _declares_later(config: Any) -> bool:
+    """Whether a tree has its shardings still to come, in ``update_from_config``."""
+    is_tree = _has_layer_list(config) and hasattr(config, "update_from_config")
+    return is_tree and next(_shardings_below(config), None) is None
+
+
+def _with_shardings(config: Any, degrees: Degrees, run: Any) -> Any:
     """The tree with its shardings declared: as it is, or a copy that went through torchtitan's own hands.
 
-    torchtitan declares them in ``update_from_config``, just before it builds the model. Told a TP degree of
-    1, it declares the same shardings and leaves its own check of the heads out.
+    torchtitan declares them in ``update_from_config``, just before it builds the model, after checks of its
+    own. Where one of those stops the job (`refused_by_torchtitan` says which), or where there is no job, it
+    is told of a run that passes them all and declares the same: the verdict is on every layer, and on more
+    than they look at.
 
     Raises:
         PlanError: torchtitan does not get so far.
     """
-    if not hasattr(config, "update_from_config") or next(_shardings_below(config), None) is not None:
+    if not _declares_later(config):
         return config
+    problem = ""
+    if run is not None:
+        try:
+            return _declared(config, run, degrees)
+        except Exception as error:
+            problem = _REFUSED.format(error)
+    try:
+        run = _any_run(degrees) if run is None else run
+        return _declared(config, run, _Undemanding(config, degrees))
+    except Exception as error:
+        problem = problem or f"{type(config).__qualname__} does not declare its shardings: {error}"
+        raise PlanError(f"Not validated: {problem}") from error
+
+
+def _declared(config: Any, run: Any, degrees: Degrees | _Undemanding) -> Any:
+    """A copy of the tree that a copy of the run, at these degrees, has declared."""
+    updated, run = copy.deepcopy((config, run))
+    for axis in (Axis.TP, Axis.EP):
+        setattr(run.parallelism, axis.flag, degrees.of(axis))
+    if isinstance(degrees, _Undemanding):
+        degrees.relax(run)
+    # A converted config judges the run itself, by way of this function.
+    getattr(updated, "update_unjudged", updated.update_from_config)(config=run)
+    for node in _nodes(updated):
+        # A token dispatcher without a device looks for a GPU as it is built, for buffers that nobody reads.
+        if hasattr(node, "num_max_tokens_per_rank") and hasattr(node, "device"):
+            node.device = "meta"
+    return updated
+
+
+class _Undemanding:
+    """A run that no check of torchtitan's objects to, and that declares what it would at ``degrees``."""
+
+    def __init__(self, config: Any, degrees: Degrees) -> None:
+        counts = (getattr(node, "num_experts", 0) for node in _nodes(config))
+        experts = math.gcd(*(count for count in counts if isinstance(count, int)))
+        self._ep = experts if degrees.ep > 1 and experts > 1 else degrees.ep
+
+    def of(self, axis: Axis) -> int:
+        """The degree of one axis; of expert parallelism, whether there is any is what counts."""
+        return self._ep if axis is Axis.EP else 1
+
+    def relax(self, run: Any) -> None:
+        """Ask for little of everything else: tokens, parallelism, memory."""
+        run.parallelism.context_parallel_degree = run.parallelism.pipeline_parallel_degree = 1
+        for field in ("local_batch_size", *TOKEN_FIELDS):
+            if hasattr(getattr(run, "training", None), field):
+                setattr(run.training, field, 1)
+        # MinimalAsyncEP wants everything recomputed.
+        run.compile = SimpleNamespace(memory_policy="full")
+
+
+def _any_run(degrees: Degrees) -> Any:
+    """A run for a config that has none."""
     from torchtitan.config import ParallelismConfig, TrainingConfig
 
-    parallelism = ParallelismConfig(
-        tensor_parallel_degree=1,
-        expert_parallel_degree=degrees.ep,
-        spmd_backend=degrees.spmd_backend,
-    )
-    updated = copy.deepcopy(config)
-    try:
-        updated.update_from_config(config=SimpleNamespace(parallelism=parallelism, training=TrainingConfig()))
-    except Exception as error:
-        raise PlanError(
-            f"Not validated: {type(config).__qualname__} does not declare its shardings: {error}"
-        ) from error
-    return updated
+    parallelism = ParallelismConfig(spmd_backend=degrees.spmd_backend)
+    return SimpleNamespace(parallelism=parallelism, training=TrainingConfig(), activation_checkpoint=None)
+
+
+def _nodes(node: Any) -> Iterator[Any]:
+    """A config and all below it."""
+    yield node
+    for _, child in _children(node, _kind(node)):
+        yield from _nodes(child)
 
 
 def _shardings_below(node: Any) -> Iterator[Any]:
     """Every sharding config in a tree."""
-    kind = _kind(node)
-    if kind.is_config and node.sharding_config is not None:
-        yield node.sharding_config
-    for _, child in _children(node, kind):
-        yield from _shardings_below(child)
+    for config in _nodes(node):
+        if _kind(config).is_config and config.sharding_config is not None:
+            yield config.sharding_config
 
 
 def _gated_delta_heads(delta_net: Any, where: str) -> Heads:

@@ -27,7 +27,13 @@ def read(config: Any, model: Any, degrees: Degrees) -> Plan:
     """The plan of ``parallelize_hf_transformers``, which splits q_proj, k_proj and v_proj by columns."""
     del model, degrees
     name = type(config).__qualname__
+    model_type = getattr(config, "model_type", "")
     try:
+        if not model_type and (config.n_heads is None or config.n_kv_heads is None):
+            raise PlanError(
+                f"Not validated: {name} gets its head counts from the Hugging Face model that the job names, "
+                "when the model is built."
+            )
         heads = attention_heads(config, name)
         n_layers = positive_int(config, "n_layers", name)
     except PlanError:
@@ -35,12 +41,6 @@ def read(config: Any, model: Any, degrees: Degrees) -> Plan:
     except Exception as error:
         # A Hugging Face config whose layers differ raises when asked for one number for all of them.
         raise PlanError(f"Not validated: the head counts of {name} cannot be read: {error}") from error
-    model_type = getattr(config, "model_type", "")
-    if not model_type and "TP002" not in heads:
-        raise PlanError(
-            f"Not validated: {name} gets its head counts from the Hugging Face model that the job names, "
-            "when the model is built."
-        )
     findings = Findings()
     for index in range(n_layers):
         for code, size in heads.items():

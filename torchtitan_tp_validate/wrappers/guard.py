@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from torchtitan_tp_validate.errors import InstallError, NotValidatedWarning, PlanError
+from torchtitan_tp_validate.errors import InstallError, PlanError
 from torchtitan_tp_validate.kv_replication.job import ask_call
+from torchtitan_tp_validate.notices import reason_of, warn_once
+from torchtitan_tp_validate.plans.reading import tokens_of
 from torchtitan_tp_validate.rules import Degrees
 from torchtitan_tp_validate.validate import judge, read_degrees
 from torchtitan_tp_validate.wrappers import TARGETS
@@ -53,7 +54,7 @@ def guard(
             degrees = replace(
                 _degrees(arguments), fsdp=applies_fsdp(function), replicate_kv_heads=replicate_kv_heads()
             )
-            check(arguments["model"], degrees)
+            check(arguments["model"], degrees, of_a_run=_training(arguments) is not None)
             if degrees.replicate_kv_heads and degrees.tp > 1:
                 ask_call(function, arguments, degrees.tp)
         return function(*args, **kwargs)
@@ -79,24 +80,36 @@ def _arguments(
 def _degrees(arguments: Mapping[str, Any]) -> Degrees:
     """What a call of a parallelize function asks for: 0.2.x hands over a job config, 0.3.x its parts."""
     job = arguments.get("job_config")
-    training = arguments.get("training", getattr(job, "training", None))
     parallelism = arguments.get("parallelism", getattr(job, "parallelism", None))
     return replace(
         read_degrees(arguments["parallel_dims"]),
-        seq_len=getattr(training, "seq_len", None),
+        seq_len=tokens_of(_training(arguments)),
         sequence_parallel=getattr(parallelism, "enable_sequence_parallel", True),
     )
 
 
-def check(model_or_config: Any, degrees: Degrees) -> None:
+def _training(arguments: Mapping[str, Any]) -> Any:
+    """``[training]`` of a call, or None when it has none."""
+    return arguments.get("training", getattr(arguments.get("job_config"), "training", None))
+
+
+def check(model_or_config: Any, degrees: Degrees, *, of_a_run: bool = False) -> None:
     """`validate_tp_compat`, except that what cannot be read is let through with a warning.
 
-    A guard must not stop a run that may well work: that it was not validated is said aloud instead.
+    A guard must not stop a run that may well work: that it was not validated is said aloud instead, once.
+
+    Args:
+        of_a_run: whether the call brought what a run brings: then a rule that was left out for want of
+            it is told too.
     """
     try:
-        judge(model_or_config, degrees)
+        plan = judge(model_or_config, degrees)
     except PlanError as error:
-        warnings.warn(f"{error} The run goes on unchecked.", NotValidatedWarning, stacklevel=3)
+        warn_once(f"{error} The run goes on unchecked.", reason_of(error))
+        return
+    if plan is not None and plan.not_judged and of_a_run:
+        left_out = "; ".join(plan.not_judged)
+        warn_once(f"Not validated: {left_out}. All other rules were applied to {plan.model}.", left_out)
 
 
 def drop_in(module_name: str) -> Callable[[str], Any]:

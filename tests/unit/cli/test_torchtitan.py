@@ -6,6 +6,7 @@ import json
 import re
 from importlib import resources
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import jsonschema
@@ -54,7 +55,10 @@ def shipped(tmp_path: Path) -> Path:
 
 
 @only_0_3
-def test_the_audit_finds_the_two_configs_that_cannot_start(tp_validate: Program) -> None:
+def test_the_audit_finds_the_two_configs_that_cannot_start(
+    tp_validate: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     status, out, err = tp_validate("audit", "--output-format", "json")
     document = json.loads(out)
     jsonschema.validate(document, SCHEMA)
@@ -72,8 +76,17 @@ def test_the_audit_finds_the_two_configs_that_cannot_start(tp_validate: Program)
     assert reasons["autoparallel.llama3"] == (
         "this torchtitan lists autoparallel.llama3, but does not ship it."
     )
-    if "llama3_debugmodel_float8" in by_status["skipped"]:
+    by_name = {result["name"]: result for result in document["results"]}
+    if find_spec("torchao") is None:
         assert "torchao is not installed" in reasons["llama3_debugmodel_float8"]
+        assert "Hopper or Blackwell" not in str(reasons)
+    else:
+        assert by_name["llama3_debugmodel_float8"]["not_judged"] == [
+            "the hardware: this machine has no GPU of SM89 or later, and the config was judged as on one"
+        ]
+        unskipped = [name for name in by_name if re.search("float8|mxfp8|nvfp4|flex_flash|405b", name)]
+        assert len(unskipped) >= 17
+        assert by_status["skipped"].isdisjoint(unskipped)
     (bad,) = (result for result in document["results"] if result["name"] == "qwen35_122b_a10b")
     assert bad["location"]["file"].endswith("qwen3_5/config_registry.py")
     assert bad["valid_tp_degrees"] == [1, 2]
@@ -167,10 +180,13 @@ def test_a_run_that_does_not_exist_is_bad_usage(
 
 def test_a_flavour_is_judged_without_a_run(tp_validate: Program) -> None:
     flavor = ("check", "--model", "llama3", "--flavor", "8B", "--tp")
-    assert tp_validate(*flavor, "8")[:2] == (
+    fits = "llama3 8B: TP 8 fits Llama 3 by torchtitan's rule. Degrees that work: 1, 2, 4, 8."
+    only_built = "TP005: the feed-forward's size is known when the model is built"
+    assert tp_validate(*flavor, "8", "--seq-len", "8192")[:2] == (
         0,
-        "llama3 8B: TP 8 fits Llama 3 by torchtitan's rule. Degrees that work: 1, 2, 4, 8.\n",
+        f"{fits} Not validated: {only_built}.\n" if VERSION.startswith("0.2") else f"{fits}\n",
     )
+    assert tp_validate(*flavor, "8").out.endswith("TP009: no seq_len is given.\n")
     status, out, _ = tp_validate(*flavor, "16")
     assert (status, out.splitlines()[1]) == (
         1,
@@ -334,7 +350,8 @@ def test_a_toml_job_is_judged_with_its_overrides(tp_validate: Program, tmp_path:
     flag = "--parallelism.tensor_parallel_degree"
     assert tp_validate(*run)[:2] == (
         0,
-        "this run: TP 8 fits Llama 3 by torchtitan's rule. Degrees that work: 1, 2, 4, 8.\n",
+        "this run: TP 8 fits Llama 3 by torchtitan's rule. Degrees that work: 1, 2, 4, 8. "
+        "Not validated: TP005: the feed-forward's size is known when the model is built.\n",
     )
     status, out, _ = tp_validate(*run, flag, "16")
     assert (status, "Tensor parallel degree (16) must divide n_kv_heads (8)." in out) == (1, True)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import torchtitan_tp_validate as tpv
-from tests.unit.shapes import model_args
+from tests.unit.shapes import attention_layer, config_tree, model_args
 from torchtitan_tp_validate.wrappers.guard import guard
 
 
@@ -44,6 +44,28 @@ def test_an_unreadable_model_goes_through_with_a_warning() -> None:
         tpv.NotValidatedWarning, match=r"Not validated: cannot find head counts .* The run goes on unchecked"
     ):
         assert guard(parallelize_tiny)("flux", parallel_dims=NS(tp=4))[0] == "flux"
+
+
+def told(*calls: dict[str, Any]) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for call in calls:
+            guard(parallelize_tiny)(**call)
+    return [str(warning.message) for warning in caught]
+
+
+def test_every_guard_of_a_process_says_the_same_only_once() -> None:
+    call = {"model": "flux", "parallel_dims": NS(tp=4)}
+    assert len(told(call, call)) == 1
+    assert told(call) == []
+
+
+def test_a_run_that_lacks_what_a_rule_reads_says_so_once() -> None:
+    call = {"model": config_tree(attention_layer(8, 2)), "parallel_dims": NS(tp=2)}
+    assert told({**call, "training": NS(max_norm=1.0)}, {**call, "training": NS()}) == [
+        "Not validated: TP009: no seq_len is given. All other rules were applied to SimpleNamespace."
+    ]
+    assert told({**call, "training": NS(seq_len=64)}, {**call, "training": None}) == []
 
 
 def test_a_compatible_call_is_silent() -> None:
