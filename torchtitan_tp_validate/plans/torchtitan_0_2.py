@@ -32,10 +32,10 @@ DIES_IN_FORWARD = (
     "the run starts, and its first forward pass dies in attention with\n"
     '  "shape \'[...]\' is invalid for input of size ..." or "Cannot unflatten unevenly sharded tensor".'
 )
-_MLP_DIES = 'the first forward pass dies with "a and b must have same reduction dim".'
-_EMPTY_SHARD = "the rank without any vocabulary dies in its first forward pass, and the others hang."
-_SEQUENCE = "the parallelize function stops with an AssertionError, when the process groups are up."
-_EXPERTS_DIE = 'the first forward pass dies with "Split sizes doesn\'t match total dim 0 size".'
+MLP_DIES = 'the first forward pass dies with "a and b must have same reduction dim".'
+EMPTY_SHARD = "the rank without any vocabulary dies in its first forward pass, and the others hang."
+SEQUENCE = "the parallelize function stops with an AssertionError, when the process groups are up."
+EXPERTS_DIE = 'the first forward pass dies with "Split sizes doesn\'t match total dim 0 size".'
 
 _HIDDEN_ROWS = ("w1", "w3", "mlp1_weight", "mlp1_bias")
 """The weights of routed experts whose second dimension is the hidden one."""
@@ -73,14 +73,14 @@ def read(args: Any, model: Any, degrees: Degrees) -> Plan:
             _read_mlp(layer, index, findings, degrees)
     if degrees.seq_len is not None:
         # ParallelDims.seq_len_divisor, asserted without context parallelism too.
-        findings.add("TP009", degrees.seq_len, _SEQUENCE, place="training.seq_len", multiple=2 * degrees.cp)
+        findings.add("TP009", degrees.seq_len, SEQUENCE, place="training.seq_len", multiple=2 * degrees.cp)
     vocab_size = getattr(args, "vocab_size", None)
     if isinstance(vocab_size, int) and vocab_size > 0:
-        findings.add("TP006", vocab_size, _EMPTY_SHARD, place="tok_embeddings, output", split=Split.NOT_EMPTY)
+        findings.add("TP006", vocab_size, EMPTY_SHARD, place="tok_embeddings, output", split=Split.NOT_EMPTY)
     num_experts = getattr(getattr(args, "moe_args", None), "num_experts", None)
     has_experts = bool(getattr(args, "moe_enabled", num_experts))
     if has_experts and num_experts:
-        findings.add("EP001", num_experts, _EXPERTS_DIE, place="every MoE layer")
+        findings.add("EP001", num_experts, EXPERTS_DIE, place="every MoE layer")
     return Plan(
         model=family_name(args, has_experts=has_experts),
         dims=findings.dims(),
@@ -114,13 +114,13 @@ def _resolved(heads: Heads) -> tuple[int, int]:
 def _read_mlp(layer: Any, index: int, findings: Findings, degrees: Degrees) -> None:
     dense = _hidden_dim(_child(layer, "feed_forward"))
     if dense is not None:
-        findings.add("TP005", dense, _MLP_DIES, layers=(index,))
+        findings.add("TP005", dense, MLP_DIES, layers=(index,))
     moe = _child(layer, "moe")
     if moe is None:
         return
     shared = _hidden_dim(_child(moe, "shared_experts"))
     if shared is not None:
-        findings.add("TP010", shared, _MLP_DIES, layers=(index,))
+        findings.add("TP010", shared, MLP_DIES, layers=(index,))
     _read_experts(_child(moe, "experts"), index, findings, degrees)
 
 
@@ -135,7 +135,7 @@ def _read_experts(experts: Any, index: int, findings: Findings, degrees: Degrees
     cut = degrees.ep == 1 or degrees.etp > 1
     if fused and cut:
         # gpt_oss: one weight holds both halves of the gated projection, and is split beside the second one.
-        findings.add("TP011", hidden, _MLP_DIES, layers=(index,), split=Split.IN_STEP)
+        findings.add("TP011", hidden, MLP_DIES, layers=(index,), split=Split.IN_STEP)
     hidden_name = "2 * expert_hidden_dim" if fused else "expert_hidden_dim"
     rows = tuple(
         (hidden_name, shape[1], cut) if name in _HIDDEN_ROWS else ("dim", shape[1], False)

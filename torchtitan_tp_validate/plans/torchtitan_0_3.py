@@ -5,11 +5,12 @@ parameter is split over which mesh axis. That is what is read: a model that nobo
 judged by the same rule. Head counts are declared beside it (``layers[i].attention.n_kv_heads``); a
 gated-delta layer has no attention but a ``delta_net``.
 
-The fork generation (upstream pull request #2545) declares no shardings and has one layer config for all
-layers (``config.layer.attention.n_kv_heads``); it replicates its gated-delta layers over TP.
+The fork generation (upstream pull request #2545, and main of that time) declares no shardings and has one
+layer config for all layers (``config.layer.attention.n_kv_heads``). It splits what 0.2.x splits, by the same
+DTensors and with the same consequences, and replicates its gated-delta layers over TP.
 
 Source: ``protocols/sharding.py``, ``models/common/decoder.py`` and ``models/qwen3_5/model.py`` of
-torchtitan 0.3.0.
+torchtitan 0.3.0; ``models/*/parallelize.py`` and ``models/*/model.py`` of the pull request.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 
 from torchtitan_tp_validate.errors import PlanError
 from torchtitan_tp_validate.kv_replication.support import problem_with_attention
+from torchtitan_tp_validate.plans import torchtitan_0_2 as line_0_2
 from torchtitan_tp_validate.plans.experts import Experts, note_experts, row_shards
 from torchtitan_tp_validate.plans.reading import (
     Heads,
@@ -86,8 +88,8 @@ def read(config: Any, model: Any, degrees: Degrees) -> Plan:
     """
     del model
     reading = _Reading(degrees)
-    reading.sequence(degrees)
     if _has_layer_list(config):
+        reading.sequence(degrees)
         reading.tree(_with_shardings(config, degrees))
         n_layers = len(config.layers) + len(getattr(config, "mtp_layers", ()))
     else:
@@ -99,6 +101,7 @@ def read(config: Any, model: Any, degrees: Degrees) -> Plan:
         n_layers=n_layers,
         how_to_change=HOW_TO_CHANGE,
         unread=tuple(reading.unread),
+        not_judged=tuple(reading.not_judged),
         how_to_replicate=_HOW_TO_REPLICATE,
         shared_kv=reading.shared_kv.dims() if reading.all_share else (),
     )
@@ -114,6 +117,7 @@ class _Reading:
         self.shared_kv = Findings()
         self.all_share = True
         self.unread: list[str] = []
+        self.not_judged: list[str] = []
         self._degrees = degrees
         self._pads = degrees.spmd_backend == _PADS_UNEVEN_SHARDS
 
@@ -136,10 +140,46 @@ class _Reading:
 
     def fork(self, config: Any, n_layers: int) -> None:
         """Read the fork's one layer config, which stands for every layer."""
+        layer, degrees = config.layer, self._degrees
+        heads = attention_heads(layer.attention, "layer.attention")
         for index in range(n_layers):
             # models/qwen3_5_moe/model.py of the fork: every interval-th layer attends, counted from 1.
             if (index + 1) % getattr(config, "full_attention_interval", 1) == 0:
-                self._heads(attention_heads(config.layer.attention, "layer.attention"), (index,))
+                for code, size in heads.items():
+                    self.findings.add(code, size, line_0_2.DIES_IN_FORWARD, layers=(index,))
+            self._fork_mlp(layer, index)
+        if degrees.seq_len is not None:
+            multiple = 2 * degrees.cp
+            place = "training.seq_len"
+            self.findings.add("TP009", degrees.seq_len, line_0_2.SEQUENCE, place=place, multiple=multiple)
+        if getattr(config, "vocab_size", None) is not None:
+            size = positive_int(config, "vocab_size", type(config).__qualname__)
+            place, split = "tok_embeddings, output", Split.NOT_EMPTY
+            self.findings.add("TP006", size, line_0_2.EMPTY_SHARD, place=place, split=split)
+        if getattr(layer, "moe", None) is not None:
+            self.not_judged.append(
+                "TP011, TP013, FSDP001: the routed experts of this torchtitan are not read"
+            )
+
+    def _fork_mlp(self, layer: Any, index: int) -> None:
+        """Note what the feed-forward and the experts of one of the fork's layers are split by."""
+        moe, dense = getattr(layer, "moe", None), getattr(layer, "feed_forward", None)
+        has_moe = moe is not None and _is_fork_moe_layer(layer, index)
+        # In qwen3_5_moe the feed-forward is the expert that all tokens share, beside the others.
+        shared = hasattr(layer, "deltanet")
+        if dense is not None and (shared or not has_moe):
+            hidden = positive_int(dense, "hidden_dim", "layer.feed_forward")
+            code = "TP010" if shared else "TP005"
+            self.findings.add(code, hidden, line_0_2.MLP_DIES, layers=(index,))
+        if not has_moe:
+            return
+        if getattr(moe, "num_experts", None) is not None:
+            experts = positive_int(moe, "num_experts", "layer.moe")
+            self.findings.add("EP001", experts, line_0_2.EXPERTS_DIE, layers=(index,))
+        if getattr(moe, "num_shared_experts", 0):
+            hidden = positive_int(moe, "hidden_dim", "layer.moe")
+            hidden *= positive_int(moe, "num_shared_experts", "layer.moe")
+            self.findings.add("TP010", hidden, line_0_2.MLP_DIES, layers=(index,))
 
     def _layer(self, layer: Any, path: str, layers: tuple[int, ...]) -> None:
         attention, delta_net = getattr(layer, "attention", None), getattr(layer, "delta_net", None)
@@ -220,6 +260,16 @@ class _Reading:
             ranks *= degrees.dp_replicate
         shards = row_shards(degrees, positive_int(node, "num_experts", _EXPERTS), ranks=ranks)
         note_experts(self.findings, experts, degrees, layers, tp=degrees.tp, row_shards=shards)
+
+
+def _is_fork_moe_layer(layer: Any, index: int) -> bool:
+    """Whether the fork gives this layer experts, where its config has some for those that do."""
+    if not getattr(layer, "moe_enabled", True):  # qwen3
+        return False
+    # deepseek_v3 starts with dense layers, llama4 alternates; the others have experts in every layer.
+    step: int = getattr(layer, "interleave_moe_layer_step", 1)
+    first: int = getattr(layer, "n_dense_layers", 0)
+    return index >= first and (index + 1) % step == 0
 
 
 def _row_name(node: Any, size: int) -> str:
