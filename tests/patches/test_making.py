@@ -158,6 +158,23 @@ def test_the_fork_passes_its_own_tests_and_is_refused_by_its_one_layer_config(tm
     )
 
 
+def test_main_of_march_2026_is_patched_and_all_of_it_refuses(tmp_path: Path) -> None:
+    """The job's config had another name, and an experiment kept its function in another file."""
+    tree, out = make(tmp_path / "tree", "layer"), tmp_path / "out"
+    put(tree, "torchtitan/models/llama3/model.py", with_check("trainer_config"))
+    experiment = "torchtitan/experiments/rl/unified/models/parallelize.py"
+    put(tree, experiment, "def parallelize_qwen3(model, parallel_dims):\n    return model\n")
+    patched = make_patches.patch(tree)
+    assert len(patched.unified) == len(patched.left_alone) == 1
+    make_patches.write(patched, out)
+    told = apply_patches.run(tree, out, check=False, reverse=False)
+    assert told.complete
+    assert told.lines[1:] == (
+        "the guard fires in 3 entry points and 1 config-time check: "
+        '"Tensor parallel degree (4) must divide n_kv_heads (2)."',
+    )
+
+
 # --- refusals ----------------------------------------------------------------------------------------
 
 LLAMA3 = "torchtitan.models.llama3.parallelize"
