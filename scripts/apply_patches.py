@@ -5,9 +5,13 @@
     scripts/apply_patches.py CHECKOUT --check    only say whether that would work
     scripts/apply_patches.py CHECKOUT --reverse  restore every file as it was
 
-Run it by a Python that this torchtitan imports in: seeing the guard fire takes torch. A checkout is only
-touched when every file that the patch changes is, byte for byte, the one that the patch was made for; when
-anything fails, it is left as it was found. For any other tree, make its own patch first:
+Run it by a Python that this torchtitan imports in. Every function that the patch changed is called there:
+what does not import is called with stand-ins for what it imports. The exit status is 0 when all of them
+refuse what does not fit, 3 when the patch is applied and some could not be shown to (each is named), and 1
+when nothing was changed.
+
+A checkout is only touched when every file that the patch changes is, byte for byte, the one that the patch
+was made for; when anything fails, it is left as it was found. For any other tree, make its own patch first:
 
     scripts/make_patches.py --source CHECKOUT --out DIR
     scripts/apply_patches.py CHECKOUT --patches DIR
@@ -28,43 +32,36 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from exercise import TOLD, functions_of, module_name  # noqa: E402
+
+EXERCISE = ROOT / "scripts" / "exercise.py"
 PATCHES = ROOT / "patches"
 HELPER_NAME = "validate_tp_compat"
+HELPER_PATH = "torchtitan/distributed/tensor_parallel.py"
 HEADLINE = "Tensor parallel degree (4) must divide n_kv_heads (2). For "
 ABSENT = "0" * 40
 
-_TOLD = "told: "
-# Calls every entry point with what any torchtitan's reads its heads from; the check comes before all else.
-_FIRE = f"""
-import importlib, inspect, json, sys
-from types import SimpleNamespace as NS
-heads = NS(n_heads=8, n_kv_heads=2)
-layer = NS(attention=heads, delta_net=None, moe=None)
-config = NS(layers=[layer], layer=layer, **vars(heads))
-model = NS(model_args=heads, config=config, model=NS(config=heads))
-
-def call(name):
-    module, _, function = name.rpartition(".")
-    try:
-        entry_point = getattr(importlib.import_module(module), function)
-    except ImportError as error:
-        return "unimportable", str(error)
-    others = dict.fromkeys(inspect.signature(entry_point).parameters)
-    try:
-        entry_point(**{{**others, "model": model, "parallel_dims": NS(tp=4)}})
-    except ValueError as error:
-        return "fires" if str(error).startswith({HEADLINE!r}) else "silent", str(error)
-    except Exception as error:
-        return "silent", repr(error)
-    return "silent", "it returns"
-
-for name in sys.argv[1:]:
-    print("\\n{_TOLD}" + json.dumps([name, *call(name)]))
-"""
+INCOMPLETE = 3
 
 
 class CannotApplyError(Exception):
     """The checkout is not as it must be; the text says what is, and what to do."""
+
+
+class Report:
+    """What there is to tell.
+
+    Attributes:
+        lines: of text.
+        complete: whether everything that was changed was called, and its module imported as far as the
+            packages go that are installed here.
+    """
+
+    def __init__(self, *lines: str, complete: bool = True) -> None:
+        self.lines = lines
+        self.complete = complete
 
 
 @dataclass(frozen=True)
@@ -85,13 +82,15 @@ def main() -> None:
     parser.add_argument("--patches", type=Path, help="the folder with the patch, instead of its version's")
     options = parser.parse_args()
     try:
-        lines = run(options.checkout, options.patches, check=options.check, reverse=options.reverse)
+        report = run(options.checkout, options.patches, check=options.check, reverse=options.reverse)
     except CannotApplyError as error:
         raise SystemExit(f"Nothing was changed: {error}") from None
-    print("\n".join(lines))
+    print("\n".join(report.lines))
+    if not report.complete:
+        sys.exit(INCOMPLETE)
 
 
-def run(checkout: Path, folder: Path | None, *, check: bool, reverse: bool) -> list[str]:
+def run(checkout: Path, folder: Path | None, *, check: bool, reverse: bool) -> Report:
     """Apply or reverse, or only check; what there is to tell.
 
     Raises:
@@ -102,19 +101,28 @@ def run(checkout: Path, folder: Path | None, *, check: bool, reverse: bool) -> l
     _refuse_changed_files(checkout, changes, patch, reverse=reverse)
     _refuse_dirty_repository(checkout, changes)
     verb = "reversed" if reverse else "applied"
+    count = f"{len(changes)} files of {checkout}"
     flags = ["--reverse"] if reverse else []
     _git_apply(checkout, patch, "--check", *flags)
     if check:
-        return [f"{_shown(patch)} can be {verb}: {len(changes)} files of {checkout} are as it needs them."]
+        return Report(
+            f"{_shown(patch)} can be {verb}: {len(changes)} files of {checkout} are as it needs them."
+        )
+    before = _functions(checkout, changes)
     _git_apply(checkout, patch, *flags)
     if reverse:
-        return [f"{_shown(patch)} is reversed: {len(changes)} files of {checkout} are as they were."]
+        return Report(f"{_shown(patch)} is reversed: {count} are as they were.")
     try:
-        lines = fire(checkout, _guarded(checkout, changes))
+        changed = [
+            place for place, code in _functions(checkout, changes).items() if before.get(place) != code
+        ]
+        told = exercise(checkout, changed)
+        _refuse_silent(told)
     except BaseException:
         _git_apply(checkout, patch, "--reverse")
         raise
-    return [f"{_shown(patch)} is applied: {len(changes)} files of {checkout} are changed.", *lines]
+    _refuse_broken_imports(checkout, patch, told)
+    return _report(f"{_shown(patch)} is applied: {count} are changed.", told)
 
 
 def _patch_file(checkout: Path, folder: Path | None) -> Path:
@@ -198,58 +206,135 @@ def _git(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["git", *arguments], cwd=checkout, env=env, capture_output=True, text=True)
 
 
-def _guarded(checkout: Path, changes: list[Change]) -> list[str]:
-    """The dotted names of the functions in changed files that call the helper."""
-    names = []
-    for change in changes:
-        path = Path(change.path)
-        if path.parts[0] != "torchtitan":
-            continue
-        for node in ast.parse((checkout / path).read_text(encoding="utf-8"), filename=change.path).body:
-            if isinstance(node, ast.FunctionDef) and any(map(_calls_helper, node.body)):
-                names.append(".".join((*path.with_suffix("").parts, node.name)))
-    return names
+# --- what the patched code does ------------------------------------------------------------------------
+
+Place = tuple[str, str]
+"""The path of a file in the checkout, and the qualified name of a function in it."""
 
 
-def _calls_helper(statement: ast.stmt) -> bool:
-    return (
-        isinstance(statement, ast.Expr)
-        and isinstance(statement.value, ast.Call)
-        and isinstance(statement.value.func, ast.Name)
-        and statement.value.func.id == HELPER_NAME
-    )
+def _functions(checkout: Path, changes: list[Change]) -> dict[Place, str]:
+    """The code of every function of torchtitan's in the files that the patch changes."""
+    return {
+        (change.path, name): ast.dump(node)
+        for change in changes
+        if Path(change.path).parts[0] == "torchtitan" and (checkout / change.path).exists()
+        for name, node in functions_of((checkout / change.path).read_text(encoding="utf-8")).items()
+    }
 
 
-def fire(checkout: Path, entry_points: Sequence[str]) -> list[str]:
-    """See the patched functions refuse TP 4 for 2 KV heads, in a process of their own; what there is to tell.
+@dataclass(frozen=True)
+class Told:
+    """What one changed function did when it was called with TP 4 and 2 KV heads.
+
+    Attributes:
+        state: ``fires``, ``runs`` (a part of the helper), ``silent``, ``unreached`` (not run as far as its
+            check) or ``gone`` (its name stands for nothing of the patch's).
+        text: its refusal, or what it did instead.
+        problem: why it was not called in its own module, or None.
+        why: ``package`` when that wants a package that is not installed here, ``import`` when it fails to
+            import otherwise.
+    """
+
+    path: str
+    name: str
+    state: str
+    text: str
+    problem: str | None
+    why: str | None
+
+    @property
+    def was_run(self) -> bool:
+        """Whether its code was called, and came to its check."""
+        return self.state not in ("unreached", "gone")
+
+    def __str__(self) -> str:
+        return f"{module_name(self.path)}.{self.name}"
+
+
+def exercise(checkout: Path, changed: Sequence[Place]) -> list[Told]:
+    """Call the changed functions, in a process of their own, and in others where an import ends it.
 
     Raises:
-        CannotApplyError: one does not, or none could be imported.
+        CannotApplyError: they cannot be called at all.
     """
+    # The helper first: it runs its parts.
+    pending = sorted(changed, key=lambda place: (place[0] != HELPER_PATH, place[1] != HELPER_NAME))
+    told: list[Told] = []
+    alone: dict[Place, str] = {}
+    while pending:
+        request = {
+            "checkout": str(checkout.resolve()),
+            "helper": (HELPER_PATH, HELPER_NAME),
+            "headline": HEADLINE,
+            "changed": changed,
+            "pending": pending,
+            "alone": list(alone),
+        }
+        result = _python(checkout, str(EXERCISE), json.dumps(request))
+        lines = [line for line in result.stdout.splitlines() if line.startswith(TOLD)]
+        for record in (json.loads(line.removeprefix(TOLD)) for line in lines):
+            ended = alone.get((record["path"], record["name"]))
+            told.append(
+                Told(**record) if ended is None else Told(**{**record, "problem": ended, "why": "import"})
+            )
+        pending = pending[len(lines) :]
+        if pending and pending[0] in alone:
+            raise CannotApplyError(f"{sys.executable} cannot run what was changed: {result.stderr.strip()}")
+        if pending:
+            alone[pending[0]] = f"its import ends Python with status {result.returncode}"
+    return told
+
+
+def _refuse_silent(told: list[Told]) -> None:
+    """Refuse a patch one of whose functions does not refuse TP 4, or of which nothing was seen to."""
+    silent = [f"{one} does not refuse TP 4: {one.text}" for one in told if one.state == "silent"]
+    if silent:
+        raise CannotApplyError("; ".join(silent))
+    if not any(one.state == "fires" and one.path != HELPER_PATH for one in told):
+        reasons = (f"not run: {one}: {one.text}" for one in told if not one.was_run)
+        raise CannotApplyError("\n  ".join([f"{sys.executable} cannot show that the guard fires:", *reasons]))
+
+
+def _refuse_broken_imports(checkout: Path, patch: Path, told: list[Told]) -> None:
+    """Take a patch out again that a module no longer imports with; one that did not before stays broken."""
+    broken = {one.path: str(one.problem) for one in told if one.why == "import"}
+    if not broken:
+        return
+    _git_apply(checkout, patch, "--reverse")
+    sound = ", ".join(module_name(path) for path in broken if _imports(checkout, path))
+    if sound:
+        reasons = "; ".join(dict.fromkeys(broken.values()))
+        raise CannotApplyError(f"with the patch, {sound} cannot be imported: {reasons}")
+    _git_apply(checkout, patch)
+
+
+def _imports(checkout: Path, path: str) -> bool:
+    """Whether a module of the checkout can be imported."""
+    return _python(checkout, "-c", f"import {module_name(path)}").returncode == 0
+
+
+def _python(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run this Python with the checkout first on its path."""
     path = os.pathsep.join([str(checkout.resolve()), *filter(None, [os.environ.get("PYTHONPATH")])])
     env = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-c", _FIRE, *entry_points]
-    result = subprocess.run(command, cwd=checkout, env=env, capture_output=True, text=True)
-    # What is imported may print too.
-    lines = [line for line in result.stdout.splitlines() if line.startswith(_TOLD)]
-    told = [json.loads(line.removeprefix(_TOLD)) for line in lines]
-    by_state = {
-        state: [(name, text) for name, kind, text in told if kind == state]
-        for state in ("fires", "silent", "unimportable")
-    }
-    if by_state["silent"]:
-        raise CannotApplyError(
-            "; ".join(f"{name} lets TP 4 through: {text}" for name, text in by_state["silent"])
-        )
-    missing = [
-        f"not seen, cannot be imported here: {name}: {text}" for name, text in by_state["unimportable"]
-    ]
-    if not by_state["fires"] or len(told) != len(entry_points):
-        reason = "\n  ".join(missing) or result.stderr.strip()
-        raise CannotApplyError(f"{sys.executable} cannot show that the guard fires: {reason}")
+    return subprocess.run([sys.executable, *arguments], cwd=checkout, env=env, capture_output=True, text=True)
+
+
+def _report(headline: str, told: list[Told]) -> Report:
+    fires = [one for one in told if one.state == "fires" and one.path != HELPER_PATH]
+    methods = sum("." in one.name for one in fires)
+    seen = f"{len(fires) - methods} entry points"
+    if methods:
+        seen += f" and {methods} config-time check{'s' if methods > 1 else ''}"
     # The name of the model that follows is that of our stand-in.
-    example = by_state["fires"][0][1].partition(" For ")[0]
-    return [f'the guard fires in {len(by_state["fires"])} entry points: "{example}"', *missing]
+    lines = [f'the guard fires in {seen}: "{fires[0].text.partition(" For ")[0]}"']
+    packages = [one for one in told if one.why == "package" and one.was_run]
+    for problem in dict.fromkeys(one.problem for one in packages):
+        names = ", ".join(str(one) for one in packages if one.problem == problem)
+        lines.append(f"{problem}: called with stand-ins for what they import: {names}")
+    failed = [f"not importable here: {one}: {one.problem}" for one in told if one.why == "import"]
+    failed += [f"not run: {one}: {one.text}" for one in told if not one.was_run]
+    return Report(headline, *lines, *failed, complete=not failed)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from torchtitan_tp_validate.wrappers.target import (  # noqa: E402
     LAYOUTS,
     REQUIRED_PARAMETERS,
     EntryPoint,
+    functions_in,
     unbindable,
 )
 
@@ -40,6 +41,7 @@ HELPER = PATCHES / "helper"
 HELPER_NAME = "validate_tp_compat"
 HELPER_MODULE = "torchtitan.distributed.tensor_parallel"
 DECODER = "torchtitan/models/common/decoder.py"
+EXPERIMENTS = "torchtitan.experiments."
 TESTS = "tests/unit_tests/test_tp_compat.py"
 UPSTREAM_WIDTH = 88
 
@@ -139,7 +141,8 @@ def patch(source: Path) -> Patched:
     """Place the check in a checkout, in memory.
 
     Raises:
-        CannotPatchError: naming every entry point that is missing or cannot be changed.
+        CannotPatchError: naming every model whose entry point is missing or cannot be changed. An experiment
+            comes and goes: one without a place for the call is left alone.
     """
     checkout_version(source)
     patched = Patched(source, _generation(source))
@@ -152,7 +155,10 @@ def patch(source: Path) -> Patched:
         try:
             _add_call(patched, entry_point, config)
         except CannotPatchError as error:
-            problems.append(str(error))
+            if entry_point.module.startswith(EXPERIMENTS):
+                patched.left_alone.append(_without_a_place(patched.source, entry_point, str(error)))
+            else:
+                problems.append(str(error))
     if not patched.guarded and not problems:
         problems.append("it has no parallelize function under any known name.")
     if problems:
@@ -238,6 +244,21 @@ def _unknown_entry_points(source: Path, known: Set[str]) -> Iterator[EntryPoint]
                 if problem is None and not _mentions_heads(folder):
                     problem = "its model has no n_heads that could be checked"
                 yield EntryPoint(module, name, problem)
+
+
+def _without_a_place(source: Path, entry_point: EntryPoint, reason: str) -> str:
+    """Why an experiment is left alone, and where in its package the function seems to have gone."""
+    package = next(
+        entry_point.module.removesuffix(f".{layout}")
+        for layout in sorted(LAYOUTS, key=len, reverse=True)
+        if entry_point.module.endswith(f".{layout}")
+    )
+    elsewhere = [
+        file.relative_to(source).as_posix()
+        for file in sorted((source / package.replace(".", "/")).rglob("*.py"))
+        if entry_point.problem is not None and entry_point.function in functions_in(file)
+    ]
+    return f"{reason.rstrip('.')}; {' and '.join(elsewhere)} defines it" if elsewhere else reason.rstrip(".")
 
 
 def _parameters(function: cst.FunctionDef) -> Iterator[str]:
@@ -367,6 +388,11 @@ class _Unifier(cst.CSTTransformer):
         if not all(_refusals(check)):
             self.left_alone.append(f"{where} refuses other things than head counts too")
             return updated_node
+        asks_itself = not (self.base_asks and any(_calls_base(x) for x in statements if x is not check))
+        job = _job_parameter(original_node)
+        if asks_itself and job is None:
+            self.left_alone.append(f"{where} has no parameter whose .parallelism it reads")
+            return updated_node
         position = statements.index(check)
         statements.remove(check)
         leading_lines = check.leading_lines
@@ -374,12 +400,29 @@ class _Unifier(cst.CSTTransformer):
             position -= 1
             leading_lines = cst.ensure_type(statements.pop(position), cst.SimpleStatementLine).leading_lines
         self.unified.append(where)
-        if not (self.base_asks and any(_calls_base(statement) for statement in statements)):
+        if asks_itself:
             self.needs_helper = True
-            call = f"{HELPER_NAME}(self, config.parallelism.tensor_parallel_degree)"
+            call = f"{HELPER_NAME}(self, {job}.parallelism.tensor_parallel_degree)"
             line = cst.ensure_type(cst.parse_statement(call), cst.SimpleStatementLine)
             statements.insert(position, line.with_changes(leading_lines=leading_lines))
         return updated_node.with_changes(body=block.with_changes(body=statements))
+
+
+def _job_parameter(function: cst.FunctionDef) -> str | None:
+    """The parameter that holds the job's config, by what the body reads of it.
+
+    Its name is upstream's to change: ``config``, and ``trainer_config`` for some months of main.
+    """
+    names = set(_parameters(function))
+    for node in _nodes(function.body):
+        if (
+            isinstance(node, cst.Attribute)
+            and node.attr.value == "parallelism"
+            and isinstance(node.value, cst.Name)
+            and node.value.value in names
+        ):
+            return node.value.value
+    return None
 
 
 def _refusals(check: cst.If) -> list[bool]:
@@ -414,17 +457,23 @@ def _assigns_unused(statement: cst.CSTNode, statements: Sequence[cst.CSTNode]) -
 
 
 def _names(node: cst.CSTNode) -> Iterator[str]:
-    if isinstance(node, cst.Name):
-        yield node.value
+    return (inner.value for inner in _nodes(node) if isinstance(inner, cst.Name))
+
+
+def _nodes(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
+    """A node and all below it, in the order of the source."""
+    yield node
     for child in node.children:
-        yield from _names(child)
+        yield from _nodes(child)
 
 
 def _calls_base(node: cst.CSTNode) -> bool:
-    is_call = isinstance(node, cst.Call) and isinstance(node.func, cst.Attribute)
-    if is_call and node.func.attr.value == "update_from_config":  # type: ignore[attr-defined]
-        return True
-    return any(_calls_base(child) for child in node.children)
+    return any(
+        isinstance(inner, cst.Call)
+        and isinstance(inner.func, cst.Attribute)
+        and inner.func.attr.value == "update_from_config"
+        for inner in _nodes(node)
+    )
 
 
 # --- imports -----------------------------------------------------------------------------------------

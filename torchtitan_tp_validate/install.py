@@ -27,8 +27,8 @@ from torchtitan_tp_validate.notices import forget
 from torchtitan_tp_validate.wrappers import TARGETS
 from torchtitan_tp_validate.wrappers.guard import guard
 from torchtitan_tp_validate.wrappers.target import (
-    KNOWN_RELEASES,
     EntryPoint,
+    torchtitan_identity,
     torchtitan_version,
     unbindable_function,
 )
@@ -244,7 +244,6 @@ def _problem(entry_point: EntryPoint) -> str | None:
 
 def _problems() -> list[str]:
     """What stands in the way of guarding everything, a sentence each."""
-    version = torchtitan_version()
     native = hf.problems()
     entry_points = [(model, point) for model, point in _entry_points() if not hf.is_entry_point(point)]
     if not entry_points and any(hf.entry_points()):
@@ -256,12 +255,10 @@ def _problems() -> list[str]:
         for _, entry_point in entry_points
         if (problem := _problem(entry_point)) is not None
     ]
-    if version not in KNOWN_RELEASES:
-        problems.append(
-            f"torchtitan {version or 'of unknown version'} is not a release that the guards were tested with "
-            f"({', '.join(sorted(KNOWN_RELEASES))}): {len(entry_points) - len(problems)} entry points were "
-            "found in it and are guarded."
-        )
+    strange = torchtitan_identity().problem
+    if strange is not None:
+        found = len(entry_points) - len(problems)
+        problems.append(f"torchtitan {strange}: {found} entry points were found in it and are guarded.")
     return problems + native
 
 

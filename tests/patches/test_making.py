@@ -16,7 +16,7 @@ import make_patches
 import pytest
 from make_patches import CannotPatchError, Patched
 
-from tests.patches.trees import RELEASE, ROOT, add_model, make, put, snapshot
+from tests.patches.trees import RELEASE, ROOT, add_model, make, put, snapshot, with_check
 from torchtitan_tp_validate.wrappers import TARGETS
 
 GENERATIONS = ("model_args", "layer", "layers")
@@ -105,7 +105,8 @@ def test_a_made_tree_is_patched_fires_and_comes_back(tmp_path: Path, generation:
     patched = make_patches.patch(tree)
     make_patches.write(patched, out)
     told = apply_patches.run(tree, out, check=False, reverse=False)
-    assert told[1].startswith(f"the guard fires in {len(patched.guarded)} entry points: ")
+    assert told.complete
+    assert told.lines[1].startswith(f"the guard fires in {len(patched.guarded)} entry points: ")
     assert any(entry_point.function == "parallelize_newmodel" for entry_point in patched.guarded)
     apply_patches.run(tree, out, check=False, reverse=True)
     assert snapshot(tree) == before
@@ -154,6 +155,23 @@ def test_the_fork_passes_its_own_tests_and_is_refused_by_its_one_layer_config(tm
     )
     assert result.stdout == (
         "Tensor parallel degree (4) must divide n_kv_heads (2). For Qwen3.5-MoE, max supported TP is 2.\n"
+    )
+
+
+def test_main_of_march_2026_is_patched_and_all_of_it_refuses(tmp_path: Path) -> None:
+    """The job's config had another name, and an experiment kept its function in another file."""
+    tree, out = make(tmp_path / "tree", "layer"), tmp_path / "out"
+    put(tree, "torchtitan/models/llama3/model.py", with_check("trainer_config"))
+    experiment = "torchtitan/experiments/rl/unified/models/parallelize.py"
+    put(tree, experiment, "def parallelize_qwen3(model, parallel_dims):\n    return model\n")
+    patched = make_patches.patch(tree)
+    assert len(patched.unified) == len(patched.left_alone) == 1
+    make_patches.write(patched, out)
+    told = apply_patches.run(tree, out, check=False, reverse=False)
+    assert told.complete
+    assert told.lines[1:] == (
+        "the guard fires in 3 entry points and 1 config-time check: "
+        '"Tensor parallel degree (4) must divide n_kv_heads (2)."',
     )
 
 
@@ -216,6 +234,56 @@ def test_every_missing_entry_point_is_named(tree: Path) -> None:
         f"{LLAMA3}.parallelize_llama: {wanted}\n"
         f"  torchtitan.models.qwen3_5.parallelize.parallelize_qwen3_5: {wanted}"
     )
+
+
+RL = "torchtitan.experiments.rl.unified"
+_RL = RL.replace(".", "/")
+_FUNCTION = "def parallelize_qwen3(model, parallel_dims):\n    return model\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "reason"),
+    [
+        # upstream pull request #2545, and main for some weeks
+        (
+            f"{_RL}/models/parallelize.py",
+            _FUNCTION,
+            f"{RL}.parallelize.parallelize_qwen3: the package has no parallelize.py or infra/parallelize.py; "
+            f"{_RL}/models/parallelize.py defines it",
+        ),
+        (
+            f"{_RL}/plugin.py",
+            "",
+            f"{RL}.parallelize.parallelize_qwen3: the package has no parallelize.py or infra/parallelize.py",
+        ),
+        (
+            f"{_RL}/infra/parallelize.py",
+            "def parallelize_qwen3_moe(model, parallel_dims):\n    return model\n",
+            f"{RL}.infra.parallelize.parallelize_qwen3: its module does not define parallelize_qwen3",
+        ),
+        (
+            f"{_RL}/parallelize.py",
+            "import os\n\ndef parallelize_qwen3(model, *args):\n    return os\n",
+            f"{RL}.parallelize.parallelize_qwen3 takes parallel_dims through * or **",
+        ),
+        (
+            f"{_RL}/parallelize.py",
+            _FUNCTION,
+            f"{_RL}/parallelize.py imports nothing: there is no place for an import in it",
+        ),
+    ],
+)
+def test_an_experiment_without_a_place_is_left_alone_and_named(
+    tree: Path, file: str, source: str, reason: str
+) -> None:
+    put(tree, file, source)
+    patched = make_patches.patch(tree)
+    assert [entry_point.function for entry_point in patched.guarded] == [
+        "parallelize_llama",
+        "parallelize_qwen3_5",
+    ]
+    assert file not in patched.files
+    assert patched.left_alone == [reason]
 
 
 def test_the_script_says_why_and_writes_nothing(tree: Path, tmp_path: Path) -> None:
@@ -329,6 +397,26 @@ def test_a_check_without_a_base_gives_way_to_the_helper(tree: Path) -> None:
 
 
 BASE = "Decoder.Config.update_from_config(self, config=config)\n"
+
+
+@pytest.mark.parametrize("parameter", ["config", "trainer_config", "job_config"])
+def test_the_helper_is_asked_about_the_functions_own_parameter(tree: Path, parameter: str) -> None:
+    """main called it ``trainer_config`` from 2026-03-18 to 2026-05-28."""
+    path = "torchtitan/models/llama3/model.py"
+    put(tree, path, with_check(parameter))
+    call = f"            validate_tp_compat(self, {parameter}.parallelism.tensor_parallel_degree)\n"
+    assert call in make_patches.patch(tree).files[path]
+
+
+def test_a_check_without_a_jobs_config_is_left_alone_and_named(tree: Path) -> None:
+    path = "torchtitan/models/llama3/model.py"
+    put(tree, path, with_check("tp").replace("            tp = tp.parallelism.tensor_parallel_degree\n", ""))
+    patched = make_patches.patch(tree)
+    assert path not in patched.files
+    assert patched.left_alone == [
+        "Llama3Model.Config.update_from_config in torchtitan/models/llama3/model.py "
+        "has no parameter whose .parallelism it reads"
+    ]
 
 
 def test_a_check_behind_a_base_that_asks_goes_without_replacement(tree: Path) -> None:

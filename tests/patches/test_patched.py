@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,18 @@ def test_the_patchs_own_tests_pass(patched: Path) -> None:
     result = subprocess.run(command, cwd=patched, env=env, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert f"{7 if IS_0_2 else 9} passed" in result.stdout
+
+
+def test_the_patched_release_is_still_that_release(patched: Path) -> None:
+    code = """
+        import torchtitan_tp_validate as tpv
+        from torchtitan_tp_validate.wrappers.target import torchtitan_identity
+        tpv.install(strict=True)
+        print(torchtitan_identity())
+        """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    result = subprocess.run(command, env=environment(patched), capture_output=True, text=True)
+    assert result.stdout == f"{RELEASE} with the patch of torchtitan-tp-validate\n", result.stderr
 
 
 @pytest.fixture(scope="module")

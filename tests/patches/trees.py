@@ -125,6 +125,22 @@ def add_model(folder: Path, generation: str, model: str, function: str) -> None:
     put(folder, f"torchtitan/models/{model}/model.py", "def view(x, n_heads):\n    return x, n_heads\n")
 
 
+def with_check(parameter: str, base: str = "") -> str:
+    """A model that refuses head counts as its config meets the job's, which has had more names than one."""
+    return f"""import os
+
+
+class Llama3Model:
+    class Config{base}:
+        def update_from_config(self, *, {parameter}, **kwargs):
+            tp = {parameter}.parallelism.tensor_parallel_degree
+            if tp > 1 and self.layers[0].n_heads % tp:
+                n_heads = self.layers[0].n_heads
+                raise ValueError(f"tensor_parallel_degree ({{tp}}) must divide n_heads ({{n_heads}}).")
+            self.used = os
+"""
+
+
 def put(folder: Path, relative: str, text: str) -> None:
     """Write a source file, and make packages of the folders above it."""
     write(folder / relative, textwrap.dedent(text).lstrip("\n").encode())

@@ -6,12 +6,15 @@ signature, an unknown version, the fork) in milliseconds, each in a fresh interp
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+
+from torchtitan_tp_validate.wrappers.target import KNOWN_RELEASES
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,9 +24,15 @@ _KEYWORD_ONLY = "model, *, parallel_dims, training"
 
 @dataclass(frozen=True)
 class FakeTorchtitan:
-    """A torchtitan package in ``folder``, to be put in front of the path."""
+    """A torchtitan package in ``folder``, to be put in front of the path.
+
+    Attributes:
+        release: the tested release that its files, as they are when it runs, are taken for; None when they
+            are to be told by what they are.
+    """
 
     folder: Path
+    release: str | None = None
 
     def write(self, relative: str, text: str) -> None:
         path = self.folder / relative
@@ -36,11 +45,28 @@ class FakeTorchtitan:
         """Run ``code`` in a fresh interpreter that imports this torchtitan."""
         env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(self.folder), str(ROOT)])}
         return subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(code), *arguments],
+            [sys.executable, "-c", self._as_released() + textwrap.dedent(code), *arguments],
             env=env,
             capture_output=True,
             text=True,
             timeout=120,
+        )
+
+    def blobs(self) -> dict[str, str]:
+        """File -> its git blob, of every module."""
+        return {
+            file.relative_to(self.folder).as_posix(): blob(file.read_bytes())
+            for file in sorted((self.folder / "torchtitan").rglob("*.py"))
+        }
+
+    def _as_released(self) -> str:
+        """Code that has these files taken for those of the release."""
+        if self.release is None:
+            return ""
+        table = {file: (known, known) for file, known in self.blobs().items()}
+        return (
+            "from torchtitan_tp_validate.wrappers.releases import BLOBS\n"
+            f"BLOBS[{self.release!r}] = {table!r}\ndel BLOBS\n"
         )
 
     def expect(self, code: str) -> str:
@@ -50,6 +76,11 @@ class FakeTorchtitan:
         return result.stdout
 
 
+def blob(data: bytes) -> str:
+    """What git calls this content."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
 def make(
     folder: Path,
     version: str,
@@ -57,14 +88,16 @@ def make(
     *,
     infra: bool,
     signature: str | None = None,
+    released: bool = True,
 ) -> FakeTorchtitan:
     """A torchtitan with ``models`` (package -> function name).
 
     Args:
         infra: with the file layout of 0.2.x rather than that of 0.3.x.
         signature: parameters of the functions, else those of the layout's release.
+        released: whether its files are taken for the release's, if there is one of that version.
     """
-    fake = FakeTorchtitan(folder)
+    fake = FakeTorchtitan(folder, version if released and version in KNOWN_RELEASES else None)
     fake.write(
         f"torchtitan-{version}.dist-info/METADATA",
         f"Metadata-Version: 2.1\nName: torchtitan\nVersion: {version}\n",

@@ -20,6 +20,7 @@ from torchtitan_tp_validate.install import is_guard
 from torchtitan_tp_validate.job import Job, unguarded
 from torchtitan_tp_validate.rules import Degrees, divisors
 from torchtitan_tp_validate.wrappers import TARGETS
+from torchtitan_tp_validate.wrappers.target import Identity, torchtitan_identity
 
 IS_0_2 = version("torchtitan").startswith("0.2")
 
@@ -88,6 +89,11 @@ def test_every_registered_flavour_is_read(name: str) -> None:
         assert degrees[0] == 1, flavor
         if (name, flavor) in PUBLISHED:
             assert degrees == divisors(math.gcd(*PUBLISHED[name, flavor])), flavor
+
+
+def test_the_installed_release_is_told_by_its_files() -> None:
+    release = version("torchtitan")
+    assert torchtitan_identity() == Identity(release, release)
 
 
 def test_no_known_entry_point_is_at_fault_in_this_release(guards: tpv.Installation) -> None:

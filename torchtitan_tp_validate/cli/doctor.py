@@ -45,10 +45,13 @@ def _lines(states: Any) -> Iterator[output.Line]:
     import platform
     from importlib import metadata
 
+    from torchtitan_tp_validate.wrappers.target import package_folder, torchtitan_identity
+
     yield f"python {platform.python_version()}", ""
     for name in _PACKAGES:
         try:
-            yield f"{name} {metadata.version(name)}", ""
+            by_files = name == "torchtitan" and package_folder(name) is not None
+            yield f"{name} {torchtitan_identity() if by_files else metadata.version(name)}", ""
         except metadata.PackageNotFoundError:
             yield f"{name}: not installed", "dim"
     yield "", ""

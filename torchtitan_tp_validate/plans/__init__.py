@@ -35,11 +35,18 @@ def read_plan(model_or_config: Any, degrees: Degrees = _NO_DEGREES, *, model_nam
         huggingface,
         torchtitan_0_2,
         torchtitan_0_3,
+        torchtitan_fork,
         transformers_backend,
     )
 
     # Some Hugging Face configs have torchtitan's names: they are recognised first.
-    readers: tuple[Any, ...] = (transformers_backend, huggingface, torchtitan_0_3, torchtitan_0_2)
+    readers: tuple[Any, ...] = (
+        transformers_backend,
+        huggingface,
+        torchtitan_0_3,
+        torchtitan_fork,
+        torchtitan_0_2,
+    )
     for reader in readers:
         config = reader.find_config(model_or_config)
         if config is not None:

@@ -1,12 +1,9 @@
-"""torchtitan 0.3.x and the qwen3_5_moe fork: a config tree describes the model.
+"""torchtitan 0.3.x: a config tree describes the model.
 
 In 0.3.x every module's config may carry a ``sharding_config`` that says which dimension of which
 parameter is split over which mesh axis. That is what is read: a model that nobody told us about is
 judged by the same rule. Head counts are declared beside it (``layers[i].attention.n_kv_heads``); a
 gated-delta layer has no attention but a ``delta_net``.
-
-The fork generation (upstream pull request #2545) declares no shardings and has one layer config for all
-layers (``config.layer.attention.n_kv_heads``); it replicates its gated-delta layers over TP.
 
 Source: ``protocols/sharding.py``, ``models/common/decoder.py`` and ``models/qwen3_5/model.py`` of
 torchtitan 0.3.0.
@@ -112,7 +109,7 @@ def in_run(config: Any, run: Any) -> Any:
 def find_config(model_or_config: Any) -> Any | None:
     """The config tree of a model, or the tree itself, or None when this is neither."""
     config = getattr(model_or_config, "config", model_or_config)
-    return config if _has_layer_list(config) or hasattr(config, "layer") else None
+    return config if _has_layer_list(config) else None
 
 
 def read(config: Any, model: Any, degrees: Degrees) -> Plan:
@@ -147,10 +144,7 @@ def bind(config: Any, model: Any) -> Callable[[Degrees], Plan]:
 
 def _walk(config: Any, degrees: Degrees, run: Any) -> _Reading:
     reading = _Reading(degrees.spmd_backend)
-    if _has_layer_list(config):
-        reading.tree(_with_shardings(config, degrees, run))
-    else:
-        reading.fork(config)
+    reading.tree(_with_shardings(config, degrees, run))
     return reading
 
 
@@ -220,14 +214,6 @@ class _Reading:
         found = any(dim.code == "TP007" for dim in self.findings.dims())
         if "vision" in name and not found and any(True for _ in _shardings_below(encoder)):
             self.findings.leave_out(f"TP007: nothing in {name} has num_heads beside wq")
-
-    def fork(self, config: Any) -> None:
-        """Read the fork's one layer config, which stands for every layer."""
-        self._n_layers = positive_int(config, "n_layers", type(config).__qualname__)
-        for index in range(self._n_layers):
-            # models/qwen3_5_moe/model.py of the fork: every interval-th layer attends, counted from 1.
-            if (index + 1) % getattr(config, "full_attention_interval", 1) == 0:
-                self._heads(attention_heads(config.layer.attention, "layer.attention"), (index,))
 
     def _layer(self, layer: Any, path: str, layers: tuple[int, ...]) -> None:
         attention, delta_net = getattr(layer, "attention", None), getattr(layer, "delta_net", None)
@@ -676,8 +662,7 @@ def _projected_heads(delta_net: Any, projection: str, head_dim: str, where: str)
 
 
 def _has_experts(config: Any) -> bool:
-    layers = config.layers if _has_layer_list(config) else [getattr(config, "layer", None)]
-    return any(getattr(layer, "moe", None) is not None for layer in layers)
+    return any(getattr(layer, "moe", None) is not None for layer in config.layers)
 
 
 def _has_layer_list(config: Any) -> bool:
