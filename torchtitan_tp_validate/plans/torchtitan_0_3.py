@@ -33,7 +33,8 @@ from torchtitan_tp_validate.plans.reading import (
     positive_int,
     share_kv_heads,
 )
-from torchtitan_tp_validate.rules import Axis, Degrees, Findings, Plan, Split
+from torchtitan_tp_validate.plans.rows import DIES_WITH_IMAGES, EXPERTS_DIE, note_rows, note_sequence
+from torchtitan_tp_validate.rules import Axis, Degrees, Findings, Plan
 
 HOW_TO_CHANGE = (
     "--parallelism.{flag} {degree}, or in the config registry:\n"
@@ -45,30 +46,9 @@ _DIES_LATE = (
     "  are up; any other one kills the first forward pass with\n"
     "  \"shape '[...]' is invalid for input of size ...\"."
 )
-_DIES_WITH_IMAGES = "the first forward pass with images dies; torchtitan does not look at these heads."
-_SILENTLY_WRONG = (
-    "torchtitan pads the dimension to a multiple of the degree and trains on SILENTLY,\n"
-    "  with other losses and gradients than the model's own, and no error at all."
-)
-_HANGS = (
-    "the loss raises a ValueError on the last rank only, and every other rank hangs\n"
-    "  until its collectives time out."
-)
-_DIES_OR_SILENTLY_WRONG = (
-    "the first forward pass dies, or the dimension is padded and training is SILENTLY wrong."
-)
-_SEQUENCE = "the Trainer refuses it when the process groups are up; without a Trainer, forward aborts."
-_EXPERTS_DIE = "the first forward pass dies with \"shape '[2, -1]' is invalid for input of size ...\"."
-
-_EMPTY_SHARD = "the rank that is left without a part dies, or waits for ever, and so do the others."
-_OUT_OF_STEP = 'the first forward pass dies with "The size of tensor a must match the size of tensor b".'
-
 _EXPERTS = "routed_experts.inner_experts"
 """Where torchtitan's FSDP looks for the weights of a layer's experts."""
 
-_PADS_UNEVEN_SHARDS = "spmd_types"
-"""The backend that cannot tell an uneven shard from an even one; DTensor, behind the others, can, and
-fails on empty ones only."""
 _HAS_ONE_FSDP_AXIS = "partial_dtensor"
 """The backend whose FSDP mesh is that of the data alone; the others hand FSDP the TP axis too."""
 
@@ -86,7 +66,7 @@ def read(config: Any, model: Any, degrees: Degrees) -> Plan:
     """
     del model
     reading = _Reading(degrees)
-    reading.sequence(degrees)
+    note_sequence(reading.findings, degrees)
     if _has_layer_list(config):
         reading.tree(_with_shardings(config, degrees))
         n_layers = len(config.layers) + len(getattr(config, "mtp_layers", ()))
@@ -115,16 +95,6 @@ class _Reading:
         self.all_share = True
         self.unread: list[str] = []
         self._degrees = degrees
-        self._pads = degrees.spmd_backend == _PADS_UNEVEN_SHARDS
-
-    def sequence(self, degrees: Degrees) -> None:
-        """The sequence length: split between blocks if sequence parallel, and at the experts in any case."""
-        split = degrees.sequence_parallel or degrees.ep > 1
-        if degrees.seq_len is not None and split and self._pads:
-            multiple = 2 * degrees.cp if degrees.cp > 1 else 1
-            self.findings.add(
-                "TP009", degrees.seq_len, _SEQUENCE, place="training.seq_len", multiple=multiple
-            )
 
     def tree(self, config: Any) -> None:
         """Read a 0.3.x tree: its layers by index, multi-token-prediction layers at the end."""
@@ -181,26 +151,29 @@ class _Reading:
                 # What is made of whole heads is split like them, and the double like its half.
                 implied = any(size % count == 0 for count in heads) or size / 2 in sizes
                 if axis is Axis.EP:
-                    self.findings.add("EP001", size, _EXPERTS_DIE, layers=layers)
+                    self.findings.add("EP001", size, EXPERTS_DIE, layers=layers)
                 elif not implied:
                     self._split(node, size, f"{path}.{name}", layers, has_double=2 * size in sizes)
         if hasattr(node, "num_heads") and hasattr(node, "wq"):
             heads = (positive_int(node, "num_heads", path),)
-            self.findings.add("TP007", heads[0], _DIES_WITH_IMAGES, layers=layers, place=path)
+            self.findings.add("TP007", heads[0], DIES_WITH_IMAGES, layers=layers, place=path)
         for name, child in _children(node, kind):
             self._node(child, f"{path}.{name}", layers, heads)
 
     def _split(self, node: Any, size: int, path: str, layers: tuple[int, ...], *, has_double: bool) -> None:
         """Note a dimension that is split over TP and does not consist of heads."""
-        code, label, consequence = _what_is_split(node, path, in_layer=bool(layers))
-        where: dict[str, Any] = {"layers": layers, "place": path.rpartition(".")[0], "label": label}
-        if self._pads:
-            self.findings.add(code, size, consequence, silent=consequence is not _HANGS, **where)
-            return
-        self.findings.add(code, size, _EMPTY_SHARD, split=Split.NOT_EMPTY, **where)
-        if has_double:
-            # gpt_oss: one weight holds both halves of the gated projection, another takes their product.
-            self.findings.add(code, size, _OUT_OF_STEP, split=Split.IN_STEP, **where)
+        code, label = _what_is_split(node, path, in_layer=bool(layers))
+        place = path.rpartition(".")[0]
+        note_rows(
+            self.findings,
+            self._degrees,
+            code,
+            size,
+            layers=layers,
+            place=place,
+            label=label,
+            has_double=has_double,
+        )
 
     def _experts(self, node: Any, kind: _Kind, layers: tuple[int, ...]) -> None:
         """Note what FSDP and the grouped product ask of a layer's experts."""
@@ -228,19 +201,19 @@ def _row_name(node: Any, size: int) -> str:
     return known.get(size, "dim")
 
 
-def _what_is_split(node: Any, path: str, *, in_layer: bool) -> tuple[str, str, str]:
-    """``(rule code, label, what padding it does)`` of a parameter's dimension."""
+def _what_is_split(node: Any, path: str, *, in_layer: bool) -> tuple[str, str]:
+    """``(rule code, label)`` of a parameter's dimension."""
     if "tok_embeddings" in path or "lm_head" in path:
-        return "TP006", "", _HANGS
+        return "TP006", ""
     if hasattr(node, "num_experts"):
-        return "TP011", "", _DIES_OR_SILENTLY_WRONG
+        return "TP011", ""
     if "shared_experts" in path:
-        return "TP010", "", _SILENTLY_WRONG
+        return "TP010", ""
     if "vision" in path:
-        return "TP008", "", _SILENTLY_WRONG
+        return "TP008", ""
     if "feed_forward" in path:
-        return "TP005", "", _SILENTLY_WRONG
-    return "TP012", path.partition("].")[2] if in_layer else path, _SILENTLY_WRONG
+        return "TP005", ""
+    return "TP012", path.partition("].")[2] if in_layer else path
 
 
 def _alike(layers: Sequence[Any]) -> list[tuple[Any, list[int]]]:
