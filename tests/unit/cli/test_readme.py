@@ -31,6 +31,17 @@ QWEN: dict[str, Any] = {
         "full_attention_interval": 4,
         "linear_num_key_heads": 16,
         "linear_num_value_heads": 32,
+        "head_dim": 256,
+        "num_experts": 256,
+        "moe_intermediate_size": 512,
+        "shared_expert_intermediate_size": 512,
+        "vocab_size": 248320,
+    },
+    "vision_config": {
+        "num_heads": 16,
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "spatial_merge_size": 2,
     },
 }
 FILES = {
