@@ -50,17 +50,21 @@ def note_experts(
     *,
     tp: int,
     row_shards: Fraction | None,
+    place: str = "",
 ) -> None:
     """Note what must divide besides what tensor and expert parallelism want themselves.
 
     Args:
         tp: how many ranks share the hidden dimension; 1 when the plan does not cut it.
         row_shards: FSDP's shards of the rows, per rank that shards the data; None when it cuts experts.
+        place: where the experts are, when it is not known in which layers.
     """
     layers = tuple(layers)
     # Elsewhere another kernel multiplies, or none that torchtitan supports.
     if experts.grouped and degrees.device_type == "cuda" and any(cut for _, _, cut in experts.rows):
-        findings.add("TP013", experts.hidden_dim, _MISALIGNED, layers=layers, split=Split.ALIGNED)
+        findings.add(
+            "TP013", experts.hidden_dim, _MISALIGNED, layers=layers, place=place, split=Split.ALIGNED
+        )
     if degrees.fsdp and not degrees.dp_shard_is_known:
         findings.leave_out(_UNKNOWN_SHARDS)
     if row_shards is None:

@@ -2,15 +2,14 @@
 
 Neither transformers nor torch is loaded. What is read is the text decoder: every layer's query and
 key-value heads, and the key and value heads of its linear attention. What they mean depends on who
-splits the model, see `Framework`.
+splits the model, see `Framework`; what torchtitan splits beside them is in ``huggingface_sizes.py``.
 
 A layer without attention (state space, convolution, feed-forward alone) imposes nothing: neither
-framework splits it by heads. What is beside the text decoder (vision, audio), and what is not a head, is
-not judged.
+framework splits it by heads.
 
 Source: ``models/*/configuration_*.py`` (the names, and how raw files are completed) and
 ``PreTrainedConfig.get_text_config`` of transformers 5.23, and files on the Hugging Face Hub whose model code
-is not in transformers (DeciLM, OpenELM, ChatGLM).
+is not in transformers (DeciLM, OpenELM, ChatGLM, StripedHyena, MiMo, Step, flash-linear-attention).
 """
 
 from __future__ import annotations
@@ -20,7 +19,18 @@ from enum import Enum
 from typing import Any
 
 from torchtitan_tp_validate.errors import PlanError
-from torchtitan_tp_validate.plans.reading import Heads, shortened, whole_number
+from torchtitan_tp_validate.plans.huggingface_sizes import SHARES_KV_HEADS, note_sizes
+from torchtitan_tp_validate.plans.key_value_heads import N_KV_HEADS, n_kv_heads
+from torchtitan_tp_validate.plans.reading import (
+    Heads,
+    found,
+    head_count,
+    per_layer,
+    share_kv_heads,
+    shortened,
+    value_of,
+    whole_number,
+)
 from torchtitan_tp_validate.rules import Degrees, Findings, Plan
 
 
@@ -29,7 +39,7 @@ class Framework(Enum):
 
     TORCHTITAN = "torchtitan"
     """Every kind of head is split whole: query, key-value and linear-attention heads. The rule of
-    torchtitan's own models, applied to any."""
+    torchtitan's own models, applied to any; where it has a model of the family, its other sizes too."""
     TRANSFORMERS = "transformers"
     """Native tensor parallelism: query and key-value heads where the model's plan has their projections
     ``colwise``. Linear attention is gathered, and imposes nothing."""
@@ -59,16 +69,16 @@ _N_HEADS = (
     "attention_heads",
     "num_query_heads",
 )
-_N_KV_HEADS = (
-    "num_key_value_heads_per_layer",
-    "decoder_num_key_value_heads",
-    "num_key_value_heads",
-    "num_kv_heads",
-    "n_kv_heads",
-)
 _SLIDING_N_HEADS = ("swa_num_attention_heads", "num_sliding_attention_heads")
 _SLIDING_N_KV_HEADS = ("swa_num_key_value_heads",)
+_N_MTP = "num_nextn_predict_layers"
+_OTHER_SETTING = "attention_other_setting"  # of Step-3.5: what differs in its sliding layers
 _LAYER_TYPES = ("layer_types", "layers_block_type", "block_types", "hybrid_override_pattern")
+_PATTERNS = {
+    "hybrid_layer_pattern": ("full_attention", "sliding_attention"),  # MiMo-V2
+    "attn_type_list": ("linear_attention", "full_attention"),  # MiniMax-01
+}
+"""A number for every layer, and what 0 and 1 stand for."""
 _TEXT_PARTS = (
     "text_config",
     "language_config",
@@ -81,13 +91,21 @@ _TEXT_PARTS = (
     "vlm_config",
 )
 
-_WITHOUT_ATTENTION = frozenset({"conv", "recurrent", "mamba", "mamba2", "moe", "mlp", "M", "E", "-"})
-# Models whose num_heads are those of a state-space or recurrent mixer.
-_NO_ATTENTION_AT_ALL = frozenset({"mamba2", "xlstm"})
+_WITHOUT_ATTENTION = frozenset({"conv", "hyena", "recurrent", "mamba", "mamba2", "moe", "mlp", "M", "E", "-"})
+# Models whose num_heads, if they have any, are those of a state-space or recurrent mixer.
+_NO_ATTENTION_AT_ALL = frozenset(
+    {
+        *("mamba", "mamba2", "falcon_mamba", "log_linear_mamba2", "xlstm", "hgrn"),
+        *("rwkv", "rwkv5", "rwkv6", "rwkv7"),
+    }
+)
+# Hybrids of flash-linear-attention whose other layers are state-space mixers.
+_STATE_SPACE_HYBRIDS = frozenset({"mamba", "mamba2", "log_linear_mamba2", "samba"})
+_OF_A_MODEL = ("model_type", "architectures", "hidden_size", "d_model", "n_embd", "vocab_size")
+"""One of these is in every model's config, and in no other file."""
 
 # No model has more; a damaged file may say anything.
 _MOST_LAYERS = 10_000
-_MOST_HEADS = 1_000_000
 _DEEPEST = 8
 
 _LABELS = {
@@ -105,6 +123,7 @@ _HOW_TO_CHANGE = {
     Framework.TRANSFORMERS: "tp_size={degree}, as in from_pretrained(...,\n"
     "  distributed_config=DistributedConfig(tp_size={degree}))",
 }
+_HOW_TO_REPLICATE = "--replicate-kv-heads"
 _CONSEQUENCE = {
     Framework.TORCHTITAN: "the run starts, and its first forward pass dies in attention with\n"
     "  \"shape '[...]' is invalid for input of size ...\".",
@@ -143,7 +162,8 @@ def read(
     Args:
         config: what `find_config` gave.
         model: where its effective plan is asked for when ``tp_plan`` is not given.
-        degrees: those of the run; they change nothing about heads.
+        degrees: of the run. torchtitan's rule also judges experts by expert parallelism, the sequence by
+            tensor and context parallelism, and shared key-value heads; transformers' rule knows none of them.
         framework: who splits the model.
         tp_plan: transformers' own, module pattern -> style, when it is known; by default that of ``model``.
             A file has none: then every attention projection is taken to be ``colwise``, which is what all
@@ -164,13 +184,55 @@ def read(
     for (code, size), indices in having.items():
         if code in split:
             findings.add(code, size, _CONSEQUENCE[framework], layers=indices, label=_LABELS[code])
-    return Plan(
+    if framework is Framework.TRANSFORMERS:
+        not_judged = tuple(_unknown_to_transformers(degrees))
+        shared: Findings | None = None
+    else:
+        parts = list(_text_parts(config, ""))
+        not_judged = tuple(note_sizes(findings, config, parts, degrees))
+        shared = _shared_kv_heads(config, parts, layers)
+    plan = Plan(
         model=_name(config),
         dims=findings.dims(),
         n_layers=len(layers),
         how_to_change=_HOW_TO_CHANGE[framework],
         degrees=degrees,
+        not_judged=not_judged,
+        how_to_replicate=_HOW_TO_REPLICATE if shared else "",
+        shared_kv=shared.dims() if shared else (),
     )
+    return plan.with_kv_replication() if degrees.replicate_kv_heads else plan
+
+
+def _unknown_to_transformers(degrees: Degrees) -> Iterator[str]:
+    """What was requested that transformers' tensor parallelism has no word for."""
+    requested = {
+        "an expert parallel degree": degrees.ep > 1,
+        "a context parallel degree": degrees.cp > 1,
+        "a sequence length": degrees.seq_len is not None,
+        "KV-head replication": degrees.replicate_kv_heads,
+    }
+    yield from (f"{name}: no part of transformers' rule" for name, is_set in requested.items() if is_set)
+
+
+def _shared_kv_heads(
+    config: Mapping[str, Any], parts: Sequence[tuple[Mapping[str, Any], str]], layers: Sequence[Heads]
+) -> Findings | None:
+    """What takes the place of whole key-value heads under KV-head replication; None where nothing does."""
+    if _name(config) not in SHARES_KV_HEADS or len(parts) != 1:
+        return None
+    ((part, where),) = parts
+    shared = Findings()
+    for index, heads in enumerate(layers):
+        if "TP002" not in heads:
+            continue
+        head_dim = part.get("head_dim")
+        if head_dim is None and isinstance(part.get("hidden_size"), int):
+            head_dim = part["hidden_size"] // heads["TP001"]
+        if head_dim is None:
+            return None
+        share_kv_heads(shared, heads["TP002"], head_count(head_dim, f"{where}head_dim"), (index,))
+    return shared
 
 
 def layer_heads(config: Mapping[str, Any]) -> tuple[Heads, ...]:
@@ -198,33 +260,41 @@ def _text_parts(config: Mapping[str, Any], where: str) -> Iterator[tuple[Mapping
 
 def _layers(config: Mapping[str, Any], where: str) -> Iterator[Heads]:
     """The heads of each layer of one text decoder; ``where`` is the path of its config, with a dot."""
+    hybrid = config.get("attn")
+    if isinstance(hybrid, Mapping) and "layers" in hybrid:
+        yield from _hybrid_of_linear_attention(config, hybrid, where)
+        return
     if _name(config) in _NO_ATTENTION_AT_ALL:
         raise PlanError(f"Not validated: {_name(config)} has no attention heads.")
     if isinstance(config.get("block_configs"), Sequence):
         yield from _blocks(config, where)
         return
-    if _found(config, _N_HEADS) is None:
-        raise PlanError(
-            f"Not validated: the config has no {where}num_attention_heads (nor n_head, n_heads, num_heads). "
-            "A file that older transformers wrote leaves out what equals the class's default: save it again."
-        )
+    if found(config, _N_HEADS) is None:
+        raise PlanError(f"Not validated: {_what_is_without_heads(config, where)}")
     types = _layer_types(config, where) or ["attention"] * _n_layers(config, where)
     n_layers = len(types)
-    n_heads = _per_layer(config, _N_HEADS, n_layers, where)
+    n_heads = per_layer(config, _N_HEADS, n_layers, where)
     assert n_heads is not None
-    n_kv_heads = _n_kv_heads(config, n_layers, where) or n_heads
-    sliding_n_heads = _per_layer(config, _SLIDING_N_HEADS, n_layers, where) or n_heads
-    sliding_n_kv_heads = _per_layer(config, _SLIDING_N_KV_HEADS, n_layers, where) or n_kv_heads
-    global_n_kv_heads = n_kv_heads
+    is_latent = value_of(config, ("kv_lora_rank",)) is not None and config.get("use_mla") is not False
+    kv_heads_of = (None if is_latent else n_kv_heads(config, n_heads, where)) or n_heads
+    sliding_n_heads = per_layer(config, _SLIDING_N_HEADS, n_layers, where) or n_heads
+    sliding_n_kv_heads = per_layer(config, _SLIDING_N_KV_HEADS, n_layers, where) or kv_heads_of
+    other = config.get(_OTHER_SETTING)
+    if isinstance(other, Mapping):
+        path = f"{where}{_OTHER_SETTING}."
+        sliding_n_heads = per_layer(other, _N_HEADS, n_layers, path) or sliding_n_heads
+        sliding_n_kv_heads = per_layer(other, N_KV_HEADS, n_layers, path) or sliding_n_kv_heads
+    global_n_kv_heads = kv_heads_of
     if config.get("attention_k_eq_v", True):  # Gemma 4 ignores the field where this is off
-        global_n_kv_heads = _per_layer(config, ("num_global_key_value_heads",), n_layers, where) or n_kv_heads
-    is_latent = _value(config, ("kv_lora_rank",)) is not None
+        global_n_kv_heads = per_layer(config, ("num_global_key_value_heads",), n_layers, where) or kv_heads_of
     overrides = _overrides(config, where)
     for layer_type in dict.fromkeys(types):
         attends = any(word in layer_type for word in ("attention", "hybrid", "sparse", "*"))
         if not attends and layer_type not in _WITHOUT_ATTENTION:
             index = types.index(layer_type)
-            raise PlanError(f"Not validated: {where}layer {index} is of unknown type {layer_type!r}.")
+            raise PlanError(
+                f"Not validated: {where}layer {index} is of unknown type {shortened(layer_type)}."
+            )
     for index, layer_type in enumerate(types):
         if layer_type in _WITHOUT_ATTENTION:
             yield {}
@@ -237,17 +307,78 @@ def _layers(config: Mapping[str, Any], where: str) -> Iterator[Heads]:
         elif layer_type == "full_attention":
             heads, kv_heads = n_heads[index], global_n_kv_heads[index]
         else:
-            heads, kv_heads = n_heads[index], n_kv_heads[index]
+            heads, kv_heads = n_heads[index], kv_heads_of[index]
         if index in overrides:
             path, override = f"{where}per_layer_config[{index}]", overrides[index]
-            heads = _count(override.get("num_attention_heads", heads), path)
-            kv_heads = _count(override.get("num_key_value_heads", kv_heads), path)
+            heads = head_count(override.get("num_attention_heads", heads), path)
+            kv_heads = head_count(override.get("num_key_value_heads", kv_heads), path)
         # Multi-head latent attention expands its latents to query heads, whatever the file says.
-        yield {"TP001": heads} if is_latent else {"TP001": heads, "TP002": kv_heads}
+        yield {"TP001": heads} if is_latent else _grouped(heads, kv_heads, f"{where}layer {index}")
+
+
+def _grouped(n_heads: int, n_kv_heads: int, where: str) -> Heads:
+    """The heads of a layer whose key-value heads each serve as many query heads as any other.
+
+    Raises:
+        PlanError: they cannot.
+    """
+    if n_heads % n_kv_heads:
+        raise PlanError(
+            f"Not validated: {where} has {n_heads} query heads and {n_kv_heads} key-value heads, which do "
+            "not divide them. No model can have that: one of the two numbers in the config is wrong."
+        )
+    return {"TP001": n_heads, "TP002": n_kv_heads}
+
+
+def _what_is_without_heads(config: Mapping[str, Any], where: str) -> str:
+    """What a config is that has no number of attention heads, as a sentence."""
+    if not where and config.get("peft_type") is not None:
+        base = shortened(config.get("base_model_name_or_path"))
+        return f"this is the config of a PEFT adapter, not of a model: judge that of its base model, {base}."
+    is_state_space = any(isinstance(name, str) and name.startswith(("ssm_", "state_size")) for name in config)
+    if is_state_space and not config.get("attn_layer_idx"):
+        return f"{_name(config)} is a state-space model, which has no attention heads."
+    if not where and found(config, (*_OF_A_MODEL, *_N_LAYERS)) is None:
+        return (
+            "this is not the config of a model: it has no model_type, and no num_attention_heads "
+            "(nor n_head, n_heads, num_heads)."
+        )
+    return (
+        f"the config has no {where}num_attention_heads (nor n_head, n_heads, num_heads). "
+        "A file that older transformers wrote leaves out what equals the class's default: save it again."
+    )
+
+
+def _hybrid_of_linear_attention(
+    config: Mapping[str, Any], attn: Mapping[str, Any], where: str
+) -> Iterator[Heads]:
+    """flash-linear-attention: some layers attend, with heads of their own; the others have the model's."""
+    n_layers = _n_layers(config, where)
+    attends = _positions(attn["layers"], f"{where}attn.layers")
+    heads = head_count(attn.get("num_heads"), f"{where}attn.num_heads")
+    kv_heads = head_count(value_of(attn, N_KV_HEADS) or heads, f"{where}attn.num_kv_heads")
+    others: Heads = {}
+    if _name(config) not in _STATE_SPACE_HYBRIDS:
+        keys = head_count(value_of(config, _N_HEADS), f"{where}num_heads")
+        values = value_of(config, ("num_v_heads", "num_kv_heads")) or keys
+        others = {"TP003": keys, "TP004": head_count(values, f"{where}num_v_heads")}
+    for index in range(n_layers):
+        yield _grouped(heads, kv_heads, f"{where}attn") if index in attends else others
+
+
+def _positions(value: Any, name: str) -> frozenset[int]:
+    """A list of layer numbers.
+
+    Raises:
+        PlanError: it is something else.
+    """
+    if not isinstance(value, (list, tuple)) or not all(type(number) is int for number in value):
+        raise PlanError(f"Not validated: {name} must be a list of layer numbers, got {shortened(value)}.")
+    return frozenset(value)
 
 
 def _n_layers(config: Mapping[str, Any], where: str) -> int:
-    name, value = _found(config, _N_LAYERS) or (_N_LAYERS[3], None)
+    name, value = found(config, _N_LAYERS) or (_N_LAYERS[3], None)
     return whole_number(value, f"{where}{name}", at_most=_MOST_LAYERS)
 
 
@@ -257,42 +388,28 @@ def _layer_types(config: Mapping[str, Any], where: str) -> list[str] | None:
     Raises:
         PlanError: they are not alike, and the config does not tell which is which.
     """
-    name, types = _found(config, _LAYER_TYPES) or ("", None)
+    name, types = found(config, _LAYER_TYPES) or ("", None)
     if types is not None:
         if not isinstance(types, Sequence) or not types or not all(isinstance(t, str) for t in types):
             raise PlanError(f"Not validated: {where}{name} must be a list of names, got {shortened(types)}.")
-        declared = _found(config, _N_LAYERS)
+        declared = found(config, _N_LAYERS)
         n_layers = len(types) if declared is None else _n_layers(config, where)
         if name == "block_types":  # RecurrentGemma repeats its pattern
             return [types[index % len(types)] for index in range(n_layers)]
+        if name == "layer_types" and len(types) > n_layers and len(types) - n_layers == config.get(_N_MTP):
+            return list(types[:n_layers])  # Step-3.5 names those of its multi-token prediction too
         if name == "layer_types" and n_layers != len(types):
             raise PlanError(
                 f"Not validated: {where}layer_types names {len(types)} layers, and {where}{declared[0]} "  # type: ignore[index]
                 f"is {n_layers}."
             )
         return list(types)
-    linear = config.get("linear_attn_config")
-    if isinstance(linear, Mapping) and isinstance(linear.get("full_attn_layers"), Sequence):
-        full = linear["full_attn_layers"]  # counted from 1
-        return [
-            "full_attention" if index + 1 in full else "linear_attention"
-            for index in range(_n_layers(config, where))
-        ]
-    if isinstance(config.get("full_attention_interval"), int) and config["full_attention_interval"] > 0:
-        interval = config["full_attention_interval"]
-        return [
-            "linear_attention" if (index + 1) % interval else "full_attention"
-            for index in range(_n_layers(config, where))
-        ]
-    if isinstance(config.get("attn_layer_period"), int) and config["attn_layer_period"] > 0:
-        period, offset = config["attn_layer_period"], config.get("attn_layer_offset", 0)
-        return [
-            "full_attention" if index % period == offset else "mamba"
-            for index in range(_n_layers(config, where))
-        ]
+    inferred = _inferred_layer_types(config, where)
+    if inferred is not None:
+        return inferred
     of_some_layers = ("linear_num_key_heads", "linear_num_heads", "linear_attn_config")
-    of_others = (*_SLIDING_N_HEADS, *_SLIDING_N_KV_HEADS)
-    mixed = _found(config, (*of_some_layers, *of_others))
+    of_others = (*_SLIDING_N_HEADS, *_SLIDING_N_KV_HEADS, _OTHER_SETTING)
+    mixed = found(config, (*of_some_layers, *of_others))
     if mixed is not None:
         raise PlanError(
             f"Not validated: the config has {where}{mixed[0]} for some of its layers, but no "
@@ -301,45 +418,44 @@ def _layer_types(config: Mapping[str, Any], where: str) -> list[str] | None:
     return None
 
 
-def _per_layer(
-    config: Mapping[str, Any], names: Sequence[str], n_layers: int, where: str
-) -> list[int] | None:
-    """A count for each layer: one number for all of them, or a list."""
-    found = _found(config, names)
-    if found is None:
-        return None
-    name, value = found
-    if not isinstance(value, list):
-        return [_count(value, f"{where}{name}")] * n_layers
-    if len(value) != n_layers:
-        raise PlanError(
-            f"Not validated: {where}{name} counts {len(value)} layers, but the model has {n_layers}."
-        )
-    return [_count(count, f"{where}{name}[{index}]") for index, count in enumerate(value)]
-
-
-def _n_kv_heads(config: Mapping[str, Any], n_layers: int, where: str) -> list[int] | None:
-    """Key-value heads of each layer, or None when every query head has its own."""
-    # Falcon's new architecture has groups, whatever it says about multi-query.
-    if config.get("multi_query") is True and not config.get("new_decoder_architecture"):
-        return [1] * n_layers
-    if config.get("multi_query_attention") is True:
-        return _per_layer(config, ("multi_query_group_num",), n_layers, where) or [1] * n_layers
-    attn_config = config.get("attn_config")
-    if isinstance(attn_config, Mapping) and _found(attn_config, ("kv_n_heads",)):
-        return _per_layer(attn_config, ("kv_n_heads",), n_layers, f"{where}attn_config.")
-    found = _per_layer(config, _N_KV_HEADS, n_layers, where)
-    if found is None and where and not any(name in config for name in _N_KV_HEADS) and _is_diff(config):
-        raise PlanError(
-            f"Not validated: {where}num_key_value_heads is left out, as older transformers does with what "
-            "equals the class's default: save the config again, or set it."
-        )
-    return found
-
-
-def _is_diff(config: Mapping[str, Any]) -> bool:
-    """Whether a nested config was written without its defaults: a full one says how weights begin."""
-    return not any(name.startswith(("init", "layer_norm", "rms_norm")) for name in config)
+def _inferred_layer_types(config: Mapping[str, Any], where: str) -> list[str] | None:
+    """What each layer is, where the config has a rule, a pattern or positions in place of names."""
+    for name, kinds in _PATTERNS.items():
+        pattern = config.get(name)
+        if pattern is None:
+            continue
+        if not isinstance(pattern, (list, tuple)) or not all(kind in (0, 1) for kind in pattern):
+            raise PlanError(
+                f"Not validated: {where}{name} must be a list of 0 and 1, got {shortened(pattern)}."
+            )
+        n_layers = _n_layers(config, where)
+        if len(pattern) != n_layers:
+            raise PlanError(
+                f"Not validated: {where}{name} counts {len(pattern)} layers, but the model has {n_layers}."
+            )
+        return [kinds[kind] for kind in pattern]
+    if config.get("attn_layer_idxs") is not None:  # StripedHyena
+        attends = _positions(config["attn_layer_idxs"], f"{where}attn_layer_idxs")
+        return ["full_attention" if i in attends else "hyena" for i in range(_n_layers(config, where))]
+    linear = config.get("linear_attn_config")
+    if isinstance(linear, Mapping) and linear.get("full_attn_layers") is not None:
+        full = _positions(linear["full_attn_layers"], f"{where}linear_attn_config.full_attn_layers")
+        return [
+            "full_attention" if index + 1 in full else "linear_attention"  # counted from 1
+            for index in range(_n_layers(config, where))
+        ]
+    for name, before, other in (
+        ("full_attention_interval", 1, "linear_attention"),
+        ("attn_layer_period", 0, "mamba"),
+    ):
+        if config.get(name) is not None:
+            interval = whole_number(config[name], f"{where}{name}")
+            offset = config.get("attn_layer_offset", 0) if name == "attn_layer_period" else 0
+            return [
+                "full_attention" if (index + before) % interval == offset else other
+                for index in range(_n_layers(config, where))
+            ]
+    return None
 
 
 def _overrides(config: Mapping[str, Any], where: str) -> dict[int, Mapping[str, Any]]:
@@ -352,33 +468,35 @@ def _overrides(config: Mapping[str, Any], where: str) -> dict[int, Mapping[str, 
         )
     try:
         return {int(index): settings for index, settings in per_layer.items()}
-    except (TypeError, ValueError) as error:
-        raise PlanError(f"Not validated: a key of {where}per_layer_config is no layer: {error}.") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise PlanError(
+            f"Not validated: a key of {where}per_layer_config is no layer: {shortened(str(error))}."
+        ) from error
 
 
 def _linear_attention(config: Mapping[str, Any], n_heads: int, where: str) -> Heads:
     """The heads of a linear-attention layer; those of a state-space mixer are not split."""
-    both = _value(config, ("linear_num_heads",))
+    both = value_of(config, ("linear_num_heads",))
     inner = config.get("linear_attn_config")
     if both is None and isinstance(inner, Mapping):
-        both = _value(inner, ("num_heads",))
+        both = value_of(inner, ("num_heads",))
     if both is not None:
-        count = _count(both, f"{where}linear_num_heads")
+        count = head_count(both, f"{where}linear_num_heads")
         return {"TP003": count, "TP004": count}
     if config.get("linear_num_key_heads") is not None:
         return {
-            "TP003": _count(config["linear_num_key_heads"], f"{where}linear_num_key_heads"),
-            "TP004": _count(config.get("linear_num_value_heads"), f"{where}linear_num_value_heads"),
+            "TP003": head_count(config["linear_num_key_heads"], f"{where}linear_num_key_heads"),
+            "TP004": head_count(config.get("linear_num_value_heads"), f"{where}linear_num_value_heads"),
         }
-    if any(name.startswith(("mamba_", "n_mamba_", "ssm_")) for name in config):
+    if any(str(name).startswith(("mamba_", "n_mamba_", "ssm_")) for name in config):
         return {}
     return {"TP001": n_heads}
 
 
 def _blocks(config: Mapping[str, Any], where: str) -> Iterator[Heads]:
     """DeciLM: every block says how many query heads share a key-value head, or that it has no attention."""
-    name, value = _found(config, _N_HEADS) or (_N_HEADS[4], None)
-    n_heads = _count(value, f"{where}{name}")
+    name, value = found(config, _N_HEADS) or (_N_HEADS[4], None)
+    n_heads = head_count(value, f"{where}{name}")
     for index, block in enumerate(config["block_configs"]):
         attention = block.get("attention") if isinstance(block, Mapping) else None
         path = f"{where}block_configs[{index}].attention"
@@ -387,8 +505,8 @@ def _blocks(config: Mapping[str, Any], where: str) -> Iterator[Heads]:
         if attention.get("no_op") or attention.get("replace_with_linear"):
             yield {}
         else:
-            group = _count(attention.get("n_heads_in_group"), f"{path}.n_heads_in_group")
-            yield {"TP001": n_heads, "TP002": _count(n_heads // group, path)}
+            group = head_count(attention.get("n_heads_in_group"), f"{path}.n_heads_in_group")
+            yield {"TP001": n_heads, "TP002": head_count(n_heads // group, path)}
 
 
 def _live_plan(model: Any) -> Mapping[str, str] | None:
@@ -418,20 +536,6 @@ def _split_by(tp_plan: Mapping[str, str] | None) -> set[str]:
         if projection in _KEY_VALUE_PROJECTIONS | _FUSED_PROJECTIONS:
             split.add("TP002")
     return split
-
-
-def _found(config: Mapping[str, Any], names: Sequence[str]) -> tuple[str, Any] | None:
-    """The first of these names that has a value, and the value."""
-    return next(((name, config[name]) for name in names if config.get(name) is not None), None)
-
-
-def _value(config: Mapping[str, Any], names: Sequence[str]) -> Any:
-    found = _found(config, names)
-    return None if found is None else found[1]
-
-
-def _count(value: Any, name: str) -> int:
-    return whole_number(value, name, at_most=_MOST_HEADS)
 
 
 def _name(config: Mapping[str, Any]) -> str:

@@ -33,7 +33,14 @@ from torchtitan_tp_validate.plans.reading import (
     share_kv_heads,
     token_field,
 )
-from torchtitan_tp_validate.rules import RULES, Axis, Degrees, Findings, Plan, ShardedDim, Split
+from torchtitan_tp_validate.plans.rows import (
+    DIES_WITH_IMAGES,
+    EXPERTS_DIE,
+    note_rows,
+    note_sequence,
+    splits_sequence,
+)
+from torchtitan_tp_validate.rules import Axis, Degrees, Findings, Plan, ShardedDim
 
 HOW_TO_CHANGE = (
     "--parallelism.{flag} {degree}, or in the config registry:\n"
@@ -45,25 +52,7 @@ _DIES_LATE = (
     "  are up; any other one kills the first forward pass with\n"
     "  \"shape '[...]' is invalid for input of size ...\"."
 )
-_DIES_WITH_IMAGES = "the first forward pass with images dies; torchtitan does not look at these heads."
-_SILENTLY_WRONG = (
-    "torchtitan pads the dimension to a multiple of the degree and trains on SILENTLY,\n"
-    "  with other losses and gradients than the model's own, and no error at all."
-)
-_HANGS = (
-    "the loss raises a ValueError on the last rank only, and every other rank hangs\n"
-    "  until its collectives time out."
-)
-_DIES_OR_SILENTLY_WRONG = (
-    "the first forward pass dies, or the dimension is padded and training is SILENTLY wrong."
-)
-_SEQUENCE = "the Trainer refuses it when the process groups are up; without a Trainer, forward aborts."
-_EXPERTS_DIE = "the first forward pass dies with \"shape '[2, -1]' is invalid for input of size ...\"."
-
 _REFUSED = "torchtitan itself refuses this run when it builds the model: {}"
-
-_EMPTY_SHARD = "the rank that is left without a part dies, or waits for ever, and so do the others."
-_OUT_OF_STEP = 'the first forward pass dies with "The size of tensor a must match the size of tensor b".'
 
 _BLOCKS = (
     "the first forward pass dies in the low-precision product, which finds a part of a block\n"
@@ -81,9 +70,6 @@ _BLOCK_SIZES = {
 _EXPERTS = "routed_experts.inner_experts"
 """Where torchtitan's FSDP looks for the weights of a layer's experts."""
 
-_PADS_UNEVEN_SHARDS = "spmd_types"
-"""The backend that cannot tell an uneven shard from an even one; DTensor, behind the others, can, and
-fails on empty ones only."""
 _HAS_ONE_FSDP_AXIS = "partial_dtensor"
 """The backend whose FSDP mesh is that of the data alone; the others hand FSDP the TP axis too."""
 
@@ -143,7 +129,7 @@ def bind(config: Any, model: Any) -> Callable[[Degrees], Plan]:
 
 
 def _walk(config: Any, degrees: Degrees, run: Any) -> _Reading:
-    reading = _Reading(degrees.spmd_backend)
+    reading = _Reading(degrees)
     reading.tree(_with_shardings(config, degrees, run))
     return reading
 
@@ -151,19 +137,21 @@ def _walk(config: Any, degrees: Degrees, run: Any) -> _Reading:
 class _Reading:
     """One walk through a config tree."""
 
-    def __init__(self, spmd_backend: str) -> None:
+    def __init__(self, degrees: Degrees) -> None:
         self.findings = Findings()
         self.shared_kv = Findings()
         self.all_share = True
         self.unread: list[str] = []
         self._n_layers = 0
         self._experts: list[_LayerExperts] = []
-        self._pads = spmd_backend == _PADS_UNEVEN_SHARDS
+        self._degrees = degrees
 
     def plan(self, config: Any, degrees: Degrees) -> Plan:
         """Return what was found, and what it means for these degrees."""
         more = Findings()
-        self._sequence(more, degrees)
+        note_sequence(more, degrees)
+        if degrees.seq_len is None and splits_sequence(degrees):
+            more.leave_out(f"TP009: no {token_field()} is given")
         for experts in self._experts:
             experts.note(more, degrees)
         return Plan(
@@ -184,20 +172,6 @@ class _Reading:
     @functools.cached_property
     def _shared_dims(self) -> tuple[ShardedDim, ...]:
         return self.shared_kv.dims() if self.all_share else ()
-
-    def _sequence(self, findings: Findings, degrees: Degrees) -> None:
-        """The sequence length: split between blocks if sequence parallel, and at the experts in any case."""
-        split = degrees.sequence_parallel or degrees.ep > 1
-        if not split or not self._pads:
-            return
-        field = token_field()
-        if degrees.seq_len is None:
-            findings.leave_out(f"TP009: no {field} is given")
-            return
-        multiple = 2 * degrees.cp if degrees.cp > 1 else 1
-        label = "" if field == RULES["TP009"].dim else field
-        place = f"training.{field}"
-        findings.add("TP009", degrees.seq_len, _SEQUENCE, place=place, label=label, multiple=multiple)
 
     def tree(self, config: Any) -> None:
         """Read a 0.3.x tree: its layers by index, multi-token-prediction layers at the end."""
@@ -265,26 +239,29 @@ class _Reading:
                 # What is made of whole heads is split like them, and the double like its half.
                 implied = any(size % count == 0 for count in heads) or size / 2 in sizes
                 if axis is Axis.EP:
-                    self.findings.add("EP001", size, _EXPERTS_DIE, layers=layers)
+                    self.findings.add("EP001", size, EXPERTS_DIE, layers=layers)
                 elif not implied:
                     self._split(node, size, f"{path}.{name}", layers, has_double=2 * size in sizes)
         if hasattr(node, "num_heads") and hasattr(node, "wq"):
             heads = (positive_int(node, "num_heads", path),)
-            self.findings.add("TP007", heads[0], _DIES_WITH_IMAGES, layers=layers, place=path)
+            self.findings.add("TP007", heads[0], DIES_WITH_IMAGES, layers=layers, place=path)
         for name, child in _children(node, kind):
             self._node(child, f"{path}.{name}", layers, heads)
 
     def _split(self, node: Any, size: int, path: str, layers: tuple[int, ...], *, has_double: bool) -> None:
         """Note a dimension that is split over TP and does not consist of heads."""
-        code, label, consequence = _what_is_split(node, path, in_layer=bool(layers))
-        where: dict[str, Any] = {"layers": layers, "place": path.rpartition(".")[0], "label": label}
-        if self._pads:
-            self.findings.add(code, size, consequence, silent=consequence is not _HANGS, **where)
-            return
-        self.findings.add(code, size, _EMPTY_SHARD, split=Split.NOT_EMPTY, **where)
-        if has_double:
-            # gpt_oss: one weight holds both halves of the gated projection, another takes their product.
-            self.findings.add(code, size, _OUT_OF_STEP, split=Split.IN_STEP, **where)
+        code, label = _what_is_split(node, path, in_layer=bool(layers))
+        place = path.rpartition(".")[0]
+        note_rows(
+            self.findings,
+            self._degrees,
+            code,
+            size,
+            layers=layers,
+            place=place,
+            label=label,
+            has_double=has_double,
+        )
 
     def _note_experts(self, node: Any, kind: _Kind, layers: tuple[int, ...], path: str) -> None:
         """Keep what FSDP and the grouped product ask about."""
@@ -327,19 +304,19 @@ def _row_name(node: Any, size: int) -> str:
     return known.get(size, "dim")
 
 
-def _what_is_split(node: Any, path: str, *, in_layer: bool) -> tuple[str, str, str]:
-    """``(rule code, label, what padding it does)`` of a parameter's dimension."""
+def _what_is_split(node: Any, path: str, *, in_layer: bool) -> tuple[str, str]:
+    """``(rule code, label)`` of a parameter's dimension."""
     if "tok_embeddings" in path or "lm_head" in path:
-        return "TP006", "", _HANGS
+        return "TP006", ""
     if hasattr(node, "num_experts"):
-        return "TP011", "", _DIES_OR_SILENTLY_WRONG
+        return "TP011", ""
     if "shared_experts" in path:
-        return "TP010", "", _SILENTLY_WRONG
+        return "TP010", ""
     if "vision" in path:
-        return "TP008", "", _SILENTLY_WRONG
+        return "TP008", ""
     if "feed_forward" in path:
-        return "TP005", "", _SILENTLY_WRONG
-    return "TP012", _in_layer(path, in_layer), _SILENTLY_WRONG
+        return "TP005", ""
+    return "TP012", _in_layer(path, in_layer)
 
 
 def _in_layer(path: str, in_layer: bool) -> str:

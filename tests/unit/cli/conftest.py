@@ -52,6 +52,8 @@ def config_file(tmp_path: Path) -> Path:
         "layer_types": ["linear_attention", "full_attention"],
         "linear_num_key_heads": 6,
         "linear_num_value_heads": 6,
+        "intermediate_size": 64,
+        "vocab_size": 128,
     }
     file = tmp_path / "config.json"
     file.write_text(json.dumps(content, indent=2), encoding="utf-8")

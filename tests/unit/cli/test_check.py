@@ -78,7 +78,7 @@ def test_many_files_are_summed_up(tp_validate: Program, config_file: Path, tmp_p
     copies[1].write_text("{}")
     status, out, _ = tp_validate("check", "--tp", "2", "--hf-config", *copies)
     assert status == 2
-    assert out.startswith(f"{copies[1]}: Not validated: the config has no num_attention_heads")
+    assert out.startswith(f"{copies[1]}: Not validated: this is not the config of a model")
     assert out.endswith("\n1 could not be judged, 2 fit.\n")
     status, out, _ = tp_validate("check", "--tp", "4", "--hf-config", copies[0], copies[2])
     assert status == 1

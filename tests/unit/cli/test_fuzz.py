@@ -42,6 +42,12 @@ NAMES = (
     "num_hidden_layers",
     "n_head",
     "num_kv_heads",
+    "n_head_kv",
+    "num_attention_groups",
+    "n_shared_head",
+    "hybrid_layer_pattern",
+    "vocab_size",
+    "intermediate_size",
     "num_key_value_heads_per_layer",
     "kv_lora_rank",
     "linear_num_key_heads",
@@ -66,16 +72,18 @@ def objects(inner: Any) -> Any:
         {},
         optional={
             **dict.fromkeys(NAMES, COUNTS),
-            "model_type": st.one_of(st.sampled_from(["llama", "mamba2", ""]), JUNK),
+            "model_type": st.one_of(st.sampled_from(["llama", "mamba2", "kimi_k25", "qwen3_5", ""]), JUNK),
             "layer_types": LAYER_TYPES,
             "text_config": inner,
             "per_layer_config": st.one_of(
                 JUNK, st.dictionaries(st.integers(0, 4).map(str), inner, max_size=2)
             ),
             "attn_config": inner,
-            "linear_attn_config": st.one_of(JUNK, st.just({"full_attn_layers": [[1], 2]})),
+            "linear_attn_config": st.one_of(
+                JUNK, st.just({"full_attn_layers": [[1], 2]}), st.just({"full_attn_layers": "abc"})
+            ),
             "block_configs": st.one_of(JUNK, st.just([{"attention": {"n_heads_in_group": 4}}])),
-            "vision_config": JUNK,
+            "vision_config": st.one_of(JUNK, st.fixed_dictionaries({"num_heads": COUNTS})),
         },
     )
 

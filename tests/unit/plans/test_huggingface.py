@@ -217,6 +217,28 @@ def test_linear_attention_without_numbers_of_its_own_has_the_models() -> None:
     assert layer_heads(minimax) == ({"TP001": 8}, {"TP001": 8, "TP002": 2})
 
 
+def test_a_pattern_of_numbers_says_which_layers_slide() -> None:
+    mimo = config(64, 4, hybrid_layer_pattern=[0, 1], swa_num_key_value_heads=8)
+    assert layer_heads(mimo) == ({"TP001": 64, "TP002": 4}, {"TP001": 64, "TP002": 8})
+
+
+def test_the_types_of_layers_may_go_on_over_those_that_predict_more_tokens() -> None:
+    types = ["full_attention", "sliding_attention", "sliding_attention"]
+    other = {"num_attention_heads": 12, "num_attention_groups": 4}
+    step = config(8, 2, 2, layer_types=types, num_nextn_predict_layers=1, attention_other_setting=other)
+    assert layer_heads(step) == ({"TP001": 8, "TP002": 2}, {"TP001": 12, "TP002": 4})
+    with pytest.raises(tpv.PlanError, match="layer_types names 3 layers, and num_hidden_layers is 2"):
+        layer_heads({**step, "num_nextn_predict_layers": 2})
+
+
+def test_a_hybrid_of_linear_attention_has_both_kinds_of_heads() -> None:
+    fla = {"model_type": "gla", "num_heads": 4, "num_hidden_layers": 2}
+    with_values = {**fla, "num_v_heads": 8, "attn": {"layers": [1], "num_heads": 16}}
+    assert layer_heads(with_values) == ({"TP003": 4, "TP004": 8}, {"TP001": 16, "TP002": 16})
+    state_space = {**fla, "model_type": "mamba2", "attn": {"layers": [0], "num_heads": 16, "num_kv_heads": 2}}
+    assert layer_heads(state_space) == ({"TP001": 16, "TP002": 2}, {})
+
+
 def test_every_text_decoder_of_a_config_counts() -> None:
     blt = {"decoder_config": config(8, 4, 1), "global_config": config(16, 2, 1), "model_type": "blt"}
     assert kv_heads(blt) == [4, 2]
@@ -230,6 +252,22 @@ DEFAULTS_LEFT_OUT = "num_key_value_heads is left out, as older transformers does
     ("content", "message"),
     [
         ({"model_type": "bert"}, "the config has no num_attention_heads (nor n_head"),
+        (
+            config(linear_attn_config={"full_attn_layers": "abc"}),
+            "linear_attn_config.full_attn_layers must be a list of layer numbers, got 'abc'.",
+        ),
+        (
+            config(full_attention_interval="4"),
+            "full_attention_interval must be a positive whole number, got '4'",
+        ),
+        (config(attn_layer_period=[8]), "attn_layer_period must be a positive whole number, got [8]."),
+        (config(attn_layer_idxs=3), "attn_layer_idxs must be a list of layer numbers, got 3."),
+        (config(hybrid_layer_pattern="01"), "hybrid_layer_pattern must be a list of 0 and 1, got '01'."),
+        (config(hybrid_layer_pattern=[0, 2]), "hybrid_layer_pattern must be a list of 0 and 1, got [0, 2]."),
+        (config(hybrid_layer_pattern=[0]), "hybrid_layer_pattern counts 1 layers, but the model has 2."),
+        (config(attn={"layers": "1"}), "attn.layers must be a list of layer numbers, got '1'."),
+        (config(attn={"layers": [1]}), "attn.num_heads must be a positive whole number, got None."),
+        (config(attention_other_setting={"num_attention_heads": 96}), "has attention_other_setting for some"),
         (
             {"text_config": {"model_type": "llama"}, "model_type": "llava"},
             "no text_config.num_attention_heads",
