@@ -20,9 +20,11 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 from torchtitan_tp_validate.errors import InstallError, InstallWarning
+from torchtitan_tp_validate.failure import recorder
 from torchtitan_tp_validate.hf import guard as hf
 from torchtitan_tp_validate.hf.fix import PlanFix, ensure_lm_head_plan
 from torchtitan_tp_validate.job import check_job
+from torchtitan_tp_validate.supported import unsupported_torchtitan
 from torchtitan_tp_validate.wrappers import TARGETS
 from torchtitan_tp_validate.wrappers.guard import guard
 from torchtitan_tp_validate.wrappers.target import (
@@ -244,6 +246,9 @@ def _problems() -> list[str]:
     """What stands in the way of guarding everything, a sentence each."""
     version = torchtitan_version()
     native = hf.problems()
+    unsupported = unsupported_torchtitan()
+    if unsupported is not None:
+        return [unsupported, *native]
     entry_points = [(model, point) for model, point in _entry_points() if not hf.is_entry_point(point)]
     if not entry_points and any(hf.entry_points()):
         return native
@@ -345,6 +350,8 @@ def _fix_plans() -> None:
 
 def _guard_trainer() -> None:
     """Check the job as the Trainer starts: before its device, process groups and first collective."""
+    if unsupported_torchtitan() is not None:
+        return
     for module_name in _TRAINER_MODULES:
         trainer = getattr(sys.modules.get(module_name), "Trainer", None)
         if not isinstance(trainer, type) or trainer.__module__ != module_name or trainer in _trainers:
@@ -373,4 +380,4 @@ def recorded_check(config: Any) -> None:
     from torch.distributed.elastic.multiprocessing.errors import record
 
     check = functools.partial(check_job, is_guarded=is_guard, replicate_kv_heads=_replicate_kv_heads)
-    record(check)(config)
+    record(check, recorder())(config)

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
-from torchtitan_tp_validate.errors import PlanError
+from torchtitan_tp_validate.errors import NotAModelConfigError, PlanError
 from torchtitan_tp_validate.plans.reading import Heads, shortened, whole_number
 from torchtitan_tp_validate.rules import Degrees, Findings, Plan
 
@@ -150,9 +150,14 @@ def read(
             but a few families do.
 
     Raises:
+        NotAModelConfigError: it is no model's config.
         PlanError: the config does not tell its head counts.
     """
     del degrees
+    if find_config(config) is None and "architectures" not in config:
+        raise NotAModelConfigError(
+            "Not validated: this is no model config: it has neither a model_type nor head counts."
+        )
     if tp_plan is None:
         tp_plan = _live_plan(model)
     split = set(_LABELS) if framework is Framework.TORCHTITAN else _split_by(tp_plan)
