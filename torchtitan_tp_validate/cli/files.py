@@ -15,6 +15,8 @@ STDIN = "-"
 """What stands for standard input where a file is named."""
 
 _MOST_BYTES = 16 * 2**20
+_OPEN_ALREADY = ("/dev/", "/proc/")
+"""Where names stand for what a process has open, be it a file: that one is added to."""
 _NEVER_WAIT = getattr(os, "O_NONBLOCK", 0)
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -112,8 +114,8 @@ def write(path: str, lines: Iterable[str]) -> None:
     try:
         target = os.path.realpath(path)  # a link stays one
         mode = os.stat(target).st_mode if os.path.exists(target) else None
-        if mode is not None and not stat.S_ISREG(mode):
-            with open(target, "w", encoding="utf-8") as file:
+        if os.path.abspath(path).startswith(_OPEN_ALREADY) or not (mode is None or stat.S_ISREG(mode)):
+            with open(path, "a", encoding="utf-8") as file:
                 file.writelines(lines)
         else:
             _replace(target, lines, mode)
