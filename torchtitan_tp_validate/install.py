@@ -190,7 +190,7 @@ def is_guard(function: object) -> bool:
 
 
 def _entry_points() -> Iterator[tuple[str, EntryPoint]]:
-    for model, target in TARGETS.items():
+    for model, target in TARGETS.items() if unsupported_torchtitan() is None else ():
         for entry_point in target.entry_points():
             yield model, entry_point
     for entry_point in hf.entry_points():
@@ -199,13 +199,16 @@ def _entry_points() -> Iterator[tuple[str, EntryPoint]]:
 
 def _states() -> Iterator[TargetState]:
     version = torchtitan_version()
+    supported = unsupported_torchtitan() is None
     for model, target in TARGETS.items():
         found = False
-        for entry_point in target.entry_points():
+        for entry_point in target.entry_points() if supported else ():
             found = True
             yield _state(model, entry_point)
         if not found:
             absent = f"torchtitan {version} has no such model" if version else "torchtitan is not installed"
+            if not supported:
+                absent = f"torchtitan {version or 'of unknown version'} is not supported"
             yield TargetState(model, target.name, False, absent)
     for entry_point in hf.entry_points():
         yield _state(_NATIVE_TP, entry_point)
