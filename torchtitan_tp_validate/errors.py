@@ -21,6 +21,10 @@ class PlanError(TPValidateError):
     """The object's sharded dimensions could not be read, so nothing was validated."""
 
 
+class NotAModelConfigError(PlanError):
+    """The object is no config of a model at all, so that there was nothing to validate."""
+
+
 class KVReplicationError(TPValidateError):
     """KV-head replication was asked for, and cannot be had with this model or this run."""
 

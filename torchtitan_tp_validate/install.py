@@ -20,10 +20,12 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 from torchtitan_tp_validate.errors import InstallError, InstallWarning
+from torchtitan_tp_validate.failure import recorder
 from torchtitan_tp_validate.hf import guard as hf
 from torchtitan_tp_validate.hf.fix import PlanFix, ensure_lm_head_plan
 from torchtitan_tp_validate.job import check_job
 from torchtitan_tp_validate.notices import forget
+from torchtitan_tp_validate.supported import unsupported_torchtitan
 from torchtitan_tp_validate.wrappers import TARGETS
 from torchtitan_tp_validate.wrappers.guard import guard
 from torchtitan_tp_validate.wrappers.target import (
@@ -190,7 +192,7 @@ def is_guard(function: object) -> bool:
 
 
 def _entry_points() -> Iterator[tuple[str, EntryPoint]]:
-    for model, target in TARGETS.items():
+    for model, target in TARGETS.items() if unsupported_torchtitan() is None else ():
         for entry_point in target.entry_points():
             yield model, entry_point
     for entry_point in hf.entry_points():
@@ -199,13 +201,16 @@ def _entry_points() -> Iterator[tuple[str, EntryPoint]]:
 
 def _states() -> Iterator[TargetState]:
     version = torchtitan_version()
+    supported = unsupported_torchtitan() is None
     for model, target in TARGETS.items():
         found = False
-        for entry_point in target.entry_points():
+        for entry_point in target.entry_points() if supported else ():
             found = True
             yield _state(model, entry_point)
         if not found:
             absent = f"torchtitan {version} has no such model" if version else "torchtitan is not installed"
+            if not supported:
+                absent = f"torchtitan {version or 'of unknown version'} is not supported"
             yield TargetState(model, target.name, False, absent)
     for entry_point in hf.entry_points():
         yield _state(_NATIVE_TP, entry_point)
@@ -245,6 +250,9 @@ def _problem(entry_point: EntryPoint) -> str | None:
 def _problems() -> list[str]:
     """What stands in the way of guarding everything, a sentence each."""
     native = hf.problems()
+    unsupported = unsupported_torchtitan()
+    if unsupported is not None:
+        return [unsupported, *native]
     entry_points = [(model, point) for model, point in _entry_points() if not hf.is_entry_point(point)]
     if not entry_points and any(hf.entry_points()):
         return native
@@ -344,6 +352,8 @@ def _fix_plans() -> None:
 
 def _guard_trainer() -> None:
     """Check the job as the Trainer starts: before its device, process groups and first collective."""
+    if unsupported_torchtitan() is not None:
+        return
     for module_name in _TRAINER_MODULES:
         trainer = getattr(sys.modules.get(module_name), "Trainer", None)
         if not isinstance(trainer, type) or trainer.__module__ != module_name or trainer in _trainers:
@@ -372,4 +382,4 @@ def recorded_check(config: Any) -> None:
     from torch.distributed.elastic.multiprocessing.errors import record
 
     check = functools.partial(check_job, is_guarded=is_guard, replicate_kv_heads=_replicate_kv_heads)
-    record(check)(config)
+    record(check, recorder())(config)

@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from torchtitan_tp_validate.errors import TPValidateError
+from torchtitan_tp_validate.supported import how_to_get, missing_import, unsupported_torchtitan
 from torchtitan_tp_validate.wrappers.target import package_folder
 
 _PREFIXES = ("torchtitan.models", "torchtitan.experiments", "torchtitan.experiments.rl.examples")
@@ -72,8 +73,11 @@ def names() -> list[str]:
     """Every model and experiment that the torchtitan at hand lists, those without a model included.
 
     Raises:
-        UnavailableError: there is no torchtitan.
+        UnavailableError: there is no torchtitan, or none that is supported.
     """
+    problem = unsupported_torchtitan()
+    if problem is not None:
+        raise UnavailableError(problem)
     return sorted(set(_listed("models")) | set(_listed("experiments")))
 
 
@@ -140,8 +144,8 @@ def has_configs() -> bool:
 def _listed(kind: str) -> frozenset[str]:
     try:
         package = importlib.import_module(f"torchtitan.{kind}")
-    except ModuleNotFoundError as error:
-        raise UnavailableError(f"torchtitan is not installed here: {error}.") from error
+    except ImportError as error:
+        raise UnavailableError(missing_import(error)) from error
     listed: frozenset[str] = getattr(package, f"_supported_{kind}", frozenset())
     return listed
 
@@ -160,7 +164,8 @@ def _package(name: str, suffix: str) -> ModuleType:
         except ModuleNotFoundError as error:
             # Not there; as opposed to there, and missing something that it imports.
             if error.name is None or not f"{candidate}.".startswith(f"{error.name}."):
-                raise UnavailableError(f"{candidate} cannot be imported: {error}") from error
+                hint = f" ({how_to_get(error.name)})" if error.name else ""
+                raise UnavailableError(f"{candidate} cannot be imported: {error}{hint}") from error
         except Exception as error:  # whatever a module does when it is imported
             raise UnavailableError(f"{candidate} cannot be imported: {error}") from error
     if is_listed:

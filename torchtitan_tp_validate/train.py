@@ -8,6 +8,7 @@ touched; a compatible one is handed over to ``torchtitan.train`` untouched, guar
 
 from __future__ import annotations
 
+import importlib
 import os
 import runpy
 import sys
@@ -15,29 +16,54 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from torchtitan_tp_validate.errors import KVReplicationError, TPCompatError
+from torchtitan_tp_validate.cli.escape import block
+from torchtitan_tp_validate.errors import KVReplicationError, TPCompatError, TPDegreeError
 from torchtitan_tp_validate.install import install, recorded_check
+from torchtitan_tp_validate.supported import missing_import, unsupported_torchtitan
 
 REPLICATE_FLAG = "--replicate-kv-heads"
 _PATIENCE = timedelta(seconds=60)
+_NO_TORCHTITAN = 2
 
 
 def main() -> None:
     """Check the job on the command line, then run ``torchtitan.train`` with it.
 
-    Exits with status 1 on refusal: the full message on rank 0, its first line on the others.
+    Exits with status 1 on refusal: the full message on rank 0, its first line on the others. With status 2
+    where the installed torchtitan is none that is supported, or lacks a package that it imports.
     """
+    stop_without_torchtitan()
     install(replicate_kv_heads=_take_flag())
     try:
         recorded_check(parse_command_line())
-    except (TPCompatError, KVReplicationError) as error:
-        rank = int(os.environ.get("RANK", "0"))
-        print(
-            error if rank == 0 else f"[rank {rank}] {str(error).splitlines()[0]}", file=sys.stderr, flush=True
-        )
+    except (TPCompatError, TPDegreeError, KVReplicationError) as error:
+        _say(str(error))
         _wait_for_all_ranks()
         raise SystemExit(1) from None
     runpy.run_module("torchtitan.train", run_name="__main__", alter_sys=True)
+
+
+def stop_without_torchtitan() -> None:
+    """Exit with status 2 and the reason where there is no torchtitan whose job could be judged."""
+    problem = unsupported_torchtitan()
+    if problem is None:
+        try:
+            importlib.import_module("torchtitan.config")
+            return
+        except ImportError as error:
+            problem = missing_import(error)
+    _say(problem)
+    _wait_for_all_ranks()
+    raise SystemExit(_NO_TORCHTITAN)
+
+
+def _say(message: str) -> None:
+    """Print all of a message on rank 0, and its first line on the others."""
+    rank = int(os.environ.get("RANK", "0"))
+    text = message if rank == 0 else f"[rank {rank}] {message.splitlines()[0]}"
+    # In one write: ranks share the stream, and print() would write the end of the line by itself.
+    sys.stderr.write(f"{block(text)}\n")
+    sys.stderr.flush()
 
 
 def _take_flag() -> bool:
@@ -77,7 +103,7 @@ def _wait_for_all_ranks() -> None:
             store.set(f"{attempt}/all", b"")
         store.wait([f"{attempt}/all"])
     except RuntimeError as error:
-        print(f"Not every rank has spoken yet, but this one stops now: {error}", file=sys.stderr)
+        sys.stderr.write(f"Not every rank has spoken yet, but this one stops now: {error}\n")
 
 
 if __name__ == "__main__":

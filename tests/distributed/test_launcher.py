@@ -60,9 +60,14 @@ def assert_refused(result: Result, out: Path, *, headline: str, advice: str, npr
     assert advice in lines[start : start + 20], result
     for rank in range(1, nproc):  # ... and a line on every other rank
         assert lines.count(f"[rank {rank}] {headline}") == 1, result
-    summary = result.output.partition("Root Cause (first observed failure)")[2]
-    assert f"TPCompatError: {headline}" in summary, result
-    assert advice.strip() in summary, result
+    others, _, root = result.output.partition("FAILED\n")[2].partition("Root Cause (first observed failure)")
+    assert f"TPCompatError: {headline}" in root, result  # torchrun's summary: in full, and shown last ...
+    assert advice.strip() in root, result
+    assert others.count(headline) == nproc - 1, result  # ... and a line on every other rank
+    assert others.count(f"traceback : TPCompatError: {headline} (in full: rank 0)\n") == nproc - 1, result
+    for text in (others, root):
+        assert "Traceback" not in text, result
+        assert "recorded_check" not in text, result
 
 
 @only_0_3

@@ -141,6 +141,15 @@ def make(
     return fake
 
 
+def fake_0_1(folder: Path) -> FakeTorchtitan:
+    """The files of the first release that do not fit the later ones; it imports nothing."""
+    fake = make(folder, "0.1.0", {"llama3": "parallelize_llama"}, infra=True)
+    fake.write("torchtitan/config_manager.py", "class JobConfig: ...\n")
+    fake.write("torchtitan/experiments/__init__.py", "")
+    fake.write("torchtitan/train.py", "class Trainer:\n    def __init__(self, job_config): ...\n")
+    return fake
+
+
 def fake_0_2(folder: Path) -> FakeTorchtitan:
     """Positional calls, files under infra/."""
     models = {"llama3": "parallelize_llama", "llama4": "parallelize_llama", "qwen3": "parallelize_qwen3"}

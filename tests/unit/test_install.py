@@ -366,7 +366,10 @@ def test_the_check_itself_loads_no_torch_no_torchtitan_and_no_wrapt(line_0_3: Fa
 
 
 def test_the_trainer_refuses_the_job_before_it_starts(line_0_3: FakeTorchtitan) -> None:
-    line_0_3.write("torch/distributed/elastic/multiprocessing/errors.py", "def record(f):\n    return f\n")
+    line_0_3.write(
+        "torch/distributed/elastic/multiprocessing/errors.py",
+        "class ErrorHandler: ...\n\n\ndef record(f, error_handler=None):\n    return f\n",
+    )
     line_0_3.write(
         "torchtitan/trainer.py",
         """

@@ -6,6 +6,7 @@ that could not be judged. Standard output carries only the result.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,15 @@ _COMMANDS = {
     "completion": "completion",
 }
 """Subcommand -> the module here that has it."""
+_EXAMPLES = """\
+examples:
+  tp-validate check --hf-config path/to/config.json
+  tp-validate check -- --module llama3 --config llama3_8b --parallelism.tensor_parallel_degree 16
+  tp-validate table --model llama3
+  tp-validate COMMAND --help
+
+Exit status: 0 all fits, 1 something does not, 2 bad usage or input that cannot be judged.
+"""
 USAGE = 2
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -40,24 +50,56 @@ def main(argv: Sequence[str] | None = None) -> int:
         cut = arguments.index("--")
         arguments, theirs = arguments[:cut], arguments[cut + 1 :]
     try:
-        options = build_parser(next(iter(arguments), None)).parse_args(arguments)
+        status = _run(arguments, theirs)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return status
+    except TPValidateError as error:
+        _complain(str(error))
+    except BrokenPipeError:
+        # Whoever read the output has gone, e.g. `| head`.
+        pass
+    except OSError as error:
+        from torchtitan_tp_validate.cli.files import reason
+
+        _complain(f"standard output does not take the result: {reason(error)}")
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except Exception as error:
+        from torchtitan_tp_validate.cli.report import unexpected
+
+        _complain(unexpected(error))
+    _forget_output()
+    return USAGE
+
+
+def _run(arguments: list[str], theirs: list[str] | None) -> int:
+    try:
+        options, unknown = build_parser(next(iter(arguments), None)).parse_known_args(arguments)
+        options.parser.refuse_unknown(unknown, getattr(options, "hint", ""))
         options.torchtitan_arguments = theirs
         if theirs is not None and options.command != "check":
             options.parser.error("only check takes torchtitan's arguments after --")
         status: int = options.run(options)
-        sys.stdout.flush()
         return status
     except SystemExit as stop:  # argparse, and torchtitan's own parser
         return stop.code if isinstance(stop.code, int) else USAGE if stop.code else 0
-    except TPValidateError as error:
-        print(f"tp-validate: {error}", file=sys.stderr)
-        return USAGE
-    except BrokenPipeError:
-        # Whoever read the output has gone, e.g. `| head`; nothing may be written at exit either.
+
+
+def _complain(message: str) -> None:
+    from torchtitan_tp_validate.cli.escape import terminal
+
+    if sys.stderr is not None:
+        sys.stderr.write(f"tp-validate: {terminal(message)}\n")
+
+
+def _forget_output() -> None:
+    """Have nothing written at exit that standard output did not take before."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()
+        return
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return USAGE
-    except KeyboardInterrupt:
-        return _INTERRUPTED
 
 
 def build_parser(command: str | None = None) -> Parser:
@@ -69,9 +111,9 @@ def build_parser(command: str | None = None) -> Parser:
     parser = Parser(
         prog="tp-validate",
         description="Say whether a tensor parallel degree fits a model, before a GPU is booked.",
-        epilog="Exit status: 0 all fits, 1 something does not, 2 bad usage or input that cannot be judged.",
+        epilog=_EXAMPLES,
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument("-V", "--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, prog="tp-validate")
     for module in [_COMMANDS[command]] if command in _COMMANDS else dict.fromkeys(_COMMANDS.values()):
         import_module(f"{__name__}.{module}").add_parser(commands)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from torchtitan_tp_validate.cli.escape import terminal
 from torchtitan_tp_validate.errors import TPValidateError
 from torchtitan_tp_validate.rules import Degrees
 
@@ -29,37 +32,99 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, width=max(columns, 40) - 2)
 
 
+class _Collect(argparse.Action):
+    """A list, to which every further use of the option adds."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
+    ) -> None:
+        setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or ()), *values])
+
+
+class _CollectDegrees(_Collect):
+    """The same for degrees, which stand in order, each once."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
+    ) -> None:
+        super().__call__(parser, namespace, values, option)
+        setattr(namespace, self.dest, tuple(sorted(set(getattr(namespace, self.dest)))))
+
+
+class _Once(argparse.Action):
+    """One value: a second one would take the place of the first without a word."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
+    ) -> None:
+        if getattr(namespace, self.dest) not in (None, values):
+            raise argparse.ArgumentError(self, "is given twice: which one?")
+        setattr(namespace, self.dest, values)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, with a suggestion for a word that is nearly right."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, "formatter_class": _Formatter, **kwargs})
+        self.register("action", "collect", _Collect)
+        self.register("action", "collect_degrees", _CollectDegrees)
+        self.register("action", "once", _Once)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
-            import difflib
+            raise argparse.ArgumentError(action, f"there is no {value!r}; {nearest(value, action.choices)}")
 
-            known = [str(choice) for choice in action.choices]
-            close = difflib.get_close_matches(str(value), known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"
-            raise argparse.ArgumentError(action, f"there is no {value!r}; {hint}")
+    def refuse_unknown(self, words: Sequence[str], hint: str = "") -> None:
+        """Complain of words that no argument took; return when there are none.
+
+        Args:
+            hint: what to say where the first of them is no option.
+        """
+        if not words:
+            return
+        word = words[0]
+        if not word.startswith("-"):
+            self.error(f"{word!r} is one argument too many{hint and f'; {hint}'}")
+        flag = word.partition("=")[0]
+        known = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+        # One dash, or an underscore, is a slip that the others would hide.
+        meant = f"--{flag.lstrip('-').replace('_', '-')}"
+        self.error(f"there is no option {flag!r}; {nearest(meant, known)}")
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, and how to learn more, in two lines."""
-        self.exit(2, f"{self.prog}: {message}\nTry '{self.prog} --help'.\n")
+        self.exit(2, f"{self.prog}: {terminal(message)}\nTry '{self.prog} --help'.\n")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # argparse's own swallows a failed write.
+        stream = file or sys.stderr
+        if message and stream is not None:
+            stream.write(message)
+
+
+def nearest(word: Any, known: Any) -> str:
+    """Return what to say of a word that is none of the known ones: the nearest of them, or all."""
+    import difflib
+
+    names = [str(name) for name in known]
+    close = difflib.get_close_matches(str(word), names, n=1)
+    return f"did you mean {close[0]}?" if close else f"choose from {', '.join(names)}"
 
 
 def add_degrees(parser: Parser) -> None:
     """The degrees other than TP that decide what is split."""
     group = parser.add_argument_group("other degrees of the run")
-    group.add_argument("--ep", type=positive, default=1, metavar="N", help="expert parallel degree")
-    group.add_argument("--cp", type=positive, default=1, metavar="N", help="context parallel degree")
-    group.add_argument("--seq-len", type=positive, metavar="N", help="training.seq_len, to be judged too")
+    group.add_argument("--ep", type=positive, action="once", metavar="N", help="expert parallel degree")
+    group.add_argument("--cp", type=positive, action="once", metavar="N", help="context parallel degree")
+    group.add_argument(
+        "--seq-len", type=positive, action="once", metavar="N", help="training.seq_len, to be judged too"
+    )
     group.add_argument(
         "--spmd-backend",
+        action="once",
         choices=("spmd_types", "partial_dtensor", "full_dtensor"),
-        default=Degrees.spmd_backend,
-        help="parallelism.spmd_backend of torchtitan 0.3.x (default: %(default)s)",
+        help=f"parallelism.spmd_backend of torchtitan 0.3.x (default: {Degrees.spmd_backend})",
     )
     add_replication(group)
 
@@ -75,24 +140,29 @@ def add_replication(parser: Any) -> None:
 
 def degrees(options: argparse.Namespace, tp: int) -> Degrees:
     """What the command line asks for, at one TP degree."""
+    given = {name: getattr(options, name) for name in ("ep", "cp", "spmd_backend", "seq_len")}
     return Degrees(
         tp=tp,
-        ep=options.ep,
-        cp=options.cp,
-        spmd_backend=options.spmd_backend,
-        seq_len=options.seq_len,
         replicate_kv_heads=options.replicate_kv_heads,
+        **{name: value for name, value in given.items() if value is not None},
     )
 
 
-def add_output(parser: Parser) -> None:
+def add_output(parser: Parser, formats: Sequence[str] = FORMATS) -> None:
     """Format and place of the result."""
+    meanings = {
+        "full": "full (default)",
+        "concise": "concise (a line each)",
+        "json": "json (versioned schema)",
+        "github": "github (annotations)",
+        "markdown": "markdown",
+    }
     group = parser.add_argument_group("output")
     group.add_argument(
         "--output-format",
-        choices=FORMATS,
+        choices=formats,
         default="full",
-        help="full (default), concise (a line each), json (versioned schema), github (annotations), markdown",
+        help=", ".join(meanings[name] for name in formats),
     )
     group.add_argument("--output-file", metavar="FILE", help="write the result there, not to standard output")
 
@@ -105,15 +175,33 @@ def tp_degrees(text: str) -> tuple[int, ...]:
     """
     found: set[int] = set()
     for part in text.split(","):
-        first, dash, last = part.partition("-")
-        low = positive(first)
-        high = positive(last) if dash else low
+        low, high = _range(part, text)
         if high < low:
             raise argparse.ArgumentTypeError(f"the range {part} runs backwards")
         if high - low >= _MOST_DEGREES:
             raise argparse.ArgumentTypeError(f"the range {part} has more than {_MOST_DEGREES} degrees")
         found.update(range(low, high + 1))
     return tuple(sorted(found))
+
+
+def _range(part: str, text: str) -> tuple[int, int]:
+    """The first and the last degree of one part of the text."""
+    first, dash, last = part.partition("-")
+    if not part:
+        where = "" if not text else f" in {_shortened(text)}, beside a comma"
+        raise argparse.ArgumentTypeError(f"a degree is missing{where}: write 4, 1-64 or 2,4,8")
+    if dash and first and not last:
+        raise argparse.ArgumentTypeError(f"the range {part} has no end: write {first}-64, for example")
+    if dash and not first:
+        raise argparse.ArgumentTypeError(
+            f"{_shortened(part)} is negative, or a range without its beginning: degrees start at 1"
+        )
+    if not (first.isascii() and first[:1].isdigit()):
+        raise argparse.ArgumentTypeError(
+            f"{_shortened(part)} is not a degree: write a number as 4, a range as 1-64, or a list as 2,4,8"
+        )
+    low = positive(first)
+    return low, positive(last) if dash else low
 
 
 def positive(text: str) -> int:
@@ -124,5 +212,8 @@ def positive(text: str) -> int:
     """
     if text.isascii() and text.isdigit() and len(text) <= 10 and 1 <= int(text) <= _LARGEST:
         return int(text)
-    shown = text if len(text) <= 40 else f"{text[:37]}..."
-    raise argparse.ArgumentTypeError(f"{shown!r} is not a whole number from 1 to {_LARGEST}")
+    raise argparse.ArgumentTypeError(f"{_shortened(text)} is not a whole number from 1 to {_LARGEST}")
+
+
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:37]}...")

@@ -5,11 +5,42 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from torchtitan_tp_validate.cli import output
+from torchtitan_tp_validate.cli import files, output
 from torchtitan_tp_validate.cli.arguments import Parser, add_output, add_replication
-from torchtitan_tp_validate.cli.report import Report, Status, exit_status
+from torchtitan_tp_validate.cli.report import Report, unexpected
+
+_EXAMPLES = """\
+examples:
+  tp-validate audit                                    (all that the installed torchtitan 0.3.x ships)
+  tp-validate audit qwen3_5 gpt_oss --output-format markdown
+  tp-validate audit my_package.configs --output-format github
+  tp-validate audit train_configs/                     (TOML files, torchtitan 0.2.x)
+"""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is to be judged.
+
+    Attributes:
+        name: of the config, or of the file.
+        judge: gives the verdict.
+        file: what it is read from, where that is known.
+    """
+
+    name: str
+    judge: Callable[[], Report]
+    file: str | None = None
+
+    def report(self) -> Report:
+        """Return the verdict, whatever happens: the other jobs are judged all the same."""
+        try:
+            return self.judge()
+        except Exception as error:
+            return Report(self.name, note=unexpected(error))
 
 
 def add_parser(commands: Any) -> None:
@@ -19,6 +50,7 @@ def add_parser(commands: Any) -> None:
         help="judge every training config that a module or folder holds",
         description="Judge training configs with their own degrees. Without arguments: all that the "
         "installed torchtitan 0.3.x ships.",
+        epilog=_EXAMPLES,
     )
     parser.add_argument(
         "what",
@@ -40,15 +72,14 @@ def run(options: Any) -> int:
         jobs = _jobs(options)
         if not jobs:
             options.parser.error(f"no training config in {', '.join(options.what)}")
+        files.check_not_an_input(options.output_file, [job.file for job in jobs if job.file])
         with output.progress("Judging configs") as track:
-            reports = [judge() for judge in track(jobs)]
-    output.emit(options, reports, lambda: output.verdicts(reports))
-    if all(report.status is Status.SKIPPED for report in reports):
-        return 2  # nothing was judged
-    return exit_status(reports)
+            reports = [job.report() for job in track(jobs)]
+    tally = output.emit(options, reports, output.verdicts)
+    return 2 if tally.judged_none else tally.exit_status
 
 
-def _jobs(options: Any) -> Sequence[Callable[[], Report]]:
+def _jobs(options: Any) -> Sequence[_Job]:
     from torchtitan_tp_validate import registry
 
     if not options.what and not registry.has_configs():
@@ -56,7 +87,7 @@ def _jobs(options: Any) -> Sequence[Callable[[], Report]]:
             "this torchtitan keeps its training configs in TOML files, which its package does not bring: "
             "name the files, or a folder of them"
         )
-    found: list[Callable[[], Report]] = []
+    found: list[_Job] = []
     for what in options.what or registry.names():
         if what.endswith(".toml") or os.path.exists(what):
             found += _toml_jobs(what, options.replicate_kv_heads)
@@ -65,16 +96,16 @@ def _jobs(options: Any) -> Sequence[Callable[[], Report]]:
     return found
 
 
-def _toml_jobs(path: str, replicate: bool) -> Iterator[Callable[[], Report]]:
+def _toml_jobs(path: str, replicate: bool) -> Iterator[_Job]:
     from torchtitan_tp_validate import registry
     from torchtitan_tp_validate.cli import torchtitan
 
     for file in _toml_files(path):
         if registry.has_configs():
             note = "this torchtitan does not read TOML files: its configs are Python functions."
-            yield functools.partial(Report, file, note=note)
+            yield _Job(file, functools.partial(Report, file, note=note), file)
         else:
-            yield functools.partial(torchtitan.judge_toml, file, replicate)
+            yield _Job(file, functools.partial(torchtitan.judge_toml, file, replicate), file)
 
 
 def _toml_files(path: str) -> list[str]:
@@ -86,7 +117,7 @@ def _toml_files(path: str) -> list[str]:
     )
 
 
-def _module_jobs(name: str, replicate: bool, *, named: bool) -> Iterator[Callable[[], Report]]:
+def _module_jobs(name: str, replicate: bool, *, named: bool) -> Iterator[_Job]:
     """The configs of a module; one that cannot be imported is skipped, unless it was named."""
     from torchtitan_tp_validate import registry
     from torchtitan_tp_validate.cli import torchtitan
@@ -94,7 +125,9 @@ def _module_jobs(name: str, replicate: bool, *, named: bool) -> Iterator[Callabl
     try:
         configs = registry.configs(name)
     except registry.UnavailableError as error:
-        yield functools.partial(Report, name, group=name, note=str(error), skipped=not named)
+        yield _Job(name, functools.partial(Report, name, group=name, note=str(error), skipped=not named))
         return
     for config, build in configs.items():
-        yield functools.partial(torchtitan.judge_config, config, build, name, replicate)
+        judge = functools.partial(torchtitan.judge_config, config, build, name, replicate)
+        code = getattr(build, "__code__", None)
+        yield _Job(config, judge, code.co_filename if code else None)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from torchtitan_tp_validate.cli import files, output
-from torchtitan_tp_validate.cli.arguments import add_degrees, add_output, degrees, tp_degrees
-from torchtitan_tp_validate.cli.report import Location, Report, exit_status, judge
-from torchtitan_tp_validate.errors import PlanError
+from torchtitan_tp_validate.cli.arguments import Parser, add_degrees, add_output, degrees, tp_degrees
+from torchtitan_tp_validate.cli.report import Location, Report, judge, unexpected
+from torchtitan_tp_validate.errors import NotAModelConfigError, PlanError
 from torchtitan_tp_validate.plans import huggingface
 
 _EXAMPLES = """\
@@ -16,13 +18,39 @@ examples:
   tp-validate check -- --module qwen3_5 --config qwen35_35b_a3b --parallelism.tensor_parallel_degree 4
   tp-validate check -- --job.config_file llama3_8b.toml --parallelism.tensor_parallel_degree 16
   tp-validate check --model qwen3_5 --flavor 35B-A3B --tp 4
-  tp-validate check --hf-config path/to/config.json --tp 1-64
+  tp-validate check --hf-config path/to/config.json                 (the degrees that work)
+  tp-validate check --hf-config path/to/config.json --tp 1-64 --output-format json
+  cat config.json | tp-validate check --hf-config - --tp 8 --framework transformers
 """
+
+_OPTIONS = {
+    "tp": "--tp",
+    "flavor": "--flavor",
+    "framework": "--framework",
+    "ep": "--ep",
+    "cp": "--cp",
+    "seq_len": "--seq-len",
+    "spmd_backend": "--spmd-backend",
+    "replicate_kv_heads": "--replicate-kv-heads",
+    "skip_unrelated": "--skip-unrelated",
+}
+"""What not every verdict looks at: its destination -> its name."""
+
+_DEGREES = {"ep", "cp", "seq_len", "spmd_backend", "replicate_kv_heads"}
+_OF_A_CONFIG = {"tp", "framework", "skip_unrelated"}
+_LOOKED_AT = {
+    "a run": {"replicate_kv_heads"},
+    "a model": {"tp", "flavor", *_DEGREES},
+    "torchtitan": _OF_A_CONFIG | _DEGREES,
+    "transformers": _OF_A_CONFIG,
+}
+_HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?", re.ASCII)
+_OF_A_MODEL = ('"model_type"', '"architectures"', '"num_attention_heads"')
 
 
 def add_parser(commands: Any) -> None:
     """Declare the subcommand."""
-    parser = commands.add_parser(
+    parser: Parser = commands.add_parser(
         "check",
         help="judge a run, a model or Hugging Face configs",
         description="Judge a torchtitan run (its own arguments after --), one of torchtitan's models, or "
@@ -30,56 +58,102 @@ def add_parser(commands: Any) -> None:
         epilog=_EXAMPLES,
         usage="tp-validate check [options] -- TORCHTITAN'S ARGUMENTS\n"
         "       tp-validate check [options] --model MODEL --flavor FLAVOR --tp N\n"
-        "       tp-validate check [options] --hf-config PATH [PATH ...] --tp N",
+        "       tp-validate check [options] --hf-config PATH [PATH ...] [--tp N]",
     )
     what = parser.add_argument_group("what to judge")
-    what.add_argument("--model", help="a model of torchtitan, or the dotted path of a package of your own")
-    what.add_argument("--flavor", help="which of its flavours")
+    what.add_argument(
+        "--model", action="once", help="a model of torchtitan, or the dotted path of a package of your own"
+    )
+    what.add_argument("--flavor", action="once", help="which of its flavors")
     what.add_argument(
         "--hf-config",
+        action="collect",
         nargs="+",
         metavar="PATH",
-        help="config.json files, or folders that hold one; neither torch nor transformers is needed",
+        help="config.json files, folders that hold one, or - for standard input; neither torch nor "
+        "transformers is needed, and nothing is fetched",
     )
-    what.add_argument("--tp", type=tp_degrees, metavar="N", help="TP degree: 4, or a range 1-64, or 2,4,8")
     what.add_argument(
+        "--tp",
+        action="collect_degrees",
+        type=tp_degrees,
+        metavar="N",
+        help="TP degree: 4, or a range 1-64, or 2,4,8; without it the degrees that work for a Hugging Face "
+        "config are listed",
+    )
+    what.add_argument(
+        "--framework",
         "--plan",
+        action="once",
         choices=[framework.value for framework in huggingface.Framework],
-        default=huggingface.Framework.TORCHTITAN.value,
         help="whose rule judges a Hugging Face config: torchtitan (default; every kind of head is split "
         "whole) or transformers (native tensor parallelism: query and key-value heads alone)",
     )
+    what.add_argument(
+        "--skip-unrelated",
+        action="store_true",
+        help="skip files that are no model config at all, instead of exit status 2",
+    )
     add_degrees(parser)
     add_output(parser)
-    parser.set_defaults(run=run, parser=parser, command="check")
+    hint = "files follow --hf-config, and a run's arguments follow --"
+    parser.set_defaults(run=run, parser=parser, command="check", hint=hint)
 
 
 def run(options: Any) -> int:
     """Run the subcommand; the exit status."""
-    asked = [
+    requested = [
         options.torchtitan_arguments is not None,
         options.model is not None,
         options.hf_config is not None,
     ]
-    if sum(asked) != 1:
+    if sum(requested) != 1:
         options.parser.error(
             "name one thing to judge: -- and torchtitan's arguments, --model, or --hf-config"
         )
+    _check_options(options)
+    files.check_not_an_input(options.output_file, _inputs(options))
+    reports: Iterable[Report]
     if options.torchtitan_arguments is not None:
-        if options.tp is not None:
-            options.parser.error("the run has its own TP degree: give it after --")
         reports = [_run(options)]
+    elif options.model is not None:
+        reports = [_model(options)]
     else:
+        reports = (_hf_config(path, options) for path in options.hf_config)
+    return output.emit(options, reports, output.verdicts).exit_status
+
+
+def _check_options(options: Any) -> None:
+    """Refuse what the verdict would not look at: whoever gives it takes it to be judged."""
+    parser = options.parser
+    if options.torchtitan_arguments is not None:
+        kind, name = "a run", "a run, which has its own: give it after --"
+        if options.tp is not None:
+            parser.error("the run has its own TP degree: give it after --")
+    elif options.model is not None:
+        kind, name = "a model", "a model of torchtitan"
+        if options.flavor is None:
+            parser.error("--flavor is missing: which flavor of the model?")
         if options.tp is None:
-            options.parser.error("--tp is missing: which degree, or range of degrees?")
-        if options.model is not None:
-            if options.flavor is None:
-                options.parser.error("--flavor is missing: which flavor of the model?")
-            reports = [_model(options)]
-        else:
-            reports = [_hf_config(path, options) for path in options.hf_config]
-    output.emit(options, reports, lambda: output.verdicts(reports))
-    return exit_status(reports)
+            parser.error("--tp is missing: which degree, or range of degrees?")
+    else:
+        kind = options.framework or huggingface.Framework.TORCHTITAN.value
+        name = f"a Hugging Face config by {output.possessive(kind)} rule"
+        if options.cp is not None and options.seq_len is None:
+            parser.error("--cp changes nothing without --seq-len: the sequence is what both cut")
+        if options.hf_config.count(files.STDIN) > 1:
+            parser.error("--hf-config: standard input (-) can be read once only")
+    for option, flag in _OPTIONS.items():
+        if getattr(options, option) not in (None, False) and option not in _LOOKED_AT[kind]:
+            parser.error(f"{flag} changes nothing for {name}")
+
+
+def _inputs(options: Any) -> list[str]:
+    if options.hf_config is not None:
+        return [_file(name) for name in options.hf_config]
+    if options.torchtitan_arguments is None:
+        return []
+    return [word.partition("=")[2] or word for word in options.torchtitan_arguments]
 
 
 def _run(options: Any) -> Report:
@@ -99,21 +173,62 @@ def _model(options: Any) -> Report:
 
 
 def _hf_config(name: str, options: Any) -> Report:
-    framework = huggingface.Framework(options.plan)
-    file = os.path.join(name, "config.json") if os.path.isdir(name) else name
+    """The verdict on one file, whatever happens: the others are judged all the same."""
+    framework = options.framework or huggingface.Framework.TORCHTITAN.value
+    called = files.shown(name) if name == files.STDIN else name
+    file = None if name == files.STDIN else Location(_file(name))
     try:
-        content, text = files.read_json(file)
-        choices = [degrees(options, tp) for tp in options.tp]
-        plan = huggingface.read(content, content, choices[0], framework=framework)
-        judgements = judge(plan, choices)
-    except (files.UnreadableError, PlanError) as error:
-        return Report(name, note=str(error), framework=framework.value, location=Location(name))
+        return _judged(name, called, huggingface.Framework(framework), options)
+    except NotAModelConfigError as error:
+        return Report(
+            called, note=str(error), framework=framework, location=file, skipped=options.skip_unrelated
+        )
+    except files.UnreadableError as error:
+        # Broken, or never meant to be a model's: a config that transformers wrote says what it is.
+        unrelated = error.text is not None and not any(word in error.text for word in _OF_A_MODEL)
+        return Report(
+            called,
+            note=f"{error}{_about_the_hub(name) if error.missing else ''}",
+            framework=framework,
+            location=file,
+            skipped=options.skip_unrelated and unrelated,
+        )
+    except PlanError as error:
+        return Report(called, note=str(error), framework=framework, location=file)
+    except Exception as error:
+        return Report(called, note=unexpected(error), framework=framework, location=file)
+
+
+def _judged(name: str, called: str, framework: huggingface.Framework, options: Any) -> Report:
+    file = _file(name)
+    content, text = files.read_json(file)
+    # Without a TP degree, whatever else is requested must fit at TP 1.
+    choices = [degrees(options, tp) for tp in options.tp or (1,)]
+    plan = huggingface.read(content, content, choices[0], framework=framework)
+    judgements = judge(plan, choices)
     broken = next((judgement.error for judgement in judgements if judgement.error), None)
+    listed = options.tp is None and broken is None
     word = f'"{broken.violations[0].dim}"' if broken else ""
     return Report(
-        name,
-        judgements,
+        called,
+        () if listed else judgements,
         plan,
         framework=framework.value,
-        location=Location(file, files.line_of(text, word) if word else None),
+        location=None if name == files.STDIN else Location(file, files.line_of(text, word) if word else None),
+        listed=listed,
+    )
+
+
+def _file(name: str) -> str:
+    return os.path.join(name, "config.json") if name != files.STDIN and os.path.isdir(name) else name
+
+
+def _about_the_hub(name: str) -> str:
+    """What to say of a missing file whose name may be that of a model on the Hugging Face Hub."""
+    if not _HUB_ID.fullmatch(name) or name.endswith(".json"):
+        return ""
+    folder = name.rpartition("/")[2]
+    return (
+        " If that is a model on the Hugging Face Hub: nothing is fetched here. Get its config first, with "
+        f"'hf download {name} config.json --local-dir {folder}', and name that folder."
     )

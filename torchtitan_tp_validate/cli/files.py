@@ -3,20 +3,52 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import stat
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from torchtitan_tp_validate.cli.escape import visible
 from torchtitan_tp_validate.errors import TPValidateError
 
+STDIN = "-"
+"""What stands for standard input where a file is named."""
+
 _MOST_BYTES = 16 * 2**20
+_OPEN_ALREADY = ("/dev/", "/proc/")
+"""Where names stand for what a process has open, be it a file: that one is added to."""
+_NEVER_WAIT = getattr(os, "O_NONBLOCK", 0)
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
 
 
 class UnreadableError(TPValidateError):
-    """A file cannot be read as what it should be; the text names it."""
+    """A file cannot be read as what it should be; the text names it.
+
+    Attributes:
+        text: the file's text, where it is text and the language alone is wrong.
+        missing: whether there is no such file.
+    """
+
+    text: str | None = None
+    missing: bool = False
+
+
+def shown(path: str) -> str:
+    """Return what to call a file in a message."""
+    return "standard input" if path == STDIN else visible(path)
 
 
 def read_json(path: str) -> tuple[dict[str, Any], str]:
-    """The object in a JSON file, and the file's text.
+    """Return the object in a JSON file, and the file's text.
+
+    Args:
+        path: of the file, or `STDIN`.
 
     Raises:
         UnreadableError: it is not there, or is something else.
@@ -27,7 +59,7 @@ def read_json(path: str) -> tuple[dict[str, Any], str]:
 
 
 def read_toml(path: str) -> tuple[dict[str, Any], str]:
-    """The tables of a TOML file, and the file's text.
+    """Return the tables of a TOML file, and the file's text.
 
     Raises:
         UnreadableError: it is not there, or is something else.
@@ -46,17 +78,74 @@ def line_of(text: str, word: str) -> int | None:
     return None if position < 0 else text.count("\n", 0, position) + 1
 
 
-def write(path: str, text: str) -> None:
-    """Write a result.
+def check_not_an_input(target: str | None, inputs: Iterable[str]) -> None:
+    """Refuse to write a result over what it is about, by whatever name or link.
+
+    Raises:
+        UnreadableError: the target is one of the inputs.
+    """
+    if target is None:
+        return
+    try:
+        written = os.stat(target)
+    except (OSError, ValueError):  # a new file, or what cannot be written either
+        return
+    for path in inputs:
+        try:
+            read = os.stat(path) if path != STDIN else os.fstat(sys.stdin.fileno())
+        except (OSError, ValueError, AttributeError):  # judging says what is wrong with it
+            continue
+        if stat.S_ISREG(read.st_mode) and os.path.samestat(written, read):
+            other = "" if path == target else f", which is the same file as {shown(path)}"
+            raise UnreadableError(
+                f"--output-file {shown(target)} would overwrite an input{other}: nothing was judged or "
+                "written. Name another file."
+            )
+
+
+def write(path: str, lines: Iterable[str]) -> None:
+    """Write a result, whole or not at all: until it is complete the file is what it was.
+
+    What is no regular file (``/dev/stdout``, a pipe) is written to as it is.
 
     Raises:
         UnreadableError: it cannot be written.
     """
     try:
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
+        target = os.path.realpath(path)  # a link stays one
+        mode = os.stat(target).st_mode if os.path.exists(target) else None
+        if os.path.abspath(path).startswith(_OPEN_ALREADY) or not (mode is None or stat.S_ISREG(mode)):
+            with open(path, "a", encoding="utf-8") as file:
+                file.writelines(lines)
+        else:
+            _replace(target, lines, mode)
+    except TPValidateError:  # of whoever makes the lines
+        raise
     except (OSError, ValueError) as error:
-        raise UnreadableError(f"{path} cannot be written: {_reason(error)}") from error
+        raise UnreadableError(f"{shown(path)} cannot be written: {reason(error)}") from error
+
+
+def _replace(target: str, lines: Iterable[str], mode: int | None) -> None:
+    import tempfile
+
+    if mode is not None and not os.access(target, os.W_OK):
+        raise PermissionError(13, "Permission denied")  # replacing it would not even notice
+    folder, name = os.path.split(target)
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name[:100]}.")
+    try:
+        with open(handle, "w", encoding="utf-8") as file:
+            file.writelines(lines)
+        os.chmod(temporary, _new_mode() if mode is None else stat.S_IMODE(mode))
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _new_mode() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 def _parse(path: str, parse: Callable[[str], Any], language: str) -> tuple[dict[str, Any], str]:
@@ -64,30 +153,57 @@ def _parse(path: str, parse: Callable[[str], Any], language: str) -> tuple[dict[
     try:
         content = parse(text)
     except RecursionError:
-        raise UnreadableError(f"{path} is not read: its {language} is nested too deeply.") from None
+        raise UnreadableError(f"{shown(path)} is not read: its {language} is nested too deeply.") from None
     except ValueError as error:  # what both parsers raise, and int() for thousands of digits
-        raise UnreadableError(f"{path} is not valid {language}: {_reason(error)}") from error
+        raise _wrong(f"{shown(path)} is not valid {language}: {reason(error)}", text) from error
     if not isinstance(content, dict):
-        raise UnreadableError(f"{path} holds a {language} {type(content).__name__}, not an object of names.")
+        kind = type(content).__name__
+        raise _wrong(f"{shown(path)} holds a {language} {kind}, not an object of names.", text)
     return content, text
+
+
+def _wrong(message: str, text: str) -> UnreadableError:
+    error = UnreadableError(message)
+    error.text = text
+    return error
 
 
 def _text(path: str, language: str) -> str:
     try:
-        with open(path, "rb") as file:
-            content = file.read(_MOST_BYTES + 1)
+        content = b"".join(_chunks(path))
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise UnreadableError(f"{path} cannot be read: {_reason(error)}") from error
+        unreadable = UnreadableError(f"{shown(path)} cannot be read: {reason(error)}")
+        unreadable.missing = isinstance(error, FileNotFoundError)
+        raise unreadable from error
     if len(content) > _MOST_BYTES:
-        raise UnreadableError(f"{path} is not read: it is larger than {_MOST_BYTES >> 20} MiB.")
+        raise UnreadableError(f"{shown(path)} is not read: it is larger than {_MOST_BYTES >> 20} MiB.")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UnreadableError(f"{path} is not valid {language}: it is not UTF-8 text ({error}).") from error
+        raise UnreadableError(
+            f"{shown(path)} is not valid {language}: it is not UTF-8 text ({error})."
+        ) from error
 
 
-def _reason(error: Exception) -> str:
+def _chunks(path: str) -> Iterator[bytes]:
+    if path == STDIN:
+        if sys.stdin is None:
+            raise OSError("it is closed")
+        yield sys.stdin.buffer.read(_MOST_BYTES + 1)
+        return
+    # Asked before it is opened, since a device may act on that, and a pipe wait for its other end.
+    kind = stat.S_IFMT(os.stat(path).st_mode)
+    if kind != stat.S_IFREG:
+        what = _KINDS.get(kind, "something else")
+        pipe = " (to read from a pipe, name - and pipe it to standard input)" if kind == stat.S_IFIFO else ""
+        raise OSError(f"it is {what}, not a regular file{pipe}")
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | _NEVER_WAIT)) as file:
+        yield file.read(_MOST_BYTES + 1)
+
+
+def reason(error: Exception) -> str:
+    """Return why a file cannot be read or written, as the end of a sentence."""
     if isinstance(error, OSError) and error.errno is not None:
         return f"{os.strerror(error.errno)}."
     text = str(error).partition("\n")[0]
-    return text if text.endswith(".") else f"{text}."
+    return visible(text if text.endswith(".") else f"{text}.")

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torchtitan_tp_validate.cli import output
-from torchtitan_tp_validate.cli.arguments import Parser
+from torchtitan_tp_validate.cli.arguments import Parser, add_output
+from torchtitan_tp_validate.cli.report import unexpected
+from torchtitan_tp_validate.errors import TPValidateError
 from torchtitan_tp_validate.hf.audit import (
     NotAudited,
     PlanAudit,
@@ -17,6 +19,12 @@ from torchtitan_tp_validate.hf.audit import (
 )
 from torchtitan_tp_validate.hf.model import transformers_version
 
+_EXAMPLES = """\
+examples:
+  tp-validate hf-audit
+  tp-validate hf-audit --class VoxtralForConditionalGeneration --class Lfm2ForCausalLM
+  tp-validate hf-audit --fixed --output-format json
+"""
 SCHEMA_VERSION = 1
 """Of the JSON output; raised when a field changes its meaning or goes."""
 
@@ -29,6 +37,7 @@ def add_parser(commands: Any) -> None:
         description="Make an instance of every generating class of the installed transformers on the meta "
         "device, with its default configuration, and name those whose effective tensor parallel plan shards "
         "the model but not its output head. Exit status 1 when there are any.",
+        epilog=_EXAMPLES,
     )
     parser.add_argument(
         "--class",
@@ -40,9 +49,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--fixed", action="store_true", help="audit what install(fix_tp_plan=True) makes of the plans"
     )
-    group = parser.add_argument_group("output")
-    group.add_argument("--output-format", choices=("full", "json"), default="full", help="default: full")
-    group.add_argument("--output-file", metavar="FILE", help="write the result there, not to standard output")
+    add_output(parser, ("full", "json"))
     parser.set_defaults(run=run, parser=parser, command="hf-audit")
 
 
@@ -52,16 +59,29 @@ def run(options: Any) -> int:
         options.parser.error("transformers is not installed here: pip install 'torchtitan-tp-validate[hf]'")
     with _fixed(options.fixed), output.progress("Auditing plans") as track:
         names = options.classes or audited_classes()
-        results = [result for name in track(names) for result in audit_installed([name])]
+        results = [result for name in track(names) for result in _audited(name)]
     if options.output_format == "json":
-        lines: list[output.Line] = [(json.dumps(_as_json(results), indent=2), "")]
+        output.put_document(options, [json.dumps(_as_json(results), indent=2)])
     else:
-        lines = list(_table(results, in_full=options.classes is not None))
-    output.put(options, lines)
+        output.put(options, _table(results, in_full=options.classes is not None))
     audits = [result for result in results if isinstance(result, PlanAudit)]
-    if not audits:
+    if not audits or any(isinstance(result, _Failed) for result in results):
         return 2
     return int(any(audit.head_left_whole or audit.fails for audit in audits))
+
+
+class _Failed(NotAudited):
+    """A class that the audit stumbled over."""
+
+
+def _audited(name: str) -> Iterator[PlanAudit | NotAudited]:
+    """What `audit_installed` says of one class, whatever happens: the others are audited all the same."""
+    try:
+        yield from audit_installed([name])
+    except TPValidateError:
+        raise
+    except Exception as error:
+        yield _Failed(name, unexpected(error))
 
 
 @contextlib.contextmanager

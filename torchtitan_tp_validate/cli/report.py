@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
@@ -125,17 +125,63 @@ def judge(plan: Plan, choices: Iterable[Degrees], world_size: int | None = None)
     return tuple(judgements)
 
 
-def exit_status(reports: Sequence[Report]) -> int:
-    """0 when all that was judged fits, 1 when something does not, 2 when something could not be judged."""
-    found = {report.status for report in reports}
-    if Status.NOT_VALIDATED in found:
-        return 2
-    return 1 if Status.INCOMPATIBLE in found else 0
+class Tally:
+    """How many reports there are of each status, counted as they go by: none is kept."""
+
+    def __init__(self) -> None:
+        self._found = dict.fromkeys(Status, 0)
+
+    def watch(self, reports: Iterable[Report]) -> Iterator[Report]:
+        """Hand the reports on, each counted."""
+        for report in reports:
+            self._found[report.status] += 1
+            yield report
+
+    def counts(self) -> dict[str, int]:
+        """Return how many there were of each status, under its name."""
+        return {status.value: number for status, number in self._found.items()}
+
+    @property
+    def judged_none(self) -> bool:
+        """Whether everything was skipped."""
+        return not any(number for status, number in self._found.items() if status is not Status.SKIPPED)
+
+    @property
+    def exit_status(self) -> int:
+        """0 when all that was judged fits, 1 when something does not, 2 when something was not judged."""
+        if self._found[Status.NOT_VALIDATED]:
+            return 2
+        return 1 if self._found[Status.INCOMPATIBLE] else 0
 
 
-def count(reports: Sequence[Report]) -> dict[str, int]:
-    """How many there are of each status."""
-    return {status.value: sum(report.status is status for report in reports) for status in Status}
+def tally(reports: Iterable[Report]) -> Tally:
+    """Return the tally of these reports."""
+    found = Tally()
+    for _ in found.watch(reports):
+        pass
+    return found
+
+
+def exit_status(reports: Iterable[Report]) -> int:
+    """Return the exit status of these reports, as `Tally.exit_status`."""
+    return tally(reports).exit_status
+
+
+def unexpected(error: Exception) -> str:
+    """Return what to say of an exception that nobody foresaw: its type, its text, where, and what to do.
+
+    Each thing is judged by itself: one that this package stumbles over must not hide the verdict on the rest.
+    """
+    import traceback
+
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if "torchtitan_tp_validate" in frame.filename] or frames
+    at = f" (at {'/'.join(ours[-1].filename.split('/')[-2:])}:{ours[-1].lineno})" if ours else ""
+    return (
+        f"Not validated: an unexpected {type(error).__name__}: {' '.join(str(error).split())}{at}. This is a "
+        "fault of tp-validate, not of yours: please report it with this line, the input and the output of "
+        "tp-validate doctor."
+    )
 
 
 def as_json(command: str, reports: Sequence[Report]) -> dict[str, Any]:
@@ -146,7 +192,7 @@ def as_json(command: str, reports: Sequence[Report]) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "tool": {"name": "tp-validate", "version": __version__},
         "command": command,
-        "summary": count(reports),
+        "summary": tally(reports).counts(),
         "results": [_result(report) for report in reports],
     }
 

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import argparse
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torchtitan_tp_validate.cli import output
+from torchtitan_tp_validate.cli.arguments import Parser, add_output, nearest
 from torchtitan_tp_validate.rules import RULES, Rule
 
+SCHEMA_VERSION = 1
+"""Of the JSON output, which ``schema-rules.json`` beside this file describes."""
+
+_OF_RULE = """\
+examples:
+  tp-validate rule TP002
+  tp-validate rule TP002 --output-format json
+"""
+_OF_RULES = """\
+examples:
+  tp-validate rules
+  tp-validate rules --output-format json --output-file rules.json
+"""
 _LINES = ("torchtitan 0.2.x", "0.3.x, spmd_types", "0.3.x, DTensor backends")
 _LATE = "first layer refused late, later ones die"
 _EMPTY = "fine while no shard is empty"
@@ -39,17 +55,69 @@ IGNORED: dict[str, tuple[str, str, str]] = {
 
 def add_parser(commands: Any) -> None:
     """Declare both subcommands."""
-    one = commands.add_parser("rule", help="explain a rule", description="Explain a rule.")
-    one.add_argument("code", type=str.upper, choices=list(RULES), metavar="CODE", help="e.g. TP002")
-    one.set_defaults(run=run, parser=one, command="rule", output_file=None)
-    every = commands.add_parser("rules", help="list all rules", description="List all rules.")
-    every.set_defaults(run=run, parser=every, command="rules", code=None, output_file=None)
+    one: Parser = commands.add_parser(
+        "rule",
+        help="explain a rule",
+        description="Explain a rule: what it is about, and what happens where nobody checks it.",
+        epilog=_OF_RULE,
+    )
+    one.add_argument("code", type=_code, metavar="CODE", help="e.g. TP002")
+    every: Parser = commands.add_parser(
+        "rules",
+        help="list all rules",
+        description="List all rules: what is checked, and why.",
+        epilog=_OF_RULES,
+    )
+    for parser, command in ((one, "rule"), (every, "rules")):
+        add_output(parser, ("full", "json"))
+        parser.set_defaults(run=run, parser=parser, command=command)
+
+
+def _code(text: str) -> str:
+    """The code of a rule, in capitals.
+
+    Raises:
+        argparse.ArgumentTypeError: there is no such rule; the text says which one may be meant.
+    """
+    code = text.upper()
+    if code in RULES:
+        return code
+    number = re.fullmatch(r"([A-Z]*)[-_ ]?(\d{1,9})", code, re.ASCII)
+    meant = f"{number[1] or 'TP'}{int(number[2]):03}" if number else ""
+    hint = f"did you mean {meant}?" if meant in RULES else nearest(code, RULES)
+    raise argparse.ArgumentTypeError(f"there is no {text!r}; {hint}")
 
 
 def run(options: Any) -> int:
     """Run either subcommand; the exit status."""
-    output.put(options, list(_list() if options.code is None else _explain(RULES[options.code])))
+    shown = RULES.values() if options.command == "rules" else [RULES[options.code]]
+    if options.output_format == "json":
+        import json
+
+        output.put_document(options, [json.dumps(_as_json(shown), indent=2)])
+    else:
+        output.put(options, _list() if options.command == "rules" else _explain(RULES[options.code]))
     return 0
+
+
+def _as_json(rules: Iterable[Rule]) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "rules": [
+            {
+                "code": rule.code,
+                "dim": rule.dim,
+                "axis": rule.axis.value,
+                "why": rule.why,
+                "ignored": {
+                    line: consequence or None
+                    for line, consequence in zip(_LINES, IGNORED[rule.code], strict=True)
+                },
+                "source": rule.source,
+            }
+            for rule in rules
+        ],
+    }
 
 
 def _list() -> Iterator[output.Line]:

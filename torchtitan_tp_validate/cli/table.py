@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torchtitan_tp_validate.cli import output
+from torchtitan_tp_validate.cli import escape, output
 from torchtitan_tp_validate.cli.arguments import (
     Parser,
     add_degrees,
@@ -15,7 +15,8 @@ from torchtitan_tp_validate.cli.arguments import (
     positive,
     tp_degrees,
 )
-from torchtitan_tp_validate.cli.report import Judgement, Report, Status
+from torchtitan_tp_validate.cli.report import Judgement, Report, exit_status, unexpected
+from torchtitan_tp_validate.rules import Degrees
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,6 +26,14 @@ _HEADINGS = {"TP001": "heads", "TP002": "KV", "TP003": "delta K", "TP004": "delt
 
 _SHARED_HEADING = "KV shared"
 
+_EXAMPLES = """\
+examples:
+  tp-validate table
+  tp-validate table --model llama3 --model qwen3 --tp 1-16
+  tp-validate table --all --world-size 64 --output-format markdown
+"""
+_DEFAULT = (2, 4, 8, 16, 32, 64)
+
 
 def add_parser(commands: Any) -> None:
     """Declare the subcommand."""
@@ -33,11 +42,16 @@ def add_parser(commands: Any) -> None:
         help="show every model of the installed torchtitan by the degrees that work",
         description="Every registered flavour of the installed torchtitan: its head counts, the dimension "
         "that keeps the degree from being doubled, and the TP degrees that work.",
+        epilog=_EXAMPLES,
     )
     parser.add_argument("--model", action="append", metavar="MODEL", help="only this model; may be repeated")
     parser.add_argument("--all", action="store_true", help="torchtitan's experiments too")
     parser.add_argument(
-        "--tp", type=tp_degrees, default=(2, 4, 8, 16, 32, 64), metavar="N", help="the degrees to show"
+        "--tp",
+        action="collect_degrees",
+        type=tp_degrees,
+        metavar="N",
+        help=f"the degrees to show (default: {','.join(map(str, _DEFAULT))})",
     )
     parser.add_argument(
         "--world-size", type=positive, metavar="N", help="grey out the degrees that do not divide N ranks"
@@ -49,12 +63,13 @@ def add_parser(commands: Any) -> None:
 
 def run(options: Any) -> int:
     """Run the subcommand; the exit status."""
+    options.tp = options.tp or _DEFAULT
     reports = list(survey(options))
     if options.output_format == "full" and options.output_file is None and output.uses_colour(sys.stdout):
         output.show(matrix(reports, options.tp, options.world_size))
     else:
-        output.emit(options, reports, lambda: _plain(reports, options.tp, options.world_size))
-    return 2 if any(report.status is Status.NOT_VALIDATED for report in reports) else 0
+        output.emit(options, reports, lambda found: _plain(list(found), options.tp, options.world_size))
+    return exit_status(reports)
 
 
 def survey(options: Any) -> Iterator[Report]:
@@ -72,8 +87,17 @@ def survey(options: Any) -> Iterator[Report]:
                 yield Report(name, group=name, note=str(error), skipped=options.model is None)
                 continue
             for flavor in flavors:
-                report = torchtitan.judge_flavor(name, flavor, choices, listed=True)
-                yield _in_world(report, options.world_size)
+                yield _in_world(_judged(name, flavor, choices), options.world_size)
+
+
+def _judged(name: str, flavor: str, choices: Sequence[Degrees]) -> Report:
+    """The verdict on one flavor, whatever happens: the others are shown all the same."""
+    from torchtitan_tp_validate.cli import torchtitan
+
+    try:
+        return torchtitan.judge_flavor(name, flavor, choices, listed=True)
+    except Exception as error:
+        return Report(f"{name} {flavor}", group=name, note=unexpected(error))
 
 
 def _in_world(report: Report, world_size: int | None) -> Report:
@@ -97,7 +121,7 @@ def matrix(reports: Sequence[Report], asked: Sequence[int], world_size: int | No
         box=box.SIMPLE_HEAD,
         title="Tensor parallel degrees that work" + (f" on {world_size} ranks" if world_size else ""),
         title_style="bold",
-        caption=_caption(reports, world_size),
+        caption=Text(_caption(reports, world_size)),
         caption_justify="left",
         pad_edge=False,
         padding=(0, 1, 0, 0),
@@ -122,7 +146,8 @@ def matrix(reports: Sequence[Report], asked: Sequence[int], world_size: int | No
             marks.append(Text("\u25cf" if judgement.error is None else "\u25cb", style=style))
         group = "" if report.group == previous else report.group
         shared = [_shared(report)] if shares else []
-        table.add_row(group, _flavor(report), *_sizes(report, codes), *marks, *shared, report.binding)
+        names = (escape.terminal(group), escape.terminal(_flavor(report)))
+        table.add_row(*map(Text, names), *_sizes(report, codes), *marks, *shared, report.binding)
         previous = report.group
     return table
 
@@ -154,7 +179,7 @@ def _caption(reports: Sequence[Report], world_size: int | None) -> str:
         "\u25cf works   \u25cb does not"
         + (f"   grey: does not divide {world_size} ranks" if world_size else "")
     ]
-    lines += [f"{report.name}: {report.note}" for report in reports if report.note]
+    lines += [escape.terminal(f"{report.name}: {report.note}") for report in reports if report.note]
     return "\n".join(lines)
 
 

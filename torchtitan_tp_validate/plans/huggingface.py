@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
-from torchtitan_tp_validate.errors import PlanError
+from torchtitan_tp_validate.errors import NotAModelConfigError, PlanError
 from torchtitan_tp_validate.plans.huggingface_sizes import SHARES_KV_HEADS, note_sizes
 from torchtitan_tp_validate.plans.key_value_heads import N_KV_HEADS, n_kv_heads
 from torchtitan_tp_validate.plans.reading import (
@@ -170,6 +170,7 @@ def read(
             but a few families do.
 
     Raises:
+        NotAModelConfigError: it is no model's config.
         PlanError: the config does not tell its head counts.
     """
     if tp_plan is None:
@@ -270,7 +271,7 @@ def _layers(config: Mapping[str, Any], where: str) -> Iterator[Heads]:
         yield from _blocks(config, where)
         return
     if found(config, _N_HEADS) is None:
-        raise PlanError(f"Not validated: {_what_is_without_heads(config, where)}")
+        raise _without_heads(config, where)
     types = _layer_types(config, where) or ["attention"] * _n_layers(config, where)
     n_layers = len(types)
     n_heads = per_layer(config, _N_HEADS, n_layers, where)
@@ -330,21 +331,26 @@ def _grouped(n_heads: int, n_kv_heads: int, where: str) -> Heads:
     return {"TP001": n_heads, "TP002": n_kv_heads}
 
 
-def _what_is_without_heads(config: Mapping[str, Any], where: str) -> str:
-    """What a config is that has no number of attention heads, as a sentence."""
+def _without_heads(config: Mapping[str, Any], where: str) -> PlanError:
+    """What to raise for a config that has no number of attention heads: it says what the file is."""
     if not where and config.get("peft_type") is not None:
         base = shortened(config.get("base_model_name_or_path"))
-        return f"this is the config of a PEFT adapter, not of a model: judge that of its base model, {base}."
+        return NotAModelConfigError(
+            "Not validated: this is the config of a PEFT adapter, not of a model: judge that of its base "
+            f"model, {base}."
+        )
     is_state_space = any(isinstance(name, str) and name.startswith(("ssm_", "state_size")) for name in config)
     if is_state_space and not config.get("attn_layer_idx"):
-        return f"{_name(config)} is a state-space model, which has no attention heads."
-    if not where and found(config, (*_OF_A_MODEL, *_N_LAYERS)) is None:
-        return (
-            "this is not the config of a model: it has no model_type, and no num_attention_heads "
-            "(nor n_head, n_heads, num_heads)."
+        return PlanError(
+            f"Not validated: {_name(config)} is a state-space model, which has no attention heads."
         )
-    return (
-        f"the config has no {where}num_attention_heads (nor n_head, n_heads, num_heads). "
+    if not where and found(config, (*_OF_A_MODEL, *_N_LAYERS)) is None:
+        return NotAModelConfigError(
+            "Not validated: this is not the config of a model: it has no model_type, and no "
+            "num_attention_heads (nor n_head, n_heads, num_heads)."
+        )
+    return PlanError(
+        f"Not validated: the config has no {where}num_attention_heads (nor n_head, n_heads, num_heads). "
         "A file that older transformers wrote leaves out what equals the class's default: save it again."
     )
 

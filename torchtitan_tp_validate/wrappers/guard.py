@@ -133,6 +133,12 @@ def drop_in(module_name: str) -> Callable[[str], Any]:
         names = dict.fromkeys((target.name, *target.functions))
         if attribute not in names:
             raise AttributeError(f"module {module_name!r} has no attribute {attribute!r}")
+        # Deferred: it looks for torchtitan by means of this package.
+        from torchtitan_tp_validate.supported import unsupported_torchtitan
+
+        unsupported = unsupported_torchtitan()
+        if unsupported is not None:
+            raise ImportError(unsupported)
         entry_point = next(target.entry_points(), None)
         if entry_point is None:
             raise ImportError(

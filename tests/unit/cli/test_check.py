@@ -60,6 +60,102 @@ def test_the_plan_is_chosen_and_said(tp_validate: Program, config_file: Path) ->
     )
 
 
+def test_the_framework_has_two_names(tp_validate: Program, config_file: Path) -> None:
+    check = ("check", "--hf-config", config_file, "--tp", "2")
+    assert tp_validate(*check, "--framework", "transformers") == tp_validate(*check, "--plan", "transformers")
+    assert "by transformers' rule" in tp_validate(*check, "--framework", "transformers").out
+
+
+LISTED = "Degrees that work for qwen3_5_text by torchtitan's rule: 1, 2. The binding constraint is TP002 "
+
+
+def test_without_a_degree_those_that_work_are_listed(tp_validate: Program, config_file: Path) -> None:
+    check = ("check", "--hf-config", config_file)
+    line = f"{config_file}: {LISTED}num_key_value_heads = 2.\n"
+    assert tp_validate(*check) == (0, line, "")
+    assert tp_validate(*check, config_file) == (0, f"{line}{line}2 listed.\n", "")
+    assert tp_validate(*check, "--output-format", "concise") == (0, line, "")
+    assert tp_validate(*check, "--output-format", "github") == (0, "", "")
+    assert tp_validate(*check, "--output-format", "markdown").out.splitlines()[2] == (
+        f"| {config_file} |  | listed | TP002 num_key_value_heads = 2 | 1, 2 |"
+    )
+    (result,) = tp_validate(*check, "--output-format", "json").results
+    assert (result["status"], result["valid_tp_degrees"], result["judgements"]) == ("listed", [1, 2], [])
+    config_file.write_text('{"model_type": "mamba2", "num_heads": 4, "num_hidden_layers": 2}')
+    assert tp_validate(*check).status == 2
+
+
+def test_repeated_options_are_collected(tp_validate: Program, config_file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.json"
+    other.write_text(config_file.read_text())
+    split = ("check", "--hf-config", config_file, "--tp", "4", "--hf-config", other, "--tp", "1-2,4")
+    at_once = ("check", "--hf-config", config_file, other, "--tp", "1,2,4")
+    for output_format in ("concise", "json", "markdown"):
+        result = tp_validate(*split, "--output-format", output_format)
+        assert result == tp_validate(*at_once, "--output-format", output_format)
+        assert result.status == 1
+
+
+def test_an_expert_degree_that_was_not_judged_is_not_called_fitting(
+    tp_validate: Program, config_file: Path
+) -> None:
+    status, out, _ = tp_validate("check", "--hf-config", config_file, "--tp", "2", "--ep", "7")
+    assert "EP 7 fits" not in out
+    assert (status, out.startswith(f"{config_file}: TP 2 fits qwen3_5_text by")) == (0, True)
+    assert out.endswith(" Not validated: EP001: the config has no number of experts.\n")
+
+
+@pytest.mark.parametrize("name", ["meta-llama/Llama-3.1-8B", "gpt2"])
+def test_the_name_of_a_model_on_the_hub_gets_a_hint(tp_validate: Program, name: str) -> None:
+    status, out, _ = tp_validate("check", "--hf-config", name, "--tp", "4")
+    assert (status, out) == (
+        2,
+        f"{name}: {name} cannot be read: No such file or directory. If that is a model on the Hugging Face "
+        "Hub: nothing is fetched here. Get its config first, with "
+        f"'hf download {name} config.json --local-dir {name.rpartition('/')[2]}', and name that folder.\n",
+    )
+
+
+@pytest.mark.parametrize("name", ["models/llama.json", "./models/llama", "a/b/c"])
+def test_the_name_of_a_file_gets_none(tp_validate: Program, name: str) -> None:
+    out = tp_validate("check", "--hf-config", name, "--tp", "4").out
+    assert out == f"{name}: {name} cannot be read: No such file or directory.\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"compilerOptions": {"strict": true}}', '{"version": 1}', "[1, 2]", "// comment\n{}", "{}", "7"],
+)
+def test_a_file_that_is_no_model_config_can_be_skipped(
+    tp_validate: Program, config_file: Path, tmp_path: Path, content: str
+) -> None:
+    other = tmp_path / "other.json"
+    other.write_text(content)
+    check = ("check", "--tp", "2", "--hf-config", config_file, other)
+    assert tp_validate(*check).status == 2
+    status, out, err = tp_validate(*check, "--skip-unrelated")
+    assert (status, err) == (0, "")
+    assert out.startswith(f"Skipped, not judged:\n  {other}: ")
+    assert out.endswith("\n1 fit, 1 skipped.\n")
+    assert tp_validate("check", "--skip-unrelated", "--hf-config", other).status == 0
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"model_type": "llama", "num_hidden_layers": 2}',
+        '{"model_type": "llama", "num_attention_heads": 8',
+        '{"num_attention_heads": "8", "num_hidden_layers": 2}',
+        '{"architectures": ["LlamaForCausalLM"]}',
+    ],
+)
+def test_a_broken_model_config_is_not_skipped(tp_validate: Program, tmp_path: Path, content: str) -> None:
+    broken = tmp_path / "config.json"
+    broken.write_text(content)
+    assert tp_validate("check", "--tp", "2", "--skip-unrelated", "--hf-config", broken).status == 2
+    assert tp_validate("check", "--tp", "2", "--skip-unrelated", "--hf-config", tmp_path / "no").status == 2
+
+
 def test_a_range_says_which_degrees_fit(tp_validate: Program, config_file: Path) -> None:
     assert tp_validate("check", "--hf-config", config_file, "--tp", "1-64") == (
         1,
@@ -75,10 +171,10 @@ def test_many_files_are_summed_up(tp_validate: Program, config_file: Path, tmp_p
     for copy in copies:
         copy.write_text(config_file.read_text())
     assert tp_validate("check", "--tp", "2", "--hf-config", *copies) == (0, "3 fit.\n", "")
-    copies[1].write_text("{}")
+    copies[1].write_text('{"model_type": "mamba"}')
     status, out, _ = tp_validate("check", "--tp", "2", "--hf-config", *copies)
     assert status == 2
-    assert out.startswith(f"{copies[1]}: Not validated: this is not the config of a model")
+    assert out.startswith(f"{copies[1]}: Not validated: mamba has no attention heads.\n")
     assert out.endswith("\n1 could not be judged, 2 fit.\n")
     status, out, _ = tp_validate("check", "--tp", "4", "--hf-config", copies[0], copies[2])
     assert status == 1
@@ -209,14 +305,66 @@ USAGE = "Try 'tp-validate check --help'.\n"
     ("arguments", "message"),
     [
         ((), "name one thing to judge: -- and torchtitan's arguments, --model, or --hf-config"),
-        (("--hf-config", "x"), "--tp is missing: which degree, or range of degrees?"),
+        (
+            ("--model", "llama3", "--flavor", "8B"),
+            "--tp is missing: which degree, or range of degrees?",
+        ),
         (("--model", "llama3", "--tp", "2"), "--flavor is missing: which flavor of the model?"),
         (("--model", "a", "--hf-config", "x"), "name one thing to judge: -- and torchtitan's"),
         (("--tp", "2", "--", "--module", "x"), "the run has its own TP degree: give it after --"),
         (("--tp", "0"), "argument --tp: '0' is not a whole number from 1 to 1073741824"),
         (("--tp", "4-2"), "argument --tp: the range 4-2 runs backwards"),
         (("--tp", "1-9999"), "argument --tp: the range 1-9999 has more than 4096 degrees"),
-        (("--plan", "transformer"), "argument --plan: there is no 'transformer'; did you mean transformers?"),
+        (("--tp", "-1"), "argument --tp: '-1' is negative, or a range without its beginning: degrees start"),
+        (("--tp", "1-"), "argument --tp: the range 1- has no end: write 1-64, for example"),
+        (
+            ("--tp", "a"),
+            "argument --tp: 'a' is not a degree: write a number as 4, a range as 1-64, or a list",
+        ),
+        (("--tp", "2,,4"), "argument --tp: a degree is missing in '2,,4', beside a comma: write 4, 1-64 or"),
+        (("--tp", ""), "argument --tp: a degree is missing: write 4, 1-64 or 2,4,8"),
+        (
+            ("--plan", "transformer"),
+            "argument --framework/--plan: there is no 'transformer'; did you mean transformers?",
+        ),
+        (("--hf-confg", "x"), "there is no option '--hf-confg'; did you mean --hf-config?"),
+        (("-tp", "4"), "there is no option '-tp'; did you mean --tp?"),
+        (("--output_format=json",), "there is no option '--output_format'; did you mean --output-format?"),
+        (
+            ("config.json", "--tp", "4"),
+            "'config.json' is one argument too many; files follow --hf-config, and a run's arguments",
+        ),
+        (("--model", "a", "--model", "b"), "argument --model: is given twice: which one?"),
+        (("--hf-config", "x", "--ep", "2", "--ep", "4"), "argument --ep: is given twice: which one?"),
+        (
+            ("--hf-config", "x", "--tp", "2", "--cp", "7"),
+            "--cp changes nothing without --seq-len: the sequence is what both cut",
+        ),
+        (
+            ("--hf-config", "x", "--flavor", "8B"),
+            "--flavor changes nothing for a Hugging Face config by torchtitan's rule",
+        ),
+        *(
+            (
+                ("--framework", "transformers", "--hf-config", "x", *option),
+                f"{option[0]} changes nothing for a Hugging Face config by transformers' rule",
+            )
+            for option in (
+                ("--ep", "7"),
+                ("--seq-len", "7"),
+                ("--cp", "2", "--seq-len", "8"),
+                ("--spmd-backend", "full_dtensor"),
+                ("--replicate-kv-heads",),
+            )
+        ),
+        *(
+            ((*option, "--", "--module", "x"), f"{option[0]} changes nothing for a run, which has its own")
+            for option in (("--ep", "7"), ("--seq-len", "7"), ("--flavor", "8B"))
+        ),
+        (
+            ("--model", "llama3", "--flavor", "8B", "--tp", "2", "--framework", "transformers"),
+            "--framework changes nothing for a model of torchtitan",
+        ),
         (
             ("--output-format", "x"),
             "argument --output-format: there is no 'x'; choose from full, concise, json",
