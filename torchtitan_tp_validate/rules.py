@@ -314,6 +314,7 @@ class Plan:
         shared_kv: what takes the place of n_kv_heads where several ranks may share a key-value head;
             empty where nothing makes that work.
         how_to_replicate: how they are allowed to, in this torchtitan line.
+        listed_up_to: the largest TP degree that is listed where no dimension limits it.
     """
 
     model: str
@@ -324,6 +325,7 @@ class Plan:
     not_judged: tuple[str, ...] = ()
     shared_kv: tuple[ShardedDim, ...] = ()
     how_to_replicate: str = ""
+    listed_up_to: int = 1
 
     def with_kv_replication(self) -> Plan:
         """The plan when several ranks may share a key-value head; the same one where they cannot."""
@@ -347,10 +349,12 @@ class Plan:
         """Every compatible degree of one axis, ascending.
 
         There is none where a dimension does not even suit a degree of 1, for another reason than the axis.
+        Where none limits the TP degree, those up to `listed_up_to` stand for all.
         """
         dims = [dim for dim in self.dims if dim.rule.axis is axis]
         even = math.gcd(*(dim.size * dim.multiple.denominator for dim in dims if dim.split is Split.EVEN))
-        candidates = divisors(even) if even else range(1, max((dim.size for dim in dims), default=1) + 1)
+        most = max((dim.size for dim in dims), default=self.listed_up_to if axis is Axis.TP else 1)
+        candidates = divisors(even) if even else range(1, most + 1)
         return [degree for degree in candidates if all(dim.allows(degree) for dim in dims)]
 
 
