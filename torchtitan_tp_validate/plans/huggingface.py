@@ -5,8 +5,8 @@ key-value heads, and the key and value heads of its linear attention. What they 
 splits the model, see `Framework`.
 
 A layer without attention (state space, convolution, feed-forward alone) imposes nothing: neither
-framework splits it by heads. What is beside the text decoder (vision, audio), and what is not a head, is
-not judged.
+framework splits it by heads. What is beside the text decoder (vision, audio) is judged where transformers'
+plan cuts its heads; what is not a head is not judged.
 
 Source: ``models/*/configuration_*.py`` (the names, and how raw files are completed) and
 ``PreTrainedConfig.get_text_config`` of transformers 5.23, and files on the Hugging Face Hub whose model code

@@ -227,8 +227,7 @@ def _unknown(table: Table, model_type: Any, judged_by: tuple[int, int]) -> PlanE
 
 def _no_plan(model_type: Any, judged_by: tuple[int, int]) -> PlanError:
     consequence = (
-        "it refuses to load it with a tp_size above 1. Give it a plan by\n"
-        "  DistributedConfig(tp_plan={...}), or load it without tensor parallelism."
+        "it refuses to load it with a tp_size above 1 unless DistributedConfig(tp_plan={...}) brings one."
         if judged_by >= _REFUSES_WITHOUT_PLAN
         else "it loads with any tp_size, and every rank holds all of it."
     )
