@@ -6,6 +6,7 @@ No torchrun, no weights: classes are made on the meta device.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,7 +47,7 @@ def heads_of_colwise(model: Any) -> Iterator[tuple[str, int]]:
     for name, module in modules.items():
         parent, _, projection = name.removesuffix(".linear").rpartition(".")
         attention = modules.get(parent)
-        if rule_of(name, plan) != "colwise" or "Attention" not in type(attention).__name__:
+        if rule_of(name, plan) != "colwise" or not re.search("Attention|MLA", type(attention).__name__):
             continue
         if projection in ("q_proj", "k_proj", "v_proj"):
             size = getattr(attention, "qk_head_dim", None) or attention.head_dim
