@@ -215,13 +215,13 @@ def _unknown(table: Table, model_type: Any, judged_by: tuple[int, int]) -> PlanE
     known = table.model_types.get(model_type, ()) if isinstance(model_type, str) else ()
     since = [_text(table.releases[index]) for index, plan in known if plan is not None]
     hint = (
-        f"transformers {since[0]} is the first release that does"
+        f"; {since[0]} is the first release that does"
         if since
-        else "what its own code splits is not told here: base_model_tp_plan in its config would be"
+        else ", so that its plan is unknown: a base_model_tp_plan in the config would tell it"
     )
     return PlanError(
         f"Not validated: transformers {_text(judged_by)} does not know the model_type "
-        f"{shortened(model_type)}, and {hint}."
+        f"{shortened(model_type)}{hint}."
     )
 
 
