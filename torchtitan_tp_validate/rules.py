@@ -366,6 +366,7 @@ class Plan:
         how_to_replicate: how they are allowed to, in this torchtitan line.
         degrees: those that it was read at.
         read_at: reads the model at other degrees; None where all of them split the same.
+        listed_up_to: the largest TP degree that is listed where no dimension limits it.
     """
 
     model: str
@@ -378,6 +379,7 @@ class Plan:
     how_to_replicate: str = ""
     degrees: Degrees = Degrees(tp=1)
     read_at: Callable[[Degrees], Plan] | None = field(default=None, compare=False, repr=False)
+    listed_up_to: int = 1
 
     def at(self, degrees: Degrees) -> Plan:
         """Return the plan at these degrees.
@@ -433,7 +435,7 @@ class Plan:
     def valid_degrees(self, axis: Axis = Axis.TP, degrees: Degrees | None = None) -> list[int]:
         """Every degree of one axis that is accepted together with the other degrees, ascending.
 
-        It is [1] for the TP axis when nothing at all is split over it.
+        Where nothing is split over the TP axis, the degrees up to `listed_up_to` stand for all.
 
         Args:
             axis: which degree varies.
@@ -454,7 +456,8 @@ class Plan:
         except PlanError:
             dims = [dim for dim in self.dims if dim.rule.axis is axis]
         even = math.gcd(*(dim.size * dim.multiple.denominator for dim in dims if dim.split is Split.EVEN))
-        found = divisors(even) if even else list(range(1, max((dim.size for dim in dims), default=1) + 1))
+        most = max((dim.size for dim in dims), default=self.listed_up_to if axis is Axis.TP else 1)
+        found = divisors(even) if even else list(range(1, most + 1))
         if axis is not Axis.FSDP:
             return found
         # With fewer ranks than experts nothing need divide.

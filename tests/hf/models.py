@@ -95,8 +95,46 @@ def lfm2(**text: Any) -> tuple[Any, Any]:
     return Lfm2ForCausalLM, Lfm2Config(layer_types=["conv", "full_attention"], **{**_TEXT, **text})
 
 
+def phi3(**text: Any) -> tuple[Any, Any]:
+    """Its fused projection is gathered, so that any degree fits."""
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    return Phi3ForCausalLM, Phi3Config(**{**_TEXT, "pad_token_id": 0, **text})
+
+
+def olmo2(**text: Any) -> tuple[Any, Any]:
+    """Its projections are gathered, since its norms span all heads."""
+    from transformers import Olmo2Config, Olmo2ForCausalLM
+
+    text.pop("tie_word_embeddings", None)  # off by default, and 5.4 takes no value for it
+    return Olmo2ForCausalLM, Olmo2Config(**{**_TEXT, **text})
+
+
+def deepseek_v3(**text: Any) -> tuple[Any, Any]:
+    """Its attention is whole on every rank; two heads, so that four ranks could not share them."""
+    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+    latent = {
+        **_TEXT,
+        "num_attention_heads": 2,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 64,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+    }
+    return DeepseekV3ForCausalLM, DeepseekV3Config(**{**latent, **text})
+
+
 FAMILIES: dict[str, Callable[..., tuple[Any, Any]]] = {
-    family.__name__: family for family in (llama, qwen3_5_moe, qwen2_audio, lfm2)
+    family.__name__: family for family in (llama, qwen3_5_moe, qwen2_audio, lfm2, phi3, olmo2, deepseek_v3)
 }
 
 

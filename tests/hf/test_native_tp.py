@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 import transformers
 
+import torchtitan_tp_validate as tpv
 from tests.distributed.harness import run_torchrun
+from tests.hf.models import FAMILIES as MODELS
 from tests.hf.models import VOCAB
+from torchtitan_tp_validate.cli import main
 from torchtitan_tp_validate.hf.model import release
 
 RELEASE = release(transformers.__version__)
@@ -47,7 +50,12 @@ TWO_RANKS = [
     case("llama", "fixed", "padded", tie_word_embeddings=True, pad_token_id=250),
     *(case(family, "guarded", "fits") for family in FAMILIES),
 ]
-FOUR_RANKS = [case(family, mode, "kv2") for family in FAMILIES for mode in ("guarded", "stock")]
+# Two key-value heads on four ranks, which is right where a plan gathers them or leaves them whole.
+WHOLE_HEADS = ("phi3", "olmo2", "deepseek_v3")
+FOUR_RANKS = [
+    *(case(family, mode, "kv2") for family in FAMILIES for mode in ("guarded", "stock")),
+    *(case(family, "guarded", "kv2") for family in WHOLE_HEADS),
+]
 
 
 def run(out: Path, cases: list[dict[str, Any]], nproc: int) -> Reports:
@@ -190,3 +198,18 @@ def test_without_the_guard_it_loads_and_dies_in_its_first_forward_pass(
         assert report["files_opened"] > 0, report
         assert report["stage"] == "forward", report
         assert "is invalid for input of size" in report["message"], report
+
+
+@pytest.mark.parametrize("family", WHOLE_HEADS)
+def test_heads_that_the_plan_does_not_cut_need_not_divide(
+    four_ranks: Reports, family: str, tmp_path: Path
+) -> None:
+    for report in four_ranks[f"{family} kv2 guarded"]:
+        assert_equals_one_process(report)
+    _, config = MODELS[family](num_key_value_heads=2)
+    content = {**json.loads(config.to_json_string(use_diff=False)), "architectures": []}
+    for what in (config, content):
+        tpv.validate_tp_compat(what, 4)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(content), encoding="utf-8")
+    assert main(["check", "--hf-config", str(file), "--plan", "transformers", "--tp", "4"]) == 0

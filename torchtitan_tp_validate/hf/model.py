@@ -6,6 +6,7 @@ instance's plan wipes the plan of its class, so that a class alone proves nothin
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ class OutputHead:
     tied_to: tuple[str, ...]
 
 
+@functools.cache
 def transformers_version() -> str | None:
     """The version of the transformers at hand, or None when there is none."""
     try:

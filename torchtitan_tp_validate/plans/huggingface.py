@@ -5,7 +5,8 @@ key-value heads, and the key and value heads of its linear attention. What they 
 splits the model, see `Framework`; what torchtitan splits beside them is in ``huggingface_sizes.py``.
 
 A layer without attention (state space, convolution, feed-forward alone) imposes nothing: neither
-framework splits it by heads.
+framework splits it by heads. What is beside the text decoder (vision, audio) is judged where transformers'
+plan cuts its heads, or torchtitan has a model of the family.
 
 Source: ``models/*/configuration_*.py`` (the names, and how raw files are completed) and
 ``PreTrainedConfig.get_text_config`` of transformers 5.23, and files on the Hugging Face Hub whose model code
@@ -14,7 +15,7 @@ is not in transformers (DeciLM, OpenELM, ChatGLM, StripedHyena, MiMo, Step, flas
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -114,9 +115,6 @@ _LABELS = {
     "TP003": "linear_num_key_heads",
     "TP004": "linear_num_value_heads",
 }
-_QUERY_PROJECTIONS = frozenset({"q_proj", "q_b_proj", "kv_b_proj", "query", "wq"})
-_KEY_VALUE_PROJECTIONS = frozenset({"k_proj", "v_proj", "key", "value", "wk", "wv"})
-_FUSED_PROJECTIONS = frozenset({"qkv_proj", "query_key_value", "qkv", "c_attn", "Wqkv"})
 
 _HOW_TO_CHANGE = {
     Framework.TORCHTITAN: "--parallelism.{flag} {degree}",
@@ -161,22 +159,33 @@ def read(
 
     Args:
         config: what `find_config` gave.
-        model: where its effective plan is asked for when ``tp_plan`` is not given.
+        model: where its effective plan is asked for when ``tp_plan`` is not given, see
+            `torchtitan_tp_validate.plans.transformers_plans`.
         degrees: of the run. torchtitan's rule also judges experts by expert parallelism, the sequence by
             tensor and context parallelism, and shared key-value heads; transformers' rule knows none of them.
         framework: who splits the model.
-        tp_plan: transformers' own, module pattern -> style, when it is known; by default that of ``model``.
-            A file has none: then every attention projection is taken to be ``colwise``, which is what all
-            but a few families do.
+        tp_plan: transformers' own, module pattern -> style, when it is known; by default that of ``model``,
+            or of the classes that its config names.
 
     Raises:
         NotAModelConfigError: it is no model's config.
-        PlanError: the config does not tell its head counts.
+        PlanError: the config does not tell its head counts, or transformers has no tp_plan for it.
     """
-    if tp_plan is None:
-        tp_plan = _live_plan(model)
-    split = set(_LABELS) if framework is Framework.TORCHTITAN else _split_by(tp_plan)
     layers = layer_heads(config)
+    beside: Iterable[tuple[str, Mapping[str, Any], set[str]]] = ()
+    split: set[str] = set(_LABELS)
+    caveats: tuple[str, ...] = ()
+    if framework is Framework.TRANSFORMERS:
+        # Not loaded with this file: torchtitan's rule does not need it.
+        from torchtitan_tp_validate.plans import transformers_plans
+
+        if tp_plan is None:
+            decoders = [part for part, _ in _text_parts(config, "")]
+            tp_plan, caveats = transformers_plans.find_tp_plan(model, config, decoders)
+            beside = transformers_plans.split_beside(
+                {name: part for name, part in config.items() if name not in _TEXT_PARTS}
+            )
+        split = transformers_plans.split_by(tp_plan)
     having: dict[tuple[str, int], list[int]] = {}
     for index, heads in enumerate(layers):
         for dim in heads.items():
@@ -185,9 +194,14 @@ def read(
     for (code, size), indices in having.items():
         if code in split:
             findings.add(code, size, _CONSEQUENCE[framework], layers=indices, label=_LABELS[code])
+    for name, part, split in beside:
+        for code, size in dict.fromkeys(dim for heads in layer_heads(part) for dim in heads.items()):
+            if code in split:
+                label = f"{name}.{_LABELS[code]}"
+                findings.add(code, size, _CONSEQUENCE[framework], place=name, label=label)
+    shared: Findings | None = None
     if framework is Framework.TRANSFORMERS:
-        not_judged = tuple(_unknown_to_transformers(degrees))
-        shared: Findings | None = None
+        not_judged = (*caveats, *_unknown_to_transformers(degrees))
     else:
         parts = list(_text_parts(config, ""))
         not_judged = tuple(note_sizes(findings, config, parts, degrees))
@@ -201,6 +215,7 @@ def read(
         not_judged=not_judged,
         how_to_replicate=_HOW_TO_REPLICATE if shared else "",
         shared_kv=shared.dims() if shared else (),
+        listed_up_to=max((size for code, size in having if code == "TP001"), default=1),
     )
     return plan.with_kv_replication() if degrees.replicate_kv_heads else plan
 
@@ -513,35 +528,6 @@ def _blocks(config: Mapping[str, Any], where: str) -> Iterator[Heads]:
         else:
             group = head_count(attention.get("n_heads_in_group"), f"{path}.n_heads_in_group")
             yield {"TP001": n_heads, "TP002": head_count(n_heads // group, path)}
-
-
-def _live_plan(model: Any) -> Mapping[str, str] | None:
-    """The effective plan of a model, or the plan that a config object may bring; a file has neither.
-
-    Source: ``PreTrainedModel.tp_plan``, ``PreTrainedConfig.base_model_tp_plan``.
-    """
-    if hasattr(model, "tp_plan"):
-        return model.tp_plan or {}
-    if hasattr(model, "base_model_tp_plan"):
-        return model.get_text_config(decoder=True).base_model_tp_plan or None
-    return None
-
-
-def _split_by(tp_plan: Mapping[str, str] | None) -> set[str]:
-    """The kinds of heads that transformers' own plan cuts: those whose projections are ``colwise``."""
-    if tp_plan is None:
-        return {"TP001", "TP002"}
-    split = set()
-    for pattern, style in tp_plan.items():
-        *parents, projection = pattern.split(".")
-        in_attention = any("attn" in part or "attention" in part for part in parents)
-        if style != "colwise" or not in_attention or any("linear" in part for part in parents):
-            continue
-        if projection in _QUERY_PROJECTIONS | _FUSED_PROJECTIONS:
-            split.add("TP001")
-        if projection in _KEY_VALUE_PROJECTIONS | _FUSED_PROJECTIONS:
-            split.add("TP002")
-    return split
 
 
 def _name(config: Mapping[str, Any]) -> str:

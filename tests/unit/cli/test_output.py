@@ -12,7 +12,7 @@ from rich.console import Console
 from torchtitan_tp_validate.cli import output
 from torchtitan_tp_validate.cli.report import Judgement, Report, Status, as_json, exit_status, judge
 from torchtitan_tp_validate.cli.table import matrix
-from torchtitan_tp_validate.plans.huggingface import read
+from torchtitan_tp_validate.plans.huggingface import Framework, read
 from torchtitan_tp_validate.rules import Degrees
 
 
@@ -23,7 +23,7 @@ class Terminal(io.StringIO):
 
 def report(n_kv_heads: int, flavor: str = "8B", world_size: int | None = None) -> Report:
     content = {"num_attention_heads": 8, "num_key_value_heads": n_kv_heads, "num_hidden_layers": 2}
-    plan = read(content, content, Degrees(tp=1))
+    plan = read(content, content, Degrees(tp=1), framework=Framework.TORCHTITAN)
     judgements = judge(plan, [Degrees(tp=2), Degrees(tp=4)], world_size)
     return Report(f"llama3 {flavor}", judgements, plan, group="llama3", listed=True)
 
