@@ -122,7 +122,7 @@ def test_a_real_config_with_two_values_spoilt_gives_a_plan_or_a_plan_error(data:
 @pytest.mark.parametrize("framework", Framework)
 @pytest.mark.parametrize("name", [3, None, (1, 2), b"n_head"])
 def test_names_that_are_no_text_are_no_harm(framework: Framework, name: Any) -> None:
-    content: dict[Any, Any] = {name: 4, "num_attention_heads": 8, "num_hidden_layers": 2}
+    content: dict[Any, Any] = {name: 4, "num_attention_heads": 8, "num_hidden_layers": 2, "model_type": "llama"}
     assert read(content, content, Degrees(tp=2), framework=framework).valid_degrees() == [1, 2, 4, 8]
     with pytest.raises(tpv.PlanError):
         read({name: 4}, None, Degrees(tp=2), framework=framework)
