@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from importlib.metadata import version
@@ -247,8 +248,12 @@ def test_equal_layers_are_read_once_and_unequal_ones_each() -> None:
 
 
 def shipped_jobs() -> list[tuple[str, Any]]:
-    models = [name for name in registry.names() if registry.is_model(name)]
-    return [job for name in models for job in registry.configs(name).items()]
+    found: list[tuple[str, Any]] = []
+    for name in filter(registry.is_model, registry.names()):
+        # A package that the model imports, and that nothing has to install.
+        with contextlib.suppress(registry.UnavailableError):
+            found += registry.configs(name).items()
+    return found
 
 
 @pytest.mark.parametrize(("name", "build"), shipped_jobs(), ids=[name for name, _ in shipped_jobs()])

@@ -212,6 +212,40 @@ def test_low_precision_degrees_leave_whole_blocks(
     assert (status, result["valid_tp_degrees"]) == (0, ours)
 
 
+@needs_torchao
+@pytest.mark.parametrize(("rows", "columns"), [(32, 40), (40, 32)])
+def test_torch_takes_whole_blocks_of_float8_only(rows: int, columns: int) -> None:
+    import torch
+    from torchao.float8 import Float8LinearConfig
+    from torchtitan.components.quantization.float8 import Float8Linear
+
+    def multiply(rows: int, columns: int) -> None:
+        recipe = Float8LinearConfig.from_recipe_name("rowwise")
+        with torch.device("meta"):
+            linear = Float8Linear.Config(in_features=rows, out_features=columns, _torchao_config=recipe)
+            linear.build().to(torch.bfloat16)(torch.empty(64, rows, dtype=torch.bfloat16))
+
+    multiply(32, 48)
+    with pytest.raises(RuntimeError, match="divisible by 16"):
+        multiply(rows, columns)
+
+
+@needs_torchao
+@pytest.mark.parametrize("size", [192, 64])  # what TP 4 leaves of the debug model's wqkv and wo
+def test_torchao_takes_whole_blocks_of_nvfp4_only(size: int) -> None:
+    import torch
+
+    nvfp4 = pytest.importorskip("torchao.prototype.moe_training.nvfp4_training.nvfp4_linear")
+    with torch.device("meta"), pytest.raises(Exception, match="divisible by 128"):
+        nvfp4.nvfp4_linear(
+            torch.empty(128, 256, dtype=torch.bfloat16),
+            torch.empty(size, 256, dtype=torch.bfloat16),
+            None,
+            sr_seed=torch.empty(1, dtype=torch.int64),
+            sign_vector=(1,) * 16,
+        )
+
+
 def test_a_rule_without_its_input_is_named_and_the_installed_field_is_called_by_its_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
