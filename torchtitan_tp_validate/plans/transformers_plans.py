@@ -134,7 +134,10 @@ def split_beside(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, 
     table = load()
     index = table.releases.index(_judged_by(table))
     for name, part in config.items():
+        # Files of Qwen-VL and the like give their vision towers the type of the whole.
         if isinstance(part, Mapping) and isinstance(part.get("model_type"), str):
+            if part["model_type"] == config.get("model_type"):
+                continue
             plan = table.of_model_type(part["model_type"], index)
             if split := split_by(plan or {}):
                 yield name, part, split

@@ -280,3 +280,18 @@ def test_neither_torch_nor_transformers_is_loaded_for_it(tmp_path: Path) -> None
         "sys.exit(f'loaded {heavy}' if heavy else status)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 1
+
+
+def test_a_tower_that_a_file_gives_the_type_of_the_whole_is_not_taken_for_the_whole() -> None:
+    tower = {"model_type": "qwen3_5_moe", "depth": 27, "num_heads": 16}
+    text = {
+        "model_type": "qwen3_5_moe_text",
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 4,
+        "full_attention_interval": 4,
+        "linear_num_key_heads": 16,
+        "linear_num_value_heads": 32,
+    }
+    content = {"model_type": "qwen3_5_moe", "text_config": text, "vision_config": tower}
+    assert tpv.valid_tp_degrees(content) == [1, 2]
