@@ -5,7 +5,7 @@ from __future__ import annotations
 import nox
 
 nox.options.error_on_external_run = True
-nox.options.sessions = ["lint", "package", "tests", "hf"]
+nox.options.sessions = ["lint", "core", "tests", "hf"]
 nox.options.default_venv_backend = "venv"
 
 # What each release is run with. 0.2.x and 0.3.0 cannot share a torch: the default backend of 0.3.0 needs
@@ -41,16 +41,19 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session
-def package(session: nox.Session) -> None:
-    """Both distributions, built and tried where nothing else is installed, and the workflows."""
+def core(session: nox.Session) -> None:
+    """What needs neither torch nor torchtitan, both distributions, and the workflows.
+
+    Arguments after ``--`` go to pytest.
+    """
     session.install(".[dev]")
-    session.run("pytest", "tests/docs/test_packaging.py", "tests/docs/test_workflows.py")
+    session.run("pytest", "-n", "auto", *(session.posargs or ["tests/core", "tests/docs"]))
 
 
 @nox.session
 @nox.parametrize("torchtitan", list(LINES))
 def tests(session: nox.Session, torchtitan: str) -> None:
-    """The unit tests side by side, then the torchrun tests one after the other, then the patches.
+    """The tests in one process side by side, then those under torchrun one by one, then the patches.
 
     Arguments after ``--`` go to pytest, in a single run.
     """
@@ -59,10 +62,10 @@ def tests(session: nox.Session, torchtitan: str) -> None:
     if session.posargs:
         session.run("pytest", *session.posargs)
         return
-    session.run("pytest", "tests/unit", "tests/docs", "-n", "auto")
+    session.run("pytest", "tests/torchtitan", "tests/docs", "-n", "auto")
     # What runs under torchrun is the same in the older releases of a line but for the entry points.
-    refusals = ["tests/distributed/test_matrix.py", "-k", "refused"]
-    session.run("pytest", *(refusals if torchtitan in OLDER else ["tests/distributed"]))
+    refusals = "tests/torchrun/test_tp_above_n_kv_heads_is_refused.py"
+    session.run("pytest", refusals if torchtitan in OLDER else "tests/torchrun")
     session.run("pytest", "tests/patches", "-n", "auto", "--dist", "loadfile")
 
 
@@ -76,16 +79,16 @@ def hf(session: nox.Session) -> None:
     session.install(".[test]")
     for version in TRANSFORMERS[-1:] if session.posargs else TRANSFORMERS:
         session.install(f"transformers=={version}")
-        session.run("pytest", *(session.posargs or ["tests/hf", "tests/docs"]))
+        session.run("pytest", *(session.posargs or ["tests/transformers", "tests/docs"]))
 
 
 @nox.session
 def torchtitan_main(session: nox.Session) -> None:
-    """The unit tests and the refusals against torchtitan's main; not one of the default sessions.
+    """The tests in one process against torchtitan's main; not one of the default sessions.
 
     What fails here tells what the next release will change.
     """
     others = [requirement for requirement in LINES[NEWEST] if not requirement.startswith("torchtitan=")]
     session.install("torchtitan @ git+https://github.com/pytorch/torchtitan", *others)
     session.install(".[test]")
-    session.run("pytest", *(session.posargs or ["tests/unit", "-n", "auto"]))
+    session.run("pytest", *(session.posargs or ["tests/torchtitan", "-n", "auto"]))

@@ -179,7 +179,7 @@ def _commands_0_3(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def _worker(family: str) -> list[str]:
-    return ["tests.distributed.worker", "--case", f"{family}:8/2:none", "--tp", str(RANKS)]
+    return ["tests.torchrun.worker", "--case", f"{family}:8/2:none", "--tp", str(RANKS)]
 
 
 def _torchrun(python: Path, module_and_arguments: Sequence[str], expected: str) -> float:

@@ -29,9 +29,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.distributed import lines
-from tests.distributed.replication import Case, build, parallelize, replicating
-from tests.distributed.training import join_process_group
+from tests.torchrun import lines
+from tests.torchrun.replication import Case, build, parallelize, replicating
+from tests.torchrun.training import join_process_group
 
 MEBIBYTE = 2**20
 M_MMAP_THRESHOLD = -3

@@ -22,7 +22,7 @@ import transformers
 import torchtitan_tp_validate as tpv
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tests.hf.models import FAMILIES, save, tp_arguments
+from tests.transformers.models import FAMILIES, save, tp_arguments
 
 VOCAB, HIDDEN = 248_320, 512
 """Of Qwen3.5-35B-A3B; its hidden size is 2048, and the ratio does not depend on it."""

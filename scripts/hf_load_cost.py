@@ -25,7 +25,7 @@ import torchtitan_tp_validate as tpv
 from torchtitan_tp_validate.hf import guard
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tests.hf.models import save, tp_arguments
+from tests.transformers.models import save, tp_arguments
 
 LOADS = 30
 

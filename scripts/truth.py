@@ -28,9 +28,9 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.distributed import lines, truth_report  # noqa: E402
-from tests.distributed.truth_cases import Case, all_cases, small_cases  # noqa: E402
-from tests.distributed.truth_runner import Result, result_from_dict, run_cases  # noqa: E402
+from tests.torchrun import lines, truth_report  # noqa: E402
+from tests.torchrun.truth_cases import Case, all_cases, small_cases  # noqa: E402
+from tests.torchrun.truth_runner import Result, result_from_dict, run_cases  # noqa: E402
 
 BACKENDS_0_3 = ("spmd_types", "partial_dtensor", "full_dtensor")
 
@@ -120,7 +120,7 @@ def _run(
 
 def _rejudge(results: Sequence[Result]) -> dict[str, Result]:
     """The same truths with the verdicts that the engine gives now; nothing is run."""
-    from tests.distributed.truth import judge_case
+    from tests.torchrun.truth import judge_case
 
     line = lines.installed_line()
     os.environ.setdefault("OMP_NUM_THREADS", "1")

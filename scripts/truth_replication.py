@@ -19,9 +19,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.distributed import lines  # noqa: E402
-from tests.distributed.harness import run_torchrun  # noqa: E402
-from tests.distributed.replication_truth import RANKS, cases, refused, truth  # noqa: E402
+from tests.torchrun import lines  # noqa: E402
+from tests.torchrun.harness import run_torchrun  # noqa: E402
+from tests.torchrun.replication_truth import RANKS, cases, refused, truth  # noqa: E402
 
 TIMEOUT = 600
 
@@ -56,7 +56,7 @@ def run(chosen: list[str]) -> dict[str, list[dict[str, Any]]]:
     with tempfile.TemporaryDirectory() as folder:
         arguments = ["--case", *chosen, "--out", folder]
         result = run_torchrun(
-            arguments, nproc=RANKS, timeout=TIMEOUT, out=Path(folder), module="tests.distributed.replication"
+            arguments, nproc=RANKS, timeout=TIMEOUT, out=Path(folder), module="tests.torchrun.replication"
         )
     reports = {case: [report for report in result.reports if report["case"] == case] for case in chosen}
     unfinished = [case for case, seen in reports.items() if len(seen) < RANKS]

@@ -83,8 +83,8 @@ def valid_tp_degrees(
     """Return the TP degrees that `validate_tp_compat` accepts together with the other degrees, ascending.
 
     1 is one of them wherever there is no expert parallelism, since a run that splits nothing is not judged.
-    Where nothing of the model is split over the TP axis, any degree works: those up to its number of heads are
-    listed where they are known, else [1].
+    Where nothing of the model is split over the TP axis, any degree works: those up to its number of heads
+    are listed where that is known, else [1].
 
     Args:
         model_or_config: as in `validate_tp_compat`.

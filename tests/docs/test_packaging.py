@@ -14,8 +14,8 @@ import pytest
 from tests.docs.pages import ROOT
 from torchtitan_tp_validate import __version__
 
-pytest.importorskip("build", reason="the session `package` has it")
-pytest.importorskip("twine", reason="the session `package` has it")
+pytest.importorskip("build", reason="the session `core` has it")
+pytest.importorskip("twine", reason="the session `core` has it")
 
 NAME = f"torchtitan_tp_validate-{__version__}"
 

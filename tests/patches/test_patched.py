@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.distributed import lines
-from tests.distributed.harness import run_torchrun
 from tests.patches.trees import RELEASE, ROOT
+from tests.torchrun import lines
+from tests.torchrun.harness import run_torchrun
 
 IS_0_2 = RELEASE.startswith("0.2")
 NAMES = {"llama3": "Llama 3", "llama4": "Llama 4", "qwen3": "Qwen3", "qwen3_5": "Qwen3.5"}

@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
-from tests.distributed import lines
-from tests.distributed.truth_cases import MLA_FAMILIES
+from tests.torchrun import lines
+from tests.torchrun.truth_cases import MLA_FAMILIES
 
 ACCEPTED = "accepted"
 

@@ -21,8 +21,8 @@ from torch.distributed.tensor import DTensor
 
 sys.modules["torchtitan_tp_validate"] = None  # type: ignore[assignment]  # importing it raises from here on
 
-from tests.distributed import lines  # noqa: E402
-from tests.distributed.training import (  # noqa: E402
+from tests.torchrun import lines  # noqa: E402
+from tests.torchrun.training import (  # noqa: E402
     collectives,
     copy_weights,
     join_process_group,

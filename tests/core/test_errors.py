@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+import torchtitan_tp_validate as tpv
+from tests.core.shapes import attention_layer, config_tree, delta_layer, model_args
+
+TEXT_0_3 = """\
+Tensor parallel degree (4) must divide n_kv_heads (2). For Qwen3.5-MoE, max supported TP is 2.
+
+  TP002 n_kv_heads = 2 is not a multiple of 4, in layers 1, 3 (2 of 4):
+        wk and wv are split by columns, so that every rank computes whole key-value heads.
+  TP001 n_heads = 6 is not a multiple of 4, in layers 1, 3 (2 of 4):
+        wq is split by columns and wo by rows, so that every rank computes whole query heads.
+
+Without this check: torchtitan looks at the first such layer only, and not before the process groups
+  are up; any other one kills the first forward pass with
+  "shape '[...]' is invalid for input of size ...".
+Degrees that work: 1, 2.
+To change it: --parallelism.tensor_parallel_degree 2, or in the config registry:
+  parallelism=ParallelismConfig(tensor_parallel_degree=2)"""
+
+TEXT_0_2 = """\
+Tensor parallel degree (16) must divide n_kv_heads (8). For Llama 3, max supported TP is 8.
+
+  TP002 n_kv_heads = 8 is not a multiple of 16, in all 32 layers:
+        wk and wv are split by columns, so that every rank computes whole key-value heads.
+
+Without this check: the run starts, and its first forward pass dies in attention with
+  "shape '[...]' is invalid for input of size ..." or "Cannot unflatten unevenly sharded tensor".
+Degrees that work: 1, 2, 4, 8.
+To change it: --parallelism.tensor_parallel_degree 8, or in the job's TOML file:
+  [parallelism]
+  tensor_parallel_degree = 8"""
+
+
+def refusal(model: object, tp: int, name: str | None = None) -> tpv.TPCompatError:
+    with pytest.raises(tpv.TPCompatError) as caught:
+        tpv.validate_tp_compat(model, tp, model_name=name)
+    return caught.value
+
+
+def qwen35() -> object:
+    return config_tree(delta_layer(), attention_layer(6, 2), delta_layer(), attention_layer(6, 2))
+
+
+def test_the_full_text_for_a_0_3_config() -> None:
+    assert str(refusal(qwen35(), 4, "Qwen3.5-MoE")) == TEXT_0_3
+
+
+def test_the_full_text_for_0_2_model_args() -> None:
+    assert str(refusal(model_args(32, 8, 32), 16, "Llama 3")) == TEXT_0_2
+
+
+def test_the_refusal_is_data_too() -> None:
+    error = refusal(qwen35(), 4, "Qwen3.5-MoE")
+    assert isinstance(error, ValueError)
+    assert (error.tp, error.model, error.valid_degrees) == (4, "Qwen3.5-MoE", [1, 2])
+    assert [(v.code, v.dim, v.size, v.layers) for v in error.violations] == [
+        ("TP002", "n_kv_heads", 2, (1, 3)),
+        ("TP001", "n_heads", 6, (1, 3)),
+    ]
+
+
+def test_the_text_fits_a_terminal() -> None:
+    assert max(map(len, str(refusal(qwen35(), 64, "Qwen3.5-MoE")).splitlines())) <= 100
+
+
+def test_a_refusal_survives_pickling_between_processes() -> None:
+    error = refusal(qwen35(), 4)
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is tpv.TPCompatError
+    assert str(copy) == str(error)
+    assert copy.violations == error.violations
+    assert copy.valid_degrees == error.valid_degrees
+
+
+def test_the_suggested_degree_is_the_largest_that_works_below_the_one_asked_for() -> None:
+    assert "tensor_parallel_degree 4," in str(refusal(model_args(32, 8), 6))
+    assert "tensor_parallel_degree 1," in str(refusal(model_args(7, 7), 2))

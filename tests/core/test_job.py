@@ -1,0 +1,81 @@
+"""What is read of a parsed job, without any torchtitan."""
+
+from __future__ import annotations
+
+import warnings
+from types import SimpleNamespace as NS
+from typing import Any
+
+import pytest
+
+import torchtitan_tp_validate as tpv
+from tests.core.shapes import attention_layer, config_tree
+from torchtitan_tp_validate.job import Job, check_job, degrees_of, unguarded
+from torchtitan_tp_validate.rules import Degrees
+
+
+def parallelize(model: Any, *, parallel_dims: Any) -> None: ...
+
+
+def hands_on(model: Any, **kwargs: Any) -> None:
+    parallelize(model, **kwargs)
+
+
+def job(model: Any, tp: int, *, training: Any, function: Any = parallelize) -> Any:
+    spec = NS(name="mine", flavor="tiny", model=model, parallelize_fn=function)
+    return NS(model_spec=spec, parallelism=NS(tensor_parallel_degree=tp), training=training)
+
+
+@pytest.mark.parametrize(
+    ("training", "tokens"),
+    [
+        (NS(seq_len=48), 48),
+        (NS(max_context_length=16, num_tokens_per_microbatch_per_dp_rank=96), 96),  # main, after 0.3.0
+        (NS(), None),
+        (None, None),
+    ],
+)
+def test_the_tokens_that_are_split_are_read_under_either_name(training: Any, tokens: int | None) -> None:
+    assert degrees_of(job(None, 2, training=training)).seq_len == tokens
+
+
+def test_main_refuses_tokens_that_do_not_divide_too() -> None:
+    config = job(
+        config_tree(attention_layer(8, 4)), 4, training=NS(num_tokens_per_microbatch_per_dp_rank=4098)
+    )
+    with pytest.raises(tpv.TPCompatError, match="TP009"):
+        check_job(config, is_guarded=lambda function: True)
+
+
+def told(config: Any, times: int = 1) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(times):
+            check_job(config, is_guarded=lambda function: True)
+    return [str(warning.message) for warning in caught]
+
+
+def test_a_job_that_cannot_be_judged_says_so_once_by_name_and_reason() -> None:
+    assert told(job(config_tree(NS()), 2, training=NS(seq_len=8)), times=2)[0].startswith(
+        "Not validated at startup: mine tiny: "
+    )
+    assert told(job(config_tree(NS()), 2, training=NS(seq_len=8))) == []
+
+
+def test_of_many_ranks_the_first_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "3")
+    assert told(job(config_tree(NS()), 2, training=NS(seq_len=8))) == []
+
+
+def test_a_function_that_hands_on_to_a_guarded_one_is_guarded_unless_a_solver_is_asked_for() -> None:
+    def problem(function: Any, run: Any = None) -> str | None:
+        return unguarded(
+            Job("mine", None, Degrees(tp=2), function, run), is_guarded=lambda f: f is parallelize
+        )
+
+    solver = NS(compile=NS(enable_autoparallel=True))
+    assert problem(parallelize) is problem(hands_on) is problem(parallelize, solver) is None
+    assert problem(hands_on, solver) == (
+        f"mine is parallelized by {__name__}.hands_on with compile.enable_autoparallel, which is not guarded."
+    )
+    assert problem(told) == f"mine is parallelized by {__name__}.told, which is not guarded."

@@ -1,0 +1,190 @@
+"""The launcher and the other ways in, on real jobs of the installed torchtitan, no GPU needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from tests.torchrun.harness import REPOSITORY, Result, run_torchrun
+
+PROBE = Path(__file__).parent / "probe"
+TIMEOUT = 300
+LINE = ".".join(version("torchtitan").split(".")[:2])
+only_0_2 = pytest.mark.skipif(LINE != "0.2", reason="TOML jobs and custom_import are torchtitan 0.2.x")
+only_0_3 = pytest.mark.skipif(LINE != "0.3", reason="--module/--config jobs are torchtitan 0.3.x")
+
+FLAG = "--parallelism.tensor_parallel_degree"
+
+
+def toml_job(folder: Path, model: str, flavor: str, tp: int) -> list[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{model}.toml"
+    file.write_text(
+        f'[model]\nname = "{model}"\nflavor = "{flavor}"\n[parallelism]\ntensor_parallel_degree = {tp}\n'
+    )
+    return ["--job.config_file", str(file)]
+
+
+def launch(
+    module: str, arguments: Sequence[str], out: Path, *, nproc: int, path: Sequence[Path] = ()
+) -> Result:
+    env = {
+        "PYTHONPATH": os.pathsep.join(map(str, (PROBE, REPOSITORY, *path))),
+        "TP_VALIDATE_PROBE": str(out),
+    }
+    result = run_torchrun(arguments, nproc=nproc, timeout=TIMEOUT, out=out, cwd=out, module=module, env=env)
+    assert not result.timed_out, result
+    assert not result.leftover, result
+    return result
+
+
+def process_groups(out: Path) -> list[str]:
+    return sorted(path.name for path in out.glob("process-group-*"))
+
+
+def spoken(result: Result) -> list[str]:
+    """What the ranks printed, without torchrun's own summary after it."""
+    return result.output.partition("FAILED\n")[0].splitlines()
+
+
+def assert_refused(result: Result, out: Path, *, headline: str, advice: str, nproc: int) -> None:
+    assert result.returncode != 0, result
+    assert process_groups(out) == [], result
+    lines = spoken(result)
+    assert lines.count(headline) == 1, result  # the full message once ...
+    start = lines.index(headline)
+    assert advice in lines[start : start + 20], result
+    for rank in range(1, nproc):  # ... and a line on every other rank
+        assert lines.count(f"[rank {rank}] {headline}") == 1, result
+    others, _, root = result.output.partition("FAILED\n")[2].partition("Root Cause (first observed failure)")
+    assert f"TPCompatError: {headline}" in root, result  # torchrun's summary: in full, and shown last ...
+    assert advice.strip() in root, result
+    assert others.count(headline) == nproc - 1, result  # ... and a line on every other rank
+    assert others.count(f"traceback : TPCompatError: {headline} (in full: rank 0)\n") == nproc - 1, result
+    for text in (others, root):
+        assert "Traceback" not in text, result
+        assert "recorded_check" not in text, result
+
+
+@only_0_3
+def test_qwen35_35b_with_tp_4_is_refused_at_startup_on_every_rank(tmp_path: Path) -> None:
+    arguments = ["--module", "qwen3_5", "--config", "qwen35_35b_a3b", FLAG, "4"]
+    result = launch("torchtitan_tp_validate.train", arguments, tmp_path, nproc=4)
+    assert_refused(
+        result,
+        tmp_path,
+        headline="Tensor parallel degree (4) must divide n_kv_heads (2). "
+        "For Qwen3.5-MoE, max supported TP is 2.",
+        advice="  parallelism=ParallelismConfig(tensor_parallel_degree=2)",
+        nproc=4,
+    )
+
+
+@only_0_2
+@pytest.mark.parametrize(
+    ("model", "flavor", "tp", "headline"),
+    [
+        (
+            "llama3",
+            "8B",
+            16,
+            "Tensor parallel degree (16) must divide n_kv_heads (8). For Llama 3, max supported TP is 8.",
+        ),
+        (
+            "qwen3",
+            "30B-A3B",
+            8,
+            "Tensor parallel degree (8) must divide n_kv_heads (4). For Qwen3-MoE, max supported TP is 4.",
+        ),
+        (
+            "llama4",
+            "17bx16e",
+            16,
+            "Tensor parallel degree (16) must divide n_kv_heads (8). For Llama 4, max supported TP is 8.",
+        ),
+    ],
+)
+def test_a_toml_job_is_refused_at_startup(
+    tmp_path: Path, model: str, flavor: str, tp: int, headline: str
+) -> None:
+    result = launch("torchtitan_tp_validate.train", toml_job(tmp_path, model, flavor, tp), tmp_path, nproc=2)
+    valid = headline.rpartition(" ")[2].rstrip(".")
+    assert_refused(result, tmp_path, headline=headline, advice=f"  tensor_parallel_degree = {valid}", nproc=2)
+
+
+@only_0_2
+def test_a_flag_overrides_the_toml_file(tmp_path: Path) -> None:
+    arguments = [*toml_job(tmp_path, "llama3", "8B", 8), FLAG, "3"]
+    result = launch("torchtitan_tp_validate.train", arguments, tmp_path, nproc=1)
+    assert "Tensor parallel degree (3) must divide n_kv_heads (8)." in result.output, result
+    assert process_groups(tmp_path) == [], result
+
+
+@pytest.mark.parametrize("module", ["torchtitan_tp_validate.train", "torchtitan.train"])
+def test_a_compatible_job_is_handed_over_and_gets_to_its_process_group(tmp_path: Path, module: str) -> None:
+    """With stock torchtitan.train beside it: the probe sees the same in both, so it is live."""
+    if LINE == "0.2":
+        arguments = toml_job(tmp_path, "llama3", "debugmodel", 2)
+    else:
+        arguments = ["--module", "llama3", "--config", "llama3_debugmodel", FLAG, "2"]
+    result = launch(module, arguments, tmp_path, nproc=2)
+    assert process_groups(tmp_path) == ["process-group-0", "process-group-1"], result
+    assert "must divide" not in result.output, result
+
+
+def test_stock_torchtitan_lets_the_same_job_get_to_its_process_group(tmp_path: Path) -> None:
+    if LINE == "0.2":
+        arguments = toml_job(tmp_path, "llama3", "8B", 16)
+    else:
+        arguments = ["--module", "qwen3_5", "--config", "qwen35_35b_a3b", FLAG, "4"]
+    result = launch("torchtitan.train", arguments, tmp_path, nproc=1)
+    assert process_groups(tmp_path) == ["process-group-0"], result
+
+
+@only_0_2
+def test_custom_import_guards_stock_torchtitan_train(tmp_path: Path) -> None:
+    arguments = [
+        *toml_job(tmp_path, "llama3", "8B", 16),
+        *("--experimental.custom_import", "torchtitan_tp_validate.auto"),
+    ]
+    result = launch("torchtitan.train", arguments, tmp_path, nproc=2)
+    assert result.returncode != 0, result
+    assert process_groups(tmp_path) == [], result
+    assert "TPCompatError: Tensor parallel degree (16) must divide n_kv_heads (8)." in result.output, result
+
+
+@only_0_2
+def test_custom_import_lets_a_compatible_job_through(tmp_path: Path) -> None:
+    arguments = [
+        *toml_job(tmp_path, "llama3", "debugmodel", 1),
+        *("--experimental.custom_import", "torchtitan_tp_validate.auto"),
+    ]
+    result = launch("torchtitan.train", arguments, tmp_path, nproc=1)
+    assert process_groups(tmp_path) == ["process-group-0"], result
+
+
+@only_0_3
+def test_install_in_a_users_config_module_guards_stock_torchtitan_train(tmp_path: Path) -> None:
+    package = tmp_path / "users_job"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "config_registry.py").write_text(
+        "import torchtitan_tp_validate\n"
+        "from torchtitan.models.llama3.config_registry import llama3_debugmodel\n"
+        "torchtitan_tp_validate.install()\n"
+    )
+    arguments = ["--module", "users_job", "--config", "llama3_debugmodel", FLAG, "32"]
+    result = launch("torchtitan.train", arguments, tmp_path, nproc=2, path=[tmp_path])
+    assert result.returncode != 0, result
+    assert process_groups(tmp_path) == [], result
+    assert "TPCompatError: Tensor parallel degree (32) must divide n_heads (16)." in result.output, result
+
+
+def test_a_mistyped_command_line_is_torchtitans_to_complain_about(tmp_path: Path) -> None:
+    result = launch("torchtitan_tp_validate.train", ["--no-such.option", "1"], tmp_path, nproc=1)
+    assert result.returncode != 0, result
+    assert process_groups(tmp_path) == [], result

@@ -1,0 +1,113 @@
+"""The engine against the truth as the last full run of the truth suite recorded it, in tests/truth.
+
+Nothing is trained here: each model is built on meta and judged again, so that a rule that is lost, or a
+new one that refuses what works, is seen in seconds.
+"""
+
+from __future__ import annotations
+
+import csv
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from tests.torchrun import lines, truth_report
+from tests.torchrun.truth import judge_case
+from tests.torchrun.truth_cases import Case
+from tests.torchrun.truth_runner import Result
+from torchtitan_tp_validate.rules import RULES, Findings
+
+RELEASE = version("torchtitan")
+TABLE = Path(__file__).parents[1] / "truth" / f"truth-{RELEASE}.csv"
+if not TABLE.exists():
+    pytest.skip(f"no truth is recorded for torchtitan {RELEASE}", allow_module_level=True)
+
+# Rules that no recorded case needs, and where they are proved instead.
+PROVED_ELSEWHERE = {
+    "TP012": "no model of torchtitan's own has such a parameter: tests/torchtitan/test_plans_0_3.py",
+    "TP004": "value heads are a multiple of key heads: tests/core/test_validate.py",
+    "TP013": "the cases run on the CPU, without the grouped kernel: tests/torchtitan/test_experts.py",
+    "TP015": "no CPU has the low-precision products: tests/torchtitan/test_jobs_0_3.py",
+    "TP014": "only under KV-head replication: test_recorded_replication.py",
+}
+NOT_IN_0_2 = {"TP003", "TP004", "TP007", "TP008"}
+
+
+def recorded() -> list[Result]:
+    with TABLE.open(encoding="utf-8", newline="") as stream:
+        return [_result(row) for row in csv.DictReader(stream)]
+
+
+def _result(row: dict[str, str]) -> Result:
+    case = Case(
+        row["family"],
+        row["dimension"],
+        int(row["tp"]),
+        int(row["n_heads"]),
+        int(row["n_kv_heads"]),
+        {name: int(size) for name, size in (pair.split("=") for pair in row["sizes"].split())},
+        row["backend"] or None,
+        int(row["seed"]),
+        int(row["dp"]),
+        int(row["ep"]),
+    )
+    return Result(
+        case, row["verdict"], tuple(row["codes"].split()), "", row["truth"], versions={"torchtitan": RELEASE}
+    )
+
+
+@pytest.fixture(scope="module")
+def rejudged() -> list[Result]:
+    line = lines.installed_line()
+    line.prepare("cpu")
+    results = []
+    for result in recorded():
+        if result.truth not in (truth_report.INVALID, truth_report.UNSTABLE):
+            verdict = judge_case(line, result.case)
+            results.append(
+                Result(
+                    result.case,
+                    verdict.word,
+                    tuple(verdict.codes),
+                    "",
+                    result.truth,
+                    versions=result.versions,
+                )
+            )
+    return results
+
+
+def test_no_recorded_case_is_missed_and_none_refused_falsely(rejudged: list[Result]) -> None:
+    assert len(rejudged) >= 150
+    wrong = [
+        f"{result.case.key}: {result.verdict} {result.codes}, but {result.truth}"
+        for result in rejudged
+        if truth_report.judgement(result) not in (truth_report.AGREED, truth_report.BY_DECISION)
+    ]
+    assert wrong == []
+
+
+def test_both_verdicts_are_recorded_for_every_family(rejudged: list[Result]) -> None:
+    seen = {(result.case.family, result.verdict) for result in rejudged}
+    line = lines.installed_line()
+    for family in (*line.FAMILIES, *line.MORE_FAMILIES):
+        assert {(family, "compatible"), (family, "refused")} <= seen
+
+
+@pytest.mark.parametrize("code", RULES)
+def test_without_the_rule_a_recorded_case_would_be_missed(
+    rejudged: list[Result], monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    if code in PROVED_ELSEWHERE:
+        pytest.skip(PROVED_ELSEWHERE[code])
+    if RELEASE.startswith("0.2") and code in NOT_IN_0_2:
+        pytest.skip("torchtitan 0.2.x has no such dimension")
+    dims = Findings.dims
+    monkeypatch.setattr(Findings, "dims", lambda self: tuple(dim for dim in dims(self) if dim.code != code))
+    line = lines.installed_line()
+    needs_it = (result for result in rejudged if result.codes == (code,) and result.truth != "equal")
+    result = next(needs_it, None)
+    assert result is not None, f"every case that {code} refuses is refused by another rule too"
+    verdict = judge_case(line, result.case)
+    assert verdict.word == "compatible", result.case.key

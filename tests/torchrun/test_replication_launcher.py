@@ -1,0 +1,53 @@
+"""``--replicate-kv-heads`` on real jobs of the installed torchtitan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.torchrun.test_launcher import FLAG, LINE, launch, only_0_2, only_0_3, process_groups, toml_job
+
+REPLICATE = "--replicate-kv-heads"
+
+
+def test_a_job_that_is_refused_without_the_flag_gets_to_its_process_group_with_it(tmp_path: Path) -> None:
+    """0.3.x: a config as torchtitan ships it, which can never start by itself."""
+    if LINE == "0.2":
+        arguments = toml_job(tmp_path, "llama3", "8B", 16)
+    else:
+        arguments = ["--module", "qwen3_5", "--config", "qwen35_122b_a10b"]
+    refused = launch("torchtitan_tp_validate.train", arguments, tmp_path / "off", nproc=1)
+    assert "must divide n_kv_heads" in refused.output, refused
+    assert "KV-head replication (--replicate-kv-heads, or " in refused.output, refused
+    assert process_groups(tmp_path / "off") == [], refused
+    started = launch("torchtitan_tp_validate.train", [*arguments, REPLICATE], tmp_path / "on", nproc=2)
+    assert process_groups(tmp_path / "on") == ["process-group-0", "process-group-1"], started
+
+
+@only_0_2
+def test_float8_linears_are_refused_on_every_rank(tmp_path: Path) -> None:
+    arguments = [*toml_job(tmp_path, "llama3", "8B", 16), "--model.converters", "quantize.linear.float8"]
+    headline = (
+        'KV-head replication is not supported here: model.converters has "quantize.linear.float8", '
+        "which replaces wk and wv."
+    )
+    assert_refused(arguments, headline, tmp_path)
+
+
+@only_0_3
+def test_a_model_without_kv_heads_is_refused_on_every_rank(tmp_path: Path) -> None:
+    arguments = ["--module", "deepseek_v3", "--config", "deepseek_v3_debugmodel", FLAG, "2"]
+    headline = (
+        "KV-head replication is not supported here: "
+        "torchtitan.models.deepseek_v3.model.DeepSeekV3Model.Config has no key-value heads."
+    )
+    assert_refused(arguments, headline, tmp_path)
+
+
+def assert_refused(arguments: list[str], headline: str, out: Path) -> None:
+    result = launch("torchtitan_tp_validate.train", [*arguments, REPLICATE], out, nproc=2)
+    assert result.returncode != 0, result
+    assert process_groups(out) == [], result
+    spoken = result.output.splitlines()
+    assert headline in spoken, result
+    assert f"[rank 1] {headline}" in spoken, result
+    assert f"KVReplicationError: {headline}" in result.output, result

@@ -1,0 +1,165 @@
+"""What the ranks of the truth suite report, and the forks that they run the cases in.
+
+A case can leave its process waiting for ever. So each rank that torchrun starts only imports, once, and
+forks; the fork runs cases and appends to ``OUT/rank{RANK}.jsonl`` until it has run all, or cannot go on. Then
+all ranks fork again behind the case that ended it. Importing takes longer than most cases.
+
+Ranks agree through files: they are on one machine, and one of them may be stuck in anything else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tests.torchrun.truth_cases import Case
+
+EQUAL = "equal"
+DIFFERENT = "different"
+EXCEPTION = "exception"
+HANG = "hang"
+CRASH = "crash"
+INVALID = "invalid"
+UNSTABLE = "unstable"
+
+OUT_OF_STEP = 3
+"""Exit status of a fork that has seen another rank not end a case."""
+
+
+@dataclass
+class Verdict:
+    """What our engine says: ``compatible``, ``refused``, ``not validated``, or ``crashed``."""
+
+    word: str
+    codes: list[str] = field(default_factory=list)
+    text: str = ""
+
+
+@dataclass
+class Report:
+    """How one case ended on one rank.
+
+    Attributes:
+        message: what was raised, or which parameter has another shape than at TP = 1.
+        truth: ``equal`` to TP = 1, ``different`` from it, ``exception``, ``hang`` or ``crash`` when this
+            rank did not end it, ``invalid`` when TP = 1 itself fails, ``unstable`` when other random
+            numbers give another answer.
+        stage: where it was when it ended.
+        final: this is the outcome, on all ranks.
+    """
+
+    key: str
+    rank: int
+    verdict: Verdict | None = None
+    truth: str = EXCEPTION
+    stage: str = "start"
+    error_type: str | None = None
+    message: str | None = None
+    loss_difference: float | None = None
+    gradient_difference: float | None = None
+    worst_gradient: str | None = None
+    seconds: float = 0.0
+    final: bool = False
+
+
+def append_report(report: Mapping[str, Any], out: Path) -> None:
+    """Add a report, as JSON data, to those of its rank."""
+    with (out / f"rank{report['rank']}.jsonl").open("a", encoding="utf-8") as stream:
+        print(json.dumps(report), file=stream)
+
+
+def read_reports(out: Path, rank: int) -> list[dict[str, Any]]:
+    """What a rank has reported so far."""
+    path = out / f"rank{rank}.jsonl"
+    if not path.exists():
+        return []
+    # What follows the last newline is still being written.
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def final_reports(cases: Sequence[Case], out: Path, world_size: int) -> list[list[dict[str, Any]]]:
+    """The final reports of all ranks on each case, up to the first case that some rank has none on."""
+    final = [{r["key"]: r for r in read_reports(out, rank) if r["final"]} for rank in range(world_size)]
+    ended = []
+    for case in cases:
+        reports = [of_rank[case.key] for of_rank in final if case.key in of_rank]
+        if len(reports) < world_size:
+            break
+        ended.append(reports)
+    return ended
+
+
+def run_in_forks(cases: Sequence[Case], out: Path, run: Callable[[Sequence[Case], int], NoReturn]) -> None:
+    """Run all cases, in as many forks of this rank as it takes.
+
+    Args:
+        run: takes cases and the number of the fork. It runs one case or more, appends reports, and exits:
+            with status 0 when what is left is for the next fork; with `OUT_OF_STEP` when another rank does
+            not end a case.
+    """
+    start = attempt = 0
+    while start < len(cases):
+        child = os.fork()
+        if not child:
+            run(cases[start:], attempt)
+        status = _wait_for_all(child, out, attempt)
+        start = _settle(cases, start, status, out)
+        attempt += 1
+
+
+def _wait_for_all(child: int, out: Path, attempt: int) -> int:
+    """Wait for the forks of all ranks; the worst of their exit statuses.
+
+    One that may be waiting for a rank that has given up is ended.
+    """
+    ends = [out / f"attempt{attempt}-rank{rank}" for rank in range(int(os.environ["WORLD_SIZE"]))]
+    mine = ends[int(os.environ["RANK"])]
+    status = None
+    while True:
+        if status is None:
+            pid, wait_status = os.waitpid(child, os.WNOHANG)
+            if pid:
+                status = os.waitstatus_to_exitcode(wait_status)
+                _write_whole(mine, str(status))
+        statuses = [int(end.read_text(encoding="utf-8")) for end in ends if end.exists()]
+        if len(statuses) == len(ends):
+            return max(statuses, key=lambda one: (one not in (0, OUT_OF_STEP), one))
+        if status is None and OUT_OF_STEP in statuses:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            status = 0
+            _write_whole(mine, str(status))
+        time.sleep(0.05)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    draft = path.with_suffix(".draft")
+    draft.write_text(text, encoding="utf-8")
+    draft.rename(path)
+
+
+def _settle(cases: Sequence[Case], start: int, status: int, out: Path) -> int:
+    """Where the next fork starts.
+
+    A case that ended a fork is settled when nothing before it can be blamed: it came first, or right after
+    one that was equal to TP = 1.
+    """
+    if status > 0 and status != OUT_OF_STEP:
+        raise RuntimeError(f"a fork failed with status {status}, in no case that it reports")
+    ended = final_reports(cases, out, int(os.environ["WORLD_SIZE"]))
+    in_step = len(ended) == start or {report["truth"] for report in ended[-1]} == {EQUAL}
+    if status and in_step and len(ended) < len(cases):
+        key, rank = cases[len(ended)].key, int(os.environ["RANK"])
+        never_ended = asdict(Report(key, rank, truth=HANG if status == OUT_OF_STEP else CRASH))
+        mine = [report for report in read_reports(out, rank) if report["key"] == key]
+        append_report({**(mine[-1] if mine else never_ended), "final": True}, out)
+        return len(ended) + 1
+    if len(ended) == start:
+        raise RuntimeError(f"a fork ended with status {status}, but without a case: {cases[start].key}")
+    return len(ended)

@@ -1,0 +1,3 @@
+from tests.core.cli.conftest import config_file, tp_validate
+
+__all__ = ["config_file", "tp_validate"]

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace as NS
+from typing import Any
+
+import pytest
+
+import torchtitan_tp_validate as tpv
+from tests.torchtitan.kv_replication.refusals import PERMUTED, assert_refuses_permuted_weights
+from torchtitan_tp_validate.install import is_guard
+from torchtitan_tp_validate.job import check_job
+
+pytestmark = pytest.mark.skipif(not version("torchtitan").startswith("0.2"), reason="torchtitan 0.2.x")
+
+FLOAT8 = """\
+KV-head replication is not supported here: model.converters has "quantize.linear.float8", which replaces \
+wk and wv.
+Without this check the run might die in its first forward pass, or train wrongly.
+What works: high-precision linears, or a tensor parallel degree that divides n_kv_heads without \
+--replicate-kv-heads."""
+
+
+def tiny_model() -> Any:
+    import dataclasses
+
+    import torch
+    from torchtitan.protocols.train_spec import get_train_spec
+
+    spec = get_train_spec("llama3")
+    args = spec.model_args["debugmodel"]
+    args = dataclasses.replace(args, n_heads=8, n_kv_heads=2, n_layers=2)
+    with torch.device("meta"):
+        return spec.model_cls(args)
+
+
+def job(**parallelism: Any) -> Any:
+    from torchtitan.config import JobConfig
+
+    config = JobConfig()
+    config.model.name, config.model.flavor = "llama3", "8B"
+    for name, value in parallelism.items():
+        setattr(config.parallelism, name, value)
+    return config
+
+
+def test_wk_and_wv_alone_are_replaced_and_keep_their_parameter() -> None:
+    from torchtitan_tp_validate.kv_replication.torchtitan_0_2 import KVHeadLinear, replicate_kv_heads
+
+    model = tiny_model()
+    before = dict(model.named_parameters())
+    replicate_kv_heads(model, 4)
+    after = dict(model.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(before[name] is after[name] for name in before)
+    replaced = [name for name, module in model.named_modules() if isinstance(module, KVHeadLinear)]
+    assert replaced == [f"layers.{layer}.attention.{name}" for layer in (0, 1) for name in ("wk", "wv")]
+
+
+def test_a_degree_that_divides_the_heads_replaces_nothing() -> None:
+    from torchtitan_tp_validate.kv_replication.torchtitan_0_2 import KVHeadLinear, replicate_kv_heads
+
+    model = tiny_model()
+    replicate_kv_heads(model, 2)
+    assert not any(isinstance(module, KVHeadLinear) for module in model.modules())
+
+
+def test_a_projection_of_another_kind_is_refused() -> None:
+    from torch import nn
+
+    from torchtitan_tp_validate.kv_replication.torchtitan_0_2 import replicate_kv_heads
+
+    class Float8Linear(nn.Linear):
+        pass
+
+    model = tiny_model()
+    model.layers["1"].attention.wv = Float8Linear(1, 1, bias=False)
+    with pytest.raises(tpv.KVReplicationError, match=r"layers\.1\.attention\.wv is a .*Float8Linear"):
+        replicate_kv_heads(model, 4)
+
+
+def test_a_model_of_another_family_is_refused() -> None:
+    from torchtitan.protocols.train_spec import get_train_spec
+
+    from torchtitan_tp_validate.kv_replication.torchtitan_0_2 import replicate_kv_heads
+
+    with pytest.raises(tpv.KVReplicationError, match="is not one of llama3, llama4 and qwen3"):
+        replicate_kv_heads(NS(model_args=get_train_spec("deepseek_v3").model_args["debugmodel"]), 4)
+
+
+def test_the_engine_allows_multiples_when_asked() -> None:
+    model = tiny_model()
+    assert tpv.valid_tp_degrees(model) == [1, 2]
+    assert tpv.valid_tp_degrees(model, replicate_kv_heads=True) == [1, 2, 4, 8]
+    tpv.validate_tp_compat(model, 4, replicate_kv_heads=True)
+    with pytest.raises(tpv.TPCompatError) as caught:
+        tpv.validate_tp_compat(model, 4)
+    assert caught.value.replication_degrees == [4, 8]
+    assert (
+        "KV-head replication (--replicate-kv-heads, or install(replicate_kv_heads=True)) adds: 4, 8."
+        in str(caught.value).splitlines()
+    )
+
+
+def test_a_job_with_what_does_not_go_with_it_is_refused_at_startup() -> None:
+    def check(config: Any) -> None:
+        with tpv.installed():
+            check_job(config, is_guarded=is_guard, replicate_kv_heads=True)
+
+    float8 = job(tensor_parallel_degree=16)
+    float8.model.converters = ["quantize.linear.float8"]
+    with pytest.raises(tpv.KVReplicationError) as caught:
+        check(float8)
+    assert str(caught.value) == FLOAT8
+    with pytest.raises(tpv.KVReplicationError, match=r"parallelism\.enable_async_tensor_parallel = true"):
+        check(job(tensor_parallel_degree=16, enable_async_tensor_parallel=True))
+    with pytest.raises(tpv.KVReplicationError, match="context_parallel_degree = 2 was never tried"):
+        check(job(tensor_parallel_degree=16, context_parallel_degree=2))
+    check(job(tensor_parallel_degree=16))
+    with pytest.raises(tpv.TPCompatError, match=r"must divide n_kv_heads \(8\)"), tpv.installed():
+        check_job(job(tensor_parallel_degree=16), is_guarded=is_guard)
+
+
+@pytest.mark.parametrize("flag", PERMUTED)
+def test_hugging_face_weights_of_llama_3_are_refused_where_ranks_share_heads(
+    flag: str, tmp_path: Path
+) -> None:
+    def check(model: str, flavor: str, tp: int) -> None:
+        config = job(tensor_parallel_degree=tp)
+        config.model.name, config.model.flavor = model, flavor
+        config.job.dump_folder = str(tmp_path)
+        config.checkpoint.enable = True
+        setattr(config.checkpoint, flag, True)
+        with tpv.installed():
+            check_job(config, is_guarded=is_guard, replicate_kv_heads=True)
+
+    assert_refuses_permuted_weights(check, flag, tmp_path)
+
+
+def test_a_job_that_nothing_guards_is_refused_rather_than_left_without() -> None:
+    with pytest.raises(tpv.KVReplicationError, match="which is not guarded"):
+        check_job(job(tensor_parallel_degree=16), is_guarded=lambda _: False, replicate_kv_heads=True)
+
+
+def test_the_guard_replicates_only_while_it_was_asked_to() -> None:
+    from torchtitan_tp_validate.wrappers.guard import guard
+
+    def parallelize(model: Any, parallel_dims: Any, job_config: Any) -> str:
+        return type(model.layers["0"].attention.wk).__name__
+
+    parallelize.__module__ = "torchtitan.models.llama3.infra.parallelize"
+    asked = [True]
+    guarded = guard(parallelize, replicate_kv_heads=lambda: asked[0])
+    assert guarded(tiny_model(), NS(tp=4), job()) == "KVHeadLinear"
+    assert guarded(tiny_model(), NS(tp=2), job()) == "Linear"
+    asked[0] = False
+    with pytest.raises(tpv.TPCompatError):
+        guarded(tiny_model(), NS(tp=4), job())
+    asked[0] = True
+    parallelize.__module__ = "torchtitan.experiments.simple_fsdp.llama3.parallelize"
+    with pytest.raises(tpv.KVReplicationError, match="simple_fsdp"):
+        guarded(tiny_model(), NS(tp=4), job())
+
+
+def test_uninstall_ends_replication() -> None:
+    module = import_module("torchtitan_tp_validate.install")
+    tpv.install()
+    assert module._replicate_kv_heads is False
+    tpv.install(replicate_kv_heads=True)
+    tpv.install()
+    assert module._replicate_kv_heads is True
+    tpv.uninstall()
+    assert module._replicate_kv_heads is False

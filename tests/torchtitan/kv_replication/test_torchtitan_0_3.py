@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace as NS
+from typing import Any
+
+import pytest
+
+import torchtitan_tp_validate as tpv
+from tests.torchtitan.kv_replication.refusals import PERMUTED, assert_refuses_permuted_weights
+from torchtitan_tp_validate.install import is_guard
+from torchtitan_tp_validate.job import check_job
+
+pytestmark = pytest.mark.skipif(not version("torchtitan").startswith("0.3"), reason="torchtitan 0.3.x")
+
+ROOT = Path(__file__).parents[3]
+
+LORA = """\
+KV-head replication is not supported here: layers[0].attention: its wkv is a \
+torchtitan.components.lora._get_lora_cls.<locals>.LoRALinear.Config, not a plain Linear.
+Without this check the run might die in its first forward pass, or train wrongly.
+What works: plain projections, in llama3, qwen3, qwen3_5 and gpt_oss, or a tensor parallel degree that \
+divides n_kv_heads without --replicate-kv-heads."""
+
+
+def converter() -> Any:
+    from torchtitan_tp_validate.kv_replication import ReplicateKVHeads
+
+    return ReplicateKVHeads.Config()
+
+
+def registry(package: str, flavor: str, *converters: Any, **more: Any) -> Any:
+    from importlib import import_module
+
+    module = import_module(f"torchtitan.models.{package}")
+    return module.model_registry(flavor, converters=list(converters), **more).model
+
+
+def run_config(tp: int, **more: Any) -> Any:
+    from torchtitan.config import ParallelismConfig
+
+    return NS(parallelism=ParallelismConfig(tensor_parallel_degree=tp, **more))
+
+
+def test_the_registry_takes_the_converter_and_the_degrees_follow() -> None:
+    assert tpv.valid_tp_degrees(registry("qwen3_5", "122B-A10B")) == [1, 2]
+    converted = registry("qwen3_5", "122B-A10B", converter())
+    assert tpv.valid_tp_degrees(converted) == [1, 2, 4, 8, 16]
+    tpv.validate_tp_compat(converted, 4)
+
+
+def test_torchtitans_own_check_passes_where_we_do_and_sees_the_true_heads_elsewhere() -> None:
+    stock, converted = registry("llama3", "8B"), registry("llama3", "8B", converter())
+    converted.update_from_config(config=run_config(16))
+    assert [layer.attention.n_kv_heads for layer in converted.layers] == [8] * 32
+    with pytest.raises(ValueError, match=r"tensor_parallel_degree \(16\) must divide n_kv_heads \(8\)"):
+        stock.update_from_config(config=run_config(16))
+
+
+@pytest.mark.parametrize("tp", [3, 5, 64])
+def test_a_degree_that_fits_neither_way_is_refused_with_all_layers(tp: int) -> None:
+    with pytest.raises(tpv.TPCompatError) as caught:
+        registry("llama3", "8B", converter()).update_from_config(config=run_config(tp))
+    assert caught.value.valid_degrees == [1, 2, 4, 8, 16, 32]
+
+
+def test_a_later_layer_that_torchtitan_would_miss_is_refused() -> None:
+    config = registry("llama3", "8B", converter())
+    config.layers[5] = copy.deepcopy(config.layers[5])
+    config.layers[5].attention.n_kv_heads = 3
+    with pytest.raises(tpv.TPCompatError, match="in layer 5"):
+        config.update_from_config(config=run_config(16))
+
+
+def test_the_head_count_is_restored_when_torchtitan_refuses() -> None:
+    config = registry("llama3", "8B", converter())
+    config.enable_weight_tying = True
+    with pytest.raises(NotImplementedError):
+        config.update_from_config(config=run_config(16, pipeline_parallel_degree=2))
+    assert config.layers[0].attention.n_kv_heads == 8
+
+
+def test_converting_twice_changes_nothing_more() -> None:
+    config = registry("llama3", "8B", converter())
+    assert converter().build().convert(config) is config
+
+
+def test_the_converted_config_keeps_its_name_class_and_copies() -> None:
+    stock, config = registry("qwen3_5", "debugmodel_moe"), registry("qwen3_5", "debugmodel_moe", converter())
+    assert isinstance(config, type(stock))
+    assert type(config).__qualname__ == type(stock).__qualname__
+    clone = copy.deepcopy(config)
+    assert clone.replicates_kv_heads
+    assert config.to_dict().keys() == stock.to_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("package", "flavor"),
+    [("qwen3", "debugmodel"), ("llama3", "debugmodel"), ("qwen3_5", "debugmodel"), ("gpt_oss", "debugmodel")],
+)
+def test_state_dict_keys_and_shapes_are_those_of_stock(package: str, flavor: str) -> None:
+    import torch
+
+    with torch.device("meta"):
+        stock = registry(package, flavor).build()
+        ours = registry(package, flavor, converter()).build()
+    assert {k: v.shape for k, v in stock.state_dict().items()} == {
+        k: v.shape for k, v in ours.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize(("package", "flavor"), [("qwen3", "debugmodel"), ("llama3", "debugmodel")])
+def test_initial_values_are_those_of_stock_fused_or_not(package: str, flavor: str) -> None:
+    import torch
+
+    states = []
+    for converters in ([], [converter()]):
+        config = registry(package, flavor, *converters)
+        config.layers = config.layers[:1]
+        torch.manual_seed(0)
+        model = config.build()
+        model.init_states(buffer_device=None)
+        states.append(model.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_fused_initializer_that_cannot_be_taken_apart_is_refused() -> None:
+    config = registry("qwen3", "debugmodel")
+    config.layers[0].attention.qkv_linear.wqkv.param_init = {"weight": lambda weight: weight}
+    with pytest.raises(tpv.KVReplicationError, match="which cannot be taken apart"):
+        converter().build().convert(config)
+
+
+def test_lora_before_and_after_is_refused() -> None:
+    from torchtitan.components.lora import LoRAConverter
+
+    plain = ("qwen3", "debugmodel_non_fused_qkv")
+    with pytest.raises(tpv.KVReplicationError) as caught:
+        registry(*plain, LoRAConverter.Config(target_modules=["wkv"]), converter())
+    assert str(caught.value) == LORA
+    config = registry(*plain, converter(), LoRAConverter.Config(target_modules=["wkv"]))
+    with pytest.raises(tpv.KVReplicationError, match=r"another one has made wkv a .*LoRALinear"):
+        config.update_from_config(config=run_config(2))
+
+
+def test_what_cannot_be_had_is_refused_by_name() -> None:
+    with pytest.raises(tpv.KVReplicationError, match=r"its qkv_linear is a .*AllGatherFusedQKVLinear"):
+        registry("llama3", "debugmodel", converter(), tp_gemm_backend="dist_gemm")
+    with pytest.raises(tpv.KVReplicationError, match="has no key-value heads"):
+        registry("deepseek_v3", "debugmodel", converter())
+    config = run_config(4)
+    config.compile = NS(enable_async_tensor_parallel=True)
+    with pytest.raises(tpv.KVReplicationError, match=r"compile\.enable_async_tensor_parallel = true"):
+        registry("llama3", "debugmodel", converter()).update_from_config(config=config)
+
+
+def test_context_parallelism_was_not_tried() -> None:
+    config = registry("llama3", "debugmodel", converter())
+    with pytest.raises(tpv.KVReplicationError, match="context_parallel_degree = 2 was never tried with it"):
+        config.update_from_config(config=run_config(2, context_parallel_degree=2))
+
+
+@pytest.mark.parametrize("flag", PERMUTED)
+def test_hugging_face_weights_of_llama_3_are_refused_where_ranks_share_heads(
+    flag: str, tmp_path: Path
+) -> None:
+    from torchtitan.components.checkpointer import CheckpointManager
+
+    def update(package: str, flavor: str, tp: int) -> None:
+        config = run_config(tp)
+        config.checkpoint = CheckpointManager.Config(enable=True, **{flag: True})
+        config.dump_folder = str(tmp_path)
+        registry(package, flavor, converter()).update_from_config(config=config)
+
+    assert_refuses_permuted_weights(update, flag, tmp_path)
+
+
+def test_a_model_that_cannot_have_it_is_not_told_of_it() -> None:
+    from torchtitan.components.lora import LoRAConverter
+
+    config = registry("llama3", "8B", LoRAConverter.Config())
+    with pytest.raises(tpv.TPCompatError) as caught:
+        tpv.validate_tp_compat(config, 16)
+    assert caught.value.replication_degrees == []
+    assert "replication" not in str(caught.value)
+    with pytest.raises(tpv.TPCompatError, match="KV-head replication was asked for, but is not available"):
+        tpv.validate_tp_compat(config, 16, replicate_kv_heads=True)
+
+
+def test_a_head_that_does_not_split_over_the_ranks_is_refused() -> None:
+    config = registry("llama3", "8B")
+    for layer in config.layers:
+        attention = layer.attention = copy.deepcopy(layer.attention)
+        attention.head_dim, attention.n_kv_heads, attention.n_heads = 6, 2, 16
+        qkv = attention.qkv_linear
+        qkv.head_dim, qkv.n_kv_heads, qkv.n_heads, qkv.wqkv.out_features = 6, 2, 16, (16 + 2 + 2) * 6
+    with pytest.raises(tpv.TPCompatError) as caught:
+        tpv.validate_tp_compat(config, 8, replicate_kv_heads=True)
+    assert str(caught.value) == (
+        "Tensor parallel degree (8) must divide kv_projection_rows (12). "
+        "For Llama 3, max supported TP is 4.\n"
+        "\n"
+        "  TP014 kv_projection_rows = 12 is not a multiple of 8, in all 32 layers:\n"
+        "        with shared key-value heads wk and wv stay split by rows over all ranks, through a head.\n"
+        "\n"
+        "Without this check: the parts of wk and wv that the ranks gather would differ in size.\n"
+        "Degrees that work: 1, 2, 4.\n"
+        "To change it: --parallelism.tensor_parallel_degree 4, or in the config registry:\n"
+        "  parallelism=ParallelismConfig(tensor_parallel_degree=4)"
+    )
+
+
+def test_a_job_is_converted_before_it_is_checked() -> None:
+    from torchtitan.models.qwen3_5.config_registry import qwen35_122b_a10b
+
+    with tpv.installed():
+        with pytest.raises(tpv.TPCompatError):
+            check_job(qwen35_122b_a10b(), is_guarded=is_guard)
+        config = qwen35_122b_a10b()
+        check_job(config, is_guarded=is_guard, replicate_kv_heads=True)
+    assert config.model_spec.model.replicates_kv_heads
+
+
+def test_a_model_built_without_the_converter_is_refused_by_the_guard() -> None:
+    from torchtitan_tp_validate.wrappers.guard import guard
+
+    def parallelize(model: Any, *, parallel_dims: Any) -> str:
+        return "parallelized"
+
+    parallelize.__module__ = "torchtitan.models.llama3.parallelize"
+    guarded = guard(parallelize, replicate_kv_heads=lambda: True)
+    stock = NS(config=registry("llama3", "8B"))
+    with pytest.raises(tpv.KVReplicationError, match="was built from a config without it"):
+        guarded(stock, parallel_dims=NS(tp=16))
+    ours = NS(config=registry("llama3", "8B", converter()))
+    assert guarded(ours, parallel_dims=NS(tp=16)) == "parallelized"
+    parallelize.__module__ = "torchtitan.experiments.graph_trainer.llama3.parallelize"
+    with pytest.raises(tpv.KVReplicationError, match="graph_trainer"):
+        guarded(ours, parallel_dims=NS(tp=16))
+
+
+@pytest.mark.parametrize(
+    ("name", "world_size", "tp", "shape"),
+    [("qwen35_122b_a10b", 64, 4, [512, 3072]), ("qwen35_397b_a17b", 128, 8, [512, 4096])],
+)
+def test_the_shipped_configs_that_could_never_start_build_and_parallelize(
+    name: str, world_size: int, tp: int, shape: list[int]
+) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.torchtitan.kv_replication.build_shipped", name, str(world_size)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    seen = json.loads(result.stdout.splitlines()[-1])
+    assert seen["tp"] == tp
+    assert len(seen["wk"]) >= 2 * 12
+    for built, over_all_ranks, on_this_rank in seen["wk"]:
+        assert built == over_all_ranks == shape
+        assert on_this_rank == [shape[0] // world_size, shape[1]]
+
+
+def test_the_gather_passes_torchtitans_type_checking() -> None:
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            f"{__package__}.type_checked",
+            "llama3",
+            "gpt_oss",
+            "qwen3_5",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.splitlines()[-3:] == [
+        "llama3 (2, 32, 64)",
+        "gpt_oss (2, 32, 64)",
+        "qwen3_5 (2, 32, 64)",
+    ]
