@@ -7,7 +7,6 @@ import json
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
-from importlib.util import find_spec
 from types import SimpleNamespace as NS
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 
 import torchtitan_tp_validate as tpv
 from tests.unit.cli.conftest import Program, tp_validate  # noqa: F401 - a fixture
+from tests.unit.optional import needs_torchao
 from torchtitan_tp_validate.install import is_guard, recorded_check
 from torchtitan_tp_validate.job import check_job
 from torchtitan_tp_validate.plans import read_plan
@@ -36,7 +36,6 @@ GRAPHS = [
     for model in ("llama3", "deepseek_v3")
 ]
 RECOMPUTE = ("activation-checkpoint:full",)
-needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="low precision needs torchao")
 
 
 def launched(*arguments: str, change: Callable[[Any], None] = lambda config: None) -> list[str]:
