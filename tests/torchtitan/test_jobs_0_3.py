@@ -7,14 +7,14 @@ import json
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
-from importlib.util import find_spec
 from types import SimpleNamespace as NS
 from typing import Any
 
 import pytest
 
 import torchtitan_tp_validate as tpv
-from tests.core.cli.conftest import Program, tp_validate  # noqa: F401 - a fixture
+from tests.core.cli.conftest import Program
+from tests.torchtitan.optional import needs_torchao
 from torchtitan_tp_validate.install import is_guard, recorded_check
 from torchtitan_tp_validate.job import check_job
 from torchtitan_tp_validate.plans import read_plan
@@ -36,7 +36,6 @@ GRAPHS = [
     for model in ("llama3", "deepseek_v3")
 ]
 RECOMPUTE = ("activation-checkpoint:full",)
-needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="low precision needs torchao")
 
 
 def launched(*arguments: str, change: Callable[[Any], None] = lambda config: None) -> list[str]:
@@ -58,7 +57,7 @@ def refused(*arguments: str) -> str:
     return str(caught.value)
 
 
-def test_a_job_whose_dispatcher_asks_for_the_whole_run_is_judged(tp_validate: Program) -> None:  # noqa: F811
+def test_a_job_whose_dispatcher_asks_for_the_whole_run_is_judged(tp_validate: Program) -> None:
     headline = "Tensor parallel degree (3) must divide n_heads (16). For DeepSeek-V3, max supported TP is 16."
     assert refused(*MINIMAL, TP, "3", EP, "2").startswith(headline)
     status, out, _ = tp_validate("check", "--", *MINIMAL, TP, "3", EP, "2")
@@ -72,7 +71,7 @@ def test_a_job_whose_dispatcher_asks_for_the_whole_run_is_judged(tp_validate: Pr
     )
 
 
-def test_a_job_with_room_for_its_own_tokens_is_judged_by_them(tp_validate: Program) -> None:  # noqa: F811
+def test_a_job_with_room_for_its_own_tokens_is_judged_by_them(tp_validate: Program) -> None:
     def room(config: Any) -> None:
         for layer in config.model_spec.model.layers:
             if layer.moe is not None:
@@ -89,7 +88,7 @@ def test_a_job_with_room_for_its_own_tokens_is_judged_by_them(tp_validate: Progr
     ]
 
 
-def test_what_torchtitan_itself_refuses_is_told_by_both(tp_validate: Program) -> None:  # noqa: F811
+def test_what_torchtitan_itself_refuses_is_told_by_both(tp_validate: Program) -> None:
     reason = (
         "torchtitan itself refuses this run when it builds the model: Training sequence length 262144 "
         "exceeds attention RoPE maximum supported sequence length 131072."
@@ -115,7 +114,7 @@ def test_a_bare_config_is_told_of_a_run_that_is_complete_enough(backend: str) ->
 @pytest.mark.parametrize("run", GRAPHS, ids=lambda run: run[1])
 def test_graph_trainer_is_refused_by_check_and_launcher_alike(
     run: tuple[str, ...],
-    tp_validate: Program,  # noqa: F811
+    tp_validate: Program,
 ) -> None:
     message = refused(*run, TP, "3")
     assert message.startswith("Tensor parallel degree (3) must divide n_heads (16).")
@@ -124,7 +123,7 @@ def test_graph_trainer_is_refused_by_check_and_launcher_alike(
     assert launched(*run, TP, "2") == []
 
 
-def test_graph_trainer_is_refused_shared_heads_by_both(tp_validate: Program) -> None:  # noqa: F811
+def test_graph_trainer_is_refused_shared_heads_by_both(tp_validate: Program) -> None:
     run = ("--module", "graph_trainer.llama3", "--config", "graph_trainer_llama3_8b", TP, "16")
     with pytest.raises(
         tpv.KVReplicationError, match=r"graph_trainer.llama3 parallelizes this model"
@@ -134,7 +133,7 @@ def test_graph_trainer_is_refused_shared_heads_by_both(tp_validate: Program) -> 
     assert (status, out) == (2, f"this run: {caught.value}\n")
 
 
-def test_a_solver_that_shards_as_it_sees_fit_is_not_judged_by_either(tp_validate: Program) -> None:  # noqa: F811
+def test_a_solver_that_shards_as_it_sees_fit_is_not_judged_by_either(tp_validate: Program) -> None:
     reason = (
         "llama3 debugmodel is parallelized by torchtitan.experiments.graph_trainer.llama3."
         "_parallelize_fn with compile.enable_autoparallel, which is not guarded."
@@ -165,7 +164,7 @@ def test_a_later_sharding_of_a_converted_config_is_judged_once_more_by_its_own_r
 
 @needs_torchao
 def test_low_precision_is_judged_as_on_its_hardware_and_says_so(
-    tp_validate: Program,  # noqa: F811
+    tp_validate: Program,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -203,7 +202,7 @@ def test_low_precision_degrees_leave_whole_blocks(
     module: str,
     config: str,
     ours: list[int],
-    tp_validate: Program,  # noqa: F811
+    tp_validate: Program,
 ) -> None:
     status, out, _ = tp_validate(
         "check", "--output-format", "json", "--", "--module", module, "--config", config, TP, "2"
