@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.optional import needs_qwen3_5
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 only_0_3 = pytest.mark.skipif(
@@ -34,6 +36,7 @@ def assert_shows(shown: str, real: str) -> None:
 
 
 @only_0_3
+@needs_qwen3_5
 def test_the_quickstart_prints_what_the_readme_shows() -> None:
     result = subprocess.run(
         [ROOT / "scripts" / "quickstart"],
