@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import json
@@ -155,7 +156,8 @@ def test_the_transformers_backend_is_refused_by_the_counts_of_its_hugging_face_c
     }
     (tmp_path / "config.json").write_text(json.dumps(llama))
     spec = registry.model("transformers_modeling_backend").spec("full")
-    config = registry.model_config(spec, "full")
+    # The registry hands out one object, which other tests look at as it is.
+    config = copy.deepcopy(registry.model_config(spec, "full"))
     before = NS(training=NS(seq_len=32), debug=NS(deterministic=False))
     if IS_0_2:
         before.hf_transformers = NS(model=str(tmp_path))
