@@ -18,7 +18,7 @@ from functools import cached_property
 
 from torchtitan_tp_validate.degrees import Axis, Degrees
 from torchtitan_tp_validate.errors import PlanError
-from torchtitan_tp_validate.rules import ALIGNMENT, RULES, Rule
+from torchtitan_tp_validate.rules import ALIGNMENT, RULES, Line, Otherwise, Rule
 
 
 class Split(Enum):
@@ -74,8 +74,7 @@ class ShardedDim:
         code: a key of `RULES`.
         size: the global size, in units that cannot be cut (heads, or rows where there are no heads).
         layers: indices of the layers that have this dimension at this size, ascending.
-        consequence: what a run with a degree that it does not allow does.
-        silent: whether that run goes on without any error, to wrong results.
+        otherwise: what a run with a degree that it does not allow does.
         places: where it is, when not in a layer.
         label: its name, where the rule's own says too little.
         split: how it may be cut.
@@ -86,8 +85,7 @@ class ShardedDim:
     code: str
     size: int
     layers: tuple[int, ...]
-    consequence: str
-    silent: bool = False
+    otherwise: Otherwise
     places: tuple[str, ...] = ()
     label: str = ""
     split: Split = Split.EVEN
@@ -274,34 +272,40 @@ def ranges(numbers: Sequence[int]) -> str:
     return ", ".join(parts)
 
 
-@dataclass
 class PlanBuilder:
-    """What a reader has found so far, merged into one `ShardedDim` per kind and size."""
+    """What a reader has found so far, merged into one `ShardedDim` per kind and size.
 
-    _dims: dict[tuple[str, str, int, Split, int | Fraction], tuple[set[int], list[str], str, bool]] = field(
-        default_factory=dict
-    )
-    not_judged: list[str] = field(default_factory=list)
-    """Rules that were left out, and why, as in `Plan`."""
+    Attributes:
+        not_judged: rules that were left out, and why, as in `Plan`.
+    """
+
+    def __init__(self, line: Line) -> None:
+        """Begin a plan of what ``line`` splits."""
+        self.not_judged: list[str] = []
+        self._line = line
+        self._found: dict[_Kind, tuple[set[int], list[str]]] = {}
 
     def add(
         self,
         code: str,
         size: int,
-        consequence: str,
         *,
         layers: Iterable[int] = (),
         place: str = "",
         label: str = "",
-        silent: bool = False,
         split: Split = Split.EVEN,
         multiple: int | Fraction = 1,
+        line: Line | None = None,
     ) -> None:
-        """Note a dimension in some layers, or at a place outside all layers."""
-        key = (code, label, size, split, multiple)
-        known, places, _, _ = self._dims.setdefault(key, (set(), [], consequence, silent))
-        known.update(layers)
-        if not known and place not in places:
+        """Note a dimension in some layers, or at a place outside all layers.
+
+        Args:
+            line: where it is not the plan's own that tells what an uneven split does.
+        """
+        kind = (code, label, size, split, multiple, self._line if line is None else line)
+        layers_of_it, places = self._found.setdefault(kind, (set(), []))
+        layers_of_it.update(layers)
+        if not layers_of_it and place not in places:
             places.append(place)
 
     def leave_out(self, what: str) -> None:
@@ -313,15 +317,20 @@ class PlanBuilder:
         """The dimensions, in the order they were found."""
         return tuple(
             ShardedDim(
-                code, size, tuple(sorted(layers)), consequence, silent, tuple(places), label, split, multiple
+                code,
+                size,
+                tuple(sorted(layers)),
+                RULES[code].otherwise[line],
+                tuple(places),
+                label,
+                split,
+                multiple,
             )
-            for (code, label, size, split, multiple), (
-                layers,
-                places,
-                consequence,
-                silent,
-            ) in self._dims.items()
+            for (code, label, size, split, multiple, line), (layers, places) in self._found.items()
         )
+
+
+_Kind = tuple[str, str, int, Split, int | Fraction, Line]
 
 
 def describe_layers(layers: Sequence[int], n_layers: int) -> str:

@@ -1,11 +1,60 @@
-"""The rules: every kind of dimension that a mesh axis splits, and what there is to say of it."""
+"""The rules: every kind of dimension that a mesh axis splits, and all that there is to say of it.
+
+The readers of plans, the text of a refusal, ``tp-validate rule`` and ``docs/rules.md`` say what is said here.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
 
 ALIGNMENT = 8
 """Rows of a grouped matrix product: ``torch._grouped_mm`` wants strides of whole 16 bytes, of bfloat16."""
+
+
+class Line(Enum):
+    """Who splits a model, as far as what follows from an uneven split depends on it."""
+
+    TORCHTITAN_0_2 = "torchtitan 0.2.x"
+    SPMD_TYPES = "0.3.x, spmd_types"
+    """The default backend of 0.3.x. It pads an uneven shard and goes on."""
+    DTENSOR = "0.3.x, DTensor backends"
+    """``partial_dtensor`` and ``full_dtensor``, which can tell an uneven shard from an even one."""
+    DTENSOR_DOUBLED = "0.3.x, DTensor backends, beside a dimension of twice the size"
+    """gpt-oss: one weight holds both halves of the gated projection, another takes their product."""
+    ANY_TORCHTITAN = "torchtitan, of a line that is not told"
+    """What a ``config.json`` is judged for."""
+    KV_REPLICATION = "torchtitan, with KV-head replication"
+    TRANSFORMERS = "transformers"
+
+
+LINES = (Line.TORCHTITAN_0_2, Line.SPMD_TYPES, Line.DTENSOR)
+"""Those that are shown side by side."""
+
+
+@dataclass(frozen=True)
+class Otherwise:
+    """What an uneven split does where nobody checks.
+
+    Attributes:
+        short: in a few words, for a table.
+        text: in a sentence, to follow "Without this check:"; empty where no such split is refused.
+        silent: whether the run goes on without any error, to wrong results.
+    """
+
+    short: str
+    text: str = ""
+    silent: bool = False
+
+
+@dataclass(frozen=True)
+class Example:
+    """A size with a degree that it allows and one that it does not."""
+
+    size: int
+    works: int
+    fails: int
 
 
 @dataclass(frozen=True)
@@ -16,16 +65,109 @@ class Rule:
         code: stable name, e.g. ``TP002``.
         dim: what torchtitan calls the dimension, e.g. ``n_kv_heads``.
         why: why an uneven split cannot work.
+        otherwise: what one does, by line and backend; a line that has no such dimension is left out.
+        instead: what to do about it.
+        example: where it is so.
         source: the upstream file or issue that the rule follows.
         axis: the mesh axis that splits it, by its field of ``ParallelDims``.
+        scope: which of these dimensions are meant, to follow the name; empty where that is all of them.
     """
 
     code: str
     dim: str
     why: str
+    otherwise: Mapping[Line, Otherwise]
+    instead: str
+    example: Example
     source: str
     axis: str = "tp"
+    scope: str = ""
 
+    @property
+    def in_short(self) -> dict[Line, str]:
+        """What an uneven split does in each of `LINES`, in a few words; empty where there is none."""
+        told, before = {}, None
+        for line in LINES:
+            otherwise = self.otherwise.get(line)
+            told[line] = "" if otherwise is None else "the same" if otherwise == before else otherwise.short
+            before = otherwise
+        return told
+
+
+_SHAPE_ERROR = "\"shape '[...]' is invalid for input of size ...\""
+_DIES = "dies in forward"
+
+_HEADS_0_2 = Otherwise(
+    _DIES,
+    f"the run starts, and its first forward pass dies in attention with {_SHAPE_ERROR} or "
+    '"Cannot unflatten unevenly sharded tensor".',
+)
+_HEADS_0_3 = Otherwise(
+    "first layer refused late, later ones die",
+    "torchtitan looks at the first such layer only, and not before the process groups are up; any other one "
+    f"kills the first forward pass with {_SHAPE_ERROR}.",
+)
+_HEADS = {
+    Line.SPMD_TYPES: _HEADS_0_3,
+    Line.DTENSOR: _HEADS_0_3,
+    Line.ANY_TORCHTITAN: Otherwise(
+        _DIES, f"the run starts, and its first forward pass dies in attention with {_SHAPE_ERROR}."
+    ),
+}
+_HEADS_OF_ALL = {
+    Line.TORCHTITAN_0_2: _HEADS_0_2,
+    **_HEADS,
+    Line.TRANSFORMERS: Otherwise(
+        _DIES,
+        f"the model loads without a word, and its first forward pass dies in attention with {_SHAPE_ERROR}.",
+    ),
+}
+_IMAGES_DIE = Otherwise(
+    "dies with images",
+    "the first forward pass with images dies; torchtitan does not look at these heads.",
+)
+
+_MLP_DIES = Otherwise(_DIES, 'the first forward pass dies with "a and b must have same reduction dim".')
+_EMPTY_SHARD = Otherwise(
+    "fine while no shard is empty",
+    "the rank that is left without a part dies, or waits for ever, and so do the others.",
+)
+_ROWS = {
+    Line.SPMD_TYPES: Otherwise(
+        "silently wrong",
+        "torchtitan pads the dimension to a multiple of the degree and trains on SILENTLY, with other losses "
+        "and gradients than the model's own, and no error at all.",
+        silent=True,
+    ),
+    Line.DTENSOR: _EMPTY_SHARD,
+    Line.DTENSOR_DOUBLED: Otherwise(
+        _DIES,
+        'the first forward pass dies with "The size of tensor a must match the size of tensor b".',
+    ),
+}
+_IN_STEP = " (gpt-oss: both halves cut in step)"
+
+_BLOCKS = Otherwise(
+    _DIES,
+    "the first forward pass dies in the low-precision product, which finds a part of a block on every rank.",
+)
+_MISALIGNED = Otherwise(_DIES, 'the first forward pass dies with "strides should be multiple of 16 bytes".')
+_PARTS_DIFFER = Otherwise(
+    "the gathered parts would differ", "the parts of wk and wv that the ranks gather would differ in size."
+)
+_EXPERTS_0_3 = Otherwise(
+    _DIES, "the first forward pass dies with \"shape '[2, -1]' is invalid for input of size ...\"."
+)
+_UNEVEN_ROWS = Otherwise(
+    "parallelize raises",
+    'the parallelize function stops with "FSDP does not support uneven sharding on dim 1", when the process '
+    "groups are up.",
+)
+
+_DIVIDE = "take a tensor parallel degree that divides it"
+_DTENSOR = "on 0.3.x take a DTensor backend (parallelism.spmd_backend), which can split it unevenly"
+_DIVIDE_OR_DTENSOR = f"{_DIVIDE}, change the size, or {_DTENSOR}"
+_OR_EXPERTS = "split whole experts instead, by an expert parallel degree"
 
 _PARALLELIZE = "torchtitan models/*/parallelize.py; https://github.com/pytorch/torchtitan/issues/2574"
 _QWEN3_5 = "torchtitan models/qwen3_5/model.py (Qwen35Model.Config.update_from_config)"
@@ -35,110 +177,229 @@ RULES: dict[str, Rule] = {
     rule.code: rule
     for rule in (
         Rule(
-            "TP001",
-            "n_heads",
-            "wq is split by columns and wo by rows, so that every rank computes whole query heads",
-            _PARALLELIZE,
+            code="TP001",
+            dim="n_heads",
+            why="wq is split by columns and wo by rows, so that every rank computes whole query heads",
+            otherwise=_HEADS_OF_ALL,
+            instead=_DIVIDE,
+            example=Example(32, 8, 6),
+            source=_PARALLELIZE,
+            scope="(MLA too)",
         ),
         Rule(
-            "TP002",
-            "n_kv_heads",
-            "wk and wv are split by columns, so that every rank computes whole key-value heads",
-            _PARALLELIZE,
+            code="TP002",
+            dim="n_kv_heads",
+            why="wk and wv are split by columns, so that every rank computes whole key-value heads",
+            otherwise={
+                **_HEADS_OF_ALL,
+                Line.KV_REPLICATION: Otherwise(
+                    _DIES,
+                    "ranks would need parts of two key-value heads, and the first forward pass would die.",
+                ),
+            },
+            instead=f"{_DIVIDE}, or a multiple of it with KV-head replication (--replicate-kv-heads)",
+            example=Example(2, 2, 4),
+            source=_PARALLELIZE,
         ),
         Rule(
-            "TP003",
-            "n_key_heads",
-            "the query and key projections of a gated-delta layer are split by whole key heads",
-            _QWEN3_5,
+            code="TP003",
+            dim="n_key_heads",
+            why="the query and key projections of a gated-delta layer are split by whole key heads",
+            otherwise=_HEADS,
+            instead=_DIVIDE,
+            example=Example(16, 8, 6),
+            source=_QWEN3_5,
+            scope="of gated-delta layers",
         ),
         Rule(
-            "TP004",
-            "n_value_heads",
-            "the value projections of a gated-delta layer are split by whole value heads",
-            _QWEN3_5,
+            code="TP004",
+            dim="n_value_heads",
+            why="the value projections of a gated-delta layer are split by whole value heads",
+            otherwise=_HEADS,
+            instead=_DIVIDE,
+            example=Example(32, 16, 12),
+            source=_QWEN3_5,
+            scope="of gated-delta layers",
         ),
         Rule(
-            "TP005",
-            "feed_forward_hidden_dim",
-            "w1 and w3 are split by columns and w2 by rows, so that every rank has an equal part",
-            _SHARDING,
+            code="TP005",
+            dim="feed_forward_hidden_dim",
+            why="w1 and w3 are split by columns and w2 by rows, so that every rank has an equal part",
+            otherwise={Line.TORCHTITAN_0_2: _MLP_DIES, **_ROWS},
+            instead=_DIVIDE_OR_DTENSOR,
+            example=Example(14336, 8, 6),
+            source=_SHARDING,
         ),
         Rule(
-            "TP006",
-            "vocab_size",
-            "the embedding and the output projection are split over the vocabulary",
-            "torchtitan components/loss.py, models/common/decoder_sharding.py",
+            code="TP006",
+            dim="vocab_size",
+            why="the embedding and the output projection are split over the vocabulary",
+            otherwise={
+                Line.TORCHTITAN_0_2: Otherwise(
+                    _EMPTY_SHARD.short,
+                    "the rank without any vocabulary dies in its first forward pass, and the others hang.",
+                ),
+                **_ROWS,
+                Line.SPMD_TYPES: Otherwise(
+                    "last rank raises, the others hang",
+                    "the loss raises a ValueError on the last rank only, and every other rank hangs until "
+                    "its collectives time out.",
+                ),
+            },
+            instead=f"{_DIVIDE}, pad the vocabulary to a multiple of it, or {_DTENSOR}",
+            example=Example(32001, 3, 2),
+            source="torchtitan components/loss.py, models/common/decoder_sharding.py",
         ),
         Rule(
-            "TP007",
-            "vision_num_heads",
-            "the projections of the vision encoder's attention are split by whole heads",
-            "torchtitan models/common/vision_encoder_sharding.py",
+            code="TP007",
+            dim="vision_num_heads",
+            why="the projections of the vision encoder's attention are split by whole heads",
+            otherwise={Line.SPMD_TYPES: _IMAGES_DIE, Line.DTENSOR: _IMAGES_DIE},
+            instead=_DIVIDE,
+            example=Example(16, 16, 32),
+            source="torchtitan models/common/vision_encoder_sharding.py",
         ),
         Rule(
-            "TP008",
-            "vision_hidden_dim",
-            "a hidden layer of the vision encoder is split by columns and then by rows",
-            "torchtitan models/common/vision_encoder_sharding.py",
+            code="TP008",
+            dim="vision_hidden_dim",
+            why="a hidden layer of the vision encoder is split by columns and then by rows",
+            otherwise=_ROWS,
+            instead=_DIVIDE_OR_DTENSOR,
+            example=Example(4304, 16, 32),
+            source="torchtitan models/common/vision_encoder_sharding.py",
         ),
         Rule(
-            "TP009",
-            "seq_len",
-            "the activations between the blocks are split over the sequence",
-            "torchtitan models/*/parallelize.py, trainer.py (seq_len_divisor)",
+            code="TP009",
+            dim="seq_len",
+            why="the activations between the blocks are split over the sequence",
+            otherwise={
+                Line.TORCHTITAN_0_2: Otherwise(
+                    "parallelize asserts",
+                    "the parallelize function stops with an AssertionError, when the process groups are up.",
+                ),
+                Line.SPMD_TYPES: Otherwise(
+                    "Trainer refuses late",
+                    "the Trainer refuses it when the process groups are up; without a Trainer, forward "
+                    "aborts.",
+                ),
+                Line.DTENSOR: Otherwise("fine"),
+            },
+            instead="take a sequence length that is a multiple of the degree, times twice the context "
+            "parallel degree where there is one",
+            example=Example(4096, 8, 6),
+            source="torchtitan models/*/parallelize.py, trainer.py (seq_len_divisor)",
+            scope="(times 2 CP; the guards know it)",
         ),
         Rule(
-            "TP010",
-            "shared_expert_hidden_dim",
-            "w1 and w3 of the shared expert are split by columns and w2 by rows",
-            "torchtitan models/common/moe_sharding.py",
+            code="TP010",
+            dim="shared_expert_hidden_dim",
+            why="w1 and w3 of the shared expert are split by columns and w2 by rows",
+            otherwise={Line.TORCHTITAN_0_2: _MLP_DIES, **_ROWS},
+            instead=_DIVIDE_OR_DTENSOR,
+            example=Example(512, 8, 6),
+            source="torchtitan models/common/moe_sharding.py",
         ),
         Rule(
-            "TP011",
-            "expert_hidden_dim",
-            "the hidden dimension of the routed experts is split over the TP axis",
-            "torchtitan models/common/moe_sharding.py",
+            code="TP011",
+            dim="expert_hidden_dim",
+            why="the hidden dimension of the routed experts is split over the TP axis",
+            otherwise={
+                **_ROWS,
+                Line.TORCHTITAN_0_2: replace(_MLP_DIES, short=f"fine{_IN_STEP}"),
+                Line.SPMD_TYPES: Otherwise(
+                    "silently wrong",
+                    "the first forward pass dies, or the dimension is padded and training is SILENTLY wrong.",
+                    silent=True,
+                ),
+                Line.DTENSOR: replace(_EMPTY_SHARD, short=f"{_EMPTY_SHARD.short}{_IN_STEP}"),
+            },
+            instead=f"{_DIVIDE}, or {_OR_EXPERTS}",
+            example=Example(1408, 8, 6),
+            source="torchtitan models/common/moe_sharding.py",
+            scope="without EP",
         ),
         Rule(
-            "TP012",
-            "sharded_dim",
-            "the model's own sharding configuration splits it over the TP axis",
-            "torchtitan protocols/sharding.py (ShardingConfig.state_shardings)",
+            code="TP012",
+            dim="sharded_dim",
+            why="the model's own sharding configuration splits it over the TP axis",
+            otherwise=_ROWS,
+            instead=_DIVIDE_OR_DTENSOR,
+            example=Example(100, 4, 8),
+            source="torchtitan protocols/sharding.py (ShardingConfig.state_shardings)",
+            scope="(any other parameter that a model declares split)",
         ),
         Rule(
-            "TP013",
-            "expert_hidden_dim",
-            f"the grouped product of routed experts takes rows of whole 16 bytes, {ALIGNMENT} in bfloat16",
-            "torch._grouped_mm; torchtitan models/common/moe.py (GroupedExperts), 0.2.x models/moe/moe.py",
+            code="TP013",
+            dim="expert_hidden_dim",
+            why="the grouped product of routed experts takes rows of whole 16 bytes, "
+            f"{ALIGNMENT} in bfloat16",
+            otherwise={
+                Line.TORCHTITAN_0_2: replace(_MISALIGNED, short=f"{_DIES} if use_grouped_mm"),
+                Line.SPMD_TYPES: _MISALIGNED,
+                Line.DTENSOR: _MISALIGNED,
+            },
+            instead=f"take a tensor parallel degree that leaves a multiple of {ALIGNMENT} on each rank, or "
+            f"{_OR_EXPERTS}",
+            example=Example(48, 2, 4),
+            source="torch._grouped_mm; torchtitan models/common/moe.py (GroupedExperts), "
+            "0.2.x models/moe/moe.py",
+            scope=f"without EP, on CUDA: a multiple of {ALIGNMENT} on each rank",
         ),
         Rule(
-            "TP014",
-            "kv_projection_rows",
-            "with shared key-value heads wk and wv stay split by rows over all ranks, through a head",
-            "torchtitan_tp_validate/kv_replication",
+            code="TP014",
+            dim="kv_projection_rows",
+            why="with shared key-value heads wk and wv stay split by rows over all ranks, through a head",
+            otherwise=dict.fromkeys(LINES, _PARTS_DIFFER),
+            instead=_DIVIDE,
+            example=Example(256, 16, 48),
+            source="torchtitan_tp_validate/kv_replication",
+            scope="under KV-head replication",
         ),
         Rule(
-            "TP015",
-            "low_precision_dim",
-            "a low-precision product takes whole blocks: every rank's part of a weight is made of them",
-            "torchtitan components/quantization/{float8,mx,nvfp4}.py; torchao float8, "
+            code="TP015",
+            dim="low_precision_dim",
+            why="a low-precision product takes whole blocks: every rank's part of a weight is made of them",
+            otherwise={Line.SPMD_TYPES: _BLOCKS, Line.DTENSOR: _BLOCKS},
+            instead="take a tensor parallel degree that leaves whole blocks on each rank, or leave the "
+            "module out of the conversion",
+            example=Example(48, 3, 2),
+            source="torchtitan components/quantization/{float8,mx,nvfp4}.py; torchao float8, "
             "prototype/moe_training (MXFP8, NVFP4)",
+            scope="(in whole blocks of the product)",
         ),
         Rule(
-            "EP001",
-            "num_experts",
-            "every rank of the expert parallel axis holds the same number of experts",
-            "torchtitan models/common/moe_sharding.py, distributed/expert_parallel.py",
-            "ep",
+            code="EP001",
+            dim="num_experts",
+            why="every rank of the expert parallel axis holds the same number of experts",
+            otherwise={
+                Line.TORCHTITAN_0_2: Otherwise(
+                    _DIES, 'the first forward pass dies with "Split sizes doesn\'t match total dim 0 size".'
+                ),
+                Line.SPMD_TYPES: _EXPERTS_0_3,
+                Line.DTENSOR: _EXPERTS_0_3,
+            },
+            instead="take an expert parallel degree that divides it",
+            example=Example(6, 3, 4),
+            source="torchtitan models/common/moe_sharding.py, distributed/expert_parallel.py",
+            axis="ep",
+            scope="(by the EP degree)",
         ),
         Rule(
-            "FSDP001",
-            "expert_hidden_dim",
-            "with more ranks than experts, FSDP cuts the rows of their weights, and only evenly",
-            "torchtitan distributed/fsdp.py, 0.2.x models/llama4/infra/parallelize.py (apply_fsdp); "
+            code="FSDP001",
+            dim="expert_hidden_dim",
+            why="with more ranks than experts, FSDP cuts the rows of their weights, and only evenly",
+            otherwise={
+                Line.TORCHTITAN_0_2: replace(_UNEVEN_ROWS, short=f"with EP, {_UNEVEN_ROWS.short}"),
+                Line.SPMD_TYPES: _UNEVEN_ROWS,
+                Line.DTENSOR: _UNEVEN_ROWS,
+            },
+            instead="shard the data over fewer ranks: no more than there are experts, or a number that "
+            "divides the rows",
+            example=Example(80, 16, 32),
+            source="torchtitan distributed/fsdp.py, 0.2.x models/llama4/infra/parallelize.py (apply_fsdp); "
             "torch/distributed/fsdp/_fully_shard/_fsdp_param.py",
-            "dp_shard",
+            axis="dp_shard",
+            scope="and `dim`, by the data parallel shard degree, with more ranks than experts",
         ),
     )
 }

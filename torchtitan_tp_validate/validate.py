@@ -129,8 +129,8 @@ def refusal(plan: Plan, degrees: Degrees) -> Refusal:
                 layers=dim.layers,
                 where=describe_places(dim, plan.n_layers),
                 why=dim.rule.why,
-                consequence=dim.consequence,
-                silent=dim.silent,
+                consequence=dim.otherwise.text,
+                silent=dim.otherwise.silent,
             )
             for dim in broken
         ),

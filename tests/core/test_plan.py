@@ -14,11 +14,13 @@ from torchtitan_tp_validate.plan import (
     describe_places,
     divisors,
 )
-from torchtitan_tp_validate.rules import ALIGNMENT
+from torchtitan_tp_validate.rules import ALIGNMENT, Line, Otherwise
+
+DIES = Otherwise("dies", "it dies.")
 
 
 def plan(*sizes: int) -> Plan:
-    dims = tuple(ShardedDim("TP002", size, (index,), "it dies") for index, size in enumerate(sizes))
+    dims = tuple(ShardedDim("TP002", size, (index,), DIES) for index, size in enumerate(sizes))
     return Plan("Tiny", dims, len(sizes), "set {flag} to {degree}")
 
 
@@ -40,16 +42,16 @@ def test_violations_name_the_tightest_dimension_first() -> None:
 
 
 def test_readings_of_equal_size_become_one_dimension() -> None:
-    findings = PlanBuilder()
+    findings = PlanBuilder(Line.SPMD_TYPES)
     for layer, size in enumerate((2, 4, 2)):
-        findings.add("TP002", size, "it dies", layers=(layer,))
+        findings.add("TP002", size, layers=(layer,))
     assert [(dim.size, dim.layers) for dim in findings.dims()] == [(2, (0, 2)), (4, (1,))]
 
 
 def test_what_is_outside_the_layers_is_named_by_its_place() -> None:
-    findings = PlanBuilder()
+    findings = PlanBuilder(Line.SPMD_TYPES)
     for place in ("tok_embeddings", "lm_head", "lm_head"):
-        findings.add("TP006", 255, "it hangs", place=place)
+        findings.add("TP006", 255, place=place)
     (dim,) = findings.dims()
     assert describe_places(dim, 2) == "tok_embeddings and lm_head"
 
@@ -77,7 +79,7 @@ def test_a_split_allows_what_its_shards_show(split: Split, size: int, degree: in
 
 
 def test_each_axis_has_its_own_degrees() -> None:
-    dims = (ShardedDim("TP002", 8, (0,), "it dies"), ShardedDim("EP001", 6, (0,), "it dies"))
+    dims = (ShardedDim("TP002", 8, (0,), DIES), ShardedDim("EP001", 6, (0,), DIES))
     the_plan = Plan("Tiny", dims, 1, "set {flag} to {degree}")
     assert the_plan.valid_degrees() == [1, 2, 4, 8]
     assert the_plan.valid_degrees(Axis.EP) == [1, 2, 3, 6]
@@ -87,8 +89,8 @@ def test_each_axis_has_its_own_degrees() -> None:
 
 def test_degrees_of_an_uneven_split_stop_where_a_shard_is_empty() -> None:
     dims = (
-        ShardedDim("TP001", 8, (0,), "it dies"),
-        ShardedDim("TP006", 9, (), "empty", split=Split.NOT_EMPTY),
+        ShardedDim("TP001", 8, (0,), DIES),
+        ShardedDim("TP006", 9, (), DIES, split=Split.NOT_EMPTY),
     )
     assert Plan("Tiny", dims, 1, "{flag} {degree}").valid_degrees() == [1, 2]
     assert Plan("Tiny", dims[1:], 1, "{flag} {degree}").valid_degrees() == [1, 2, 3, 5, 9]

@@ -19,7 +19,7 @@ from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.plan import PlanBuilder
 from torchtitan_tp_validate.plans.experts import Experts, note_experts
 from torchtitan_tp_validate.plans.reading import found, head_count, whole_number
-from torchtitan_tp_validate.plans.rows import DIES_WITH_IMAGES, EXPERTS_DIE, note_rows, note_sequence
+from torchtitan_tp_validate.plans.rows import note_rows, note_sequence
 
 SHARES_KV_HEADS = frozenset(
     {
@@ -106,7 +106,7 @@ def _note_num_experts(findings: PlanBuilder, config: Mapping[str, Any], where: s
         return False
     name, value = experts
     for count in value if isinstance(value, (list, tuple)) else (value,):  # some have a number per layer
-        findings.add("EP001", _rows(count, f"{where}{name}"), EXPERTS_DIE, place=_place(where), label=name)
+        findings.add("EP001", _rows(count, f"{where}{name}"), place=_place(where), label=name)
     return True
 
 
@@ -152,9 +152,7 @@ class _Sizes:
             yield f"TP007: {where.rstrip('.')} has no number of heads"
             return
         count = head_count(heads[1], f"{where}{heads[0]}")
-        self._findings.add(
-            "TP007", count, DIES_WITH_IMAGES, place=where.rstrip("."), label=f"{where}{heads[0]}"
-        )
+        self._findings.add("TP007", count, place=where.rstrip("."), label=f"{where}{heads[0]}")
         hidden = found(config, _VISION_HIDDEN)
         if hidden is not None:
             self._rows_of("TP008", _rows(hidden[1], f"{where}{hidden[0]}"), f"{where}{hidden[0]}")

@@ -7,6 +7,7 @@ from typing import Any
 
 from torchtitan_tp_validate.errors import PlanError
 from torchtitan_tp_validate.plan import PlanBuilder, Split
+from torchtitan_tp_validate.rules import Line
 
 Heads = dict[str, int]
 """Rule code -> number of heads, of one layer."""
@@ -28,9 +29,6 @@ FAMILIES = {
 }
 # Families with dense and mixture-of-experts models in one package.
 _DENSE_AND_MOE = {"qwen3", "qwen3_5", "qwen3_5_moe"}
-
-_NO_HEAD_TO_SHARE = "ranks would need parts of two key-value heads, and the first forward pass would die."
-_UNEVEN_ROWS = "the parts of wk and wv that the ranks gather would differ in size."
 
 
 def positive_int(holder: Any, field: str, where: str) -> int:
@@ -138,8 +136,8 @@ def share_kv_heads(shared: PlanBuilder, n_kv_heads: int, head_dim: int, layers: 
         layers: their indices.
     """
     layers = tuple(layers)
-    shared.add("TP002", n_kv_heads, _NO_HEAD_TO_SHARE, layers=layers, split=Split.SHARED)
-    shared.add("TP014", n_kv_heads * head_dim, _UNEVEN_ROWS, layers=layers)
+    shared.add("TP002", n_kv_heads, layers=layers, split=Split.SHARED, line=Line.KV_REPLICATION)
+    shared.add("TP014", n_kv_heads * head_dim, layers=layers)
 
 
 def family_name(config: Any, *, has_experts: bool) -> str:
