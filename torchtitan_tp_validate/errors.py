@@ -5,6 +5,7 @@ Every error here is a `ValueError`, since each is about a value that the user se
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -92,8 +93,26 @@ class Refusal:
             ]
         lines.append("")
         for consequence in dict.fromkeys(violation.consequence for violation in self.violations):
-            lines.append(f"Without this check: {consequence}")
+            lines.append(_wrapped(f"Without this check: {consequence}"))
         return "\n".join([*lines, self.advice])
+
+
+_WIDTH = 103
+"""Columns of a sentence that is wrapped."""
+
+
+def _wrapped(text: str) -> str:
+    """The same in lines that fit; an error message that it quotes stays whole, to be searched for."""
+    import textwrap  # not for those that have nothing to refuse
+
+    unbroken = re.sub(r'"[^"]*"', lambda quoted: quoted[0].replace(" ", _NO_BREAK), text)
+    lines = textwrap.wrap(
+        unbroken, _WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(lines).replace(_NO_BREAK, " ")
+
+
+_NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 class TPCompatError(TPValidateError):

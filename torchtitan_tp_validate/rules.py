@@ -1,104 +1,60 @@
-"""What must divide: the rule codes, the dimensions a plan shards, and the arithmetic of degrees.
+"""The rules: every kind of dimension that a mesh axis splits, and all that there is to say of it.
 
-Degrees are compatible with a model when every dimension that is split over a mesh axis allows the degree
-of that axis. Most dimensions allow exactly the degrees that divide their size, so the compatible tensor
-parallel (TP) degrees are among the divisors of the greatest common divisor of those sizes. What is split,
-and how, depends on the degrees itself: whatever varies one asks for the plan at each. Nothing else in this
-project decides compatibility.
+The readers of plans, the text of a refusal, ``tp-validate rule`` and ``docs/rules.md`` say what is said here.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from enum import Enum
-from fractions import Fraction
-from functools import cached_property
-
-from torchtitan_tp_validate.errors import PlanError
-
-FLAGS = {
-    "tp": "tensor_parallel_degree",
-    "ep": "expert_parallel_degree",
-    "dp_shard": "data_parallel_shard_degree",
-    "cp": "context_parallel_degree",
-    "etp": "expert_tensor_parallel_degree",
-    "dp_replicate": "data_parallel_replicate_degree",
-}
-"""Field of ``ParallelDims`` -> torchtitan's name of the degree under ``[parallelism]``, in every line."""
-
-
-def noun(degree: str) -> str:
-    """Return what people call a degree, by its field of ``ParallelDims``."""
-    return FLAGS[degree].capitalize().replace("_", " ")
-
-
-class Axis(Enum):
-    """A mesh axis that splits dimensions; the value is the ``ParallelDims`` field of its degree."""
-
-    TP = "tp"
-    EP = "ep"
-    FSDP = "dp_shard"
-
-    @property
-    def noun(self) -> str:
-        """What people call the degree."""
-        return noun(self.value)
-
-    @property
-    def flag(self) -> str:
-        """torchtitan's field of the degree under ``[parallelism]``, in every line."""
-        return FLAGS[self.value]
-
-
-class Split(Enum):
-    """How a dimension may be cut."""
-
-    EVEN = "even"
-    """Every rank gets the same number of units."""
-    NOT_EMPTY = "not empty"
-    """Shards may differ in size (each is the size over the degree, rounded up), but none is empty."""
-    IN_STEP = "in step"
-    """A dimension of this size and one of twice it are cut in the same places."""
-    SHARED = "shared"
-    """Every rank gets the same number of units, or the same number of ranks share each unit."""
-    ALIGNED = "aligned"
-    """Shards may differ in size, but each is a multiple of `ALIGNMENT`."""
-
-    def problem(self, degree: int | Fraction) -> str:
-        """What is wrong with a dimension that ``degree`` ranks cannot share, to follow its size."""
-        if self is Split.EVEN:
-            return f"is not a multiple of {degree}"
-        if self is Split.NOT_EMPTY:
-            return f"leaves one of {degree} ranks empty"
-        if self is Split.SHARED:
-            return f"is neither a multiple nor a divisor of {degree}"
-        if self is Split.ALIGNED and degree == 1:
-            return f"is not a multiple of {ALIGNMENT}"
-        if self is Split.ALIGNED:
-            return f"does not give each of {degree} ranks a multiple of {ALIGNMENT}"
-        return f"is not cut where its double is, on {degree} ranks"
-
-    def allows(self, size: int, degree: int | Fraction) -> bool:
-        """Whether ``degree`` ranks can share ``size`` units this way; there are no fractions of a rank."""
-        if degree.denominator != 1:
-            return False
-        shard = -(-size // degree)
-        if self is Split.EVEN:
-            return size % degree == 0
-        if self is Split.NOT_EMPTY:
-            return shard * (degree - 1) < size
-        if self is Split.SHARED:
-            return size % degree == 0 or degree % size == 0
-        if self is Split.ALIGNED:
-            # The last shard is what full ones leave, so it is aligned when they and the whole are.
-            return size % ALIGNMENT == shard % ALIGNMENT == 0
-        return -(-2 * size // degree) == 2 * shard
-
 
 ALIGNMENT = 8
 """Rows of a grouped matrix product: ``torch._grouped_mm`` wants strides of whole 16 bytes, of bfloat16."""
+
+
+class Line(Enum):
+    """Who splits a model, as far as what follows from an uneven split depends on it."""
+
+    TORCHTITAN_0_2 = "torchtitan 0.2.x"
+    SPMD_TYPES = "0.3.x, spmd_types"
+    """The default backend of 0.3.x. It pads an uneven shard and goes on."""
+    DTENSOR = "0.3.x, DTensor backends"
+    """``partial_dtensor`` and ``full_dtensor``, which can tell an uneven shard from an even one."""
+    DTENSOR_DOUBLED = "0.3.x, DTensor backends, beside a dimension of twice the size"
+    """gpt-oss: one weight holds both halves of the gated projection, another takes their product."""
+    ANY_TORCHTITAN = "torchtitan, of a line that is not told"
+    """What a ``config.json`` is judged for."""
+    KV_REPLICATION = "torchtitan, with KV-head replication"
+    TRANSFORMERS = "transformers"
+
+
+LINES = (Line.TORCHTITAN_0_2, Line.SPMD_TYPES, Line.DTENSOR)
+"""Those that are shown side by side."""
+
+
+@dataclass(frozen=True)
+class Otherwise:
+    """What an uneven split does where nobody checks.
+
+    Attributes:
+        short: in a few words, for a table.
+        text: in a sentence, to follow "Without this check:"; empty where no such split is refused.
+        silent: whether the run goes on without any error, to wrong results.
+    """
+
+    short: str
+    text: str = ""
+    silent: bool = False
+
+
+@dataclass(frozen=True)
+class Example:
+    """A size with a degree that it allows and one that it does not."""
+
+    size: int
+    works: int
+    fails: int
 
 
 @dataclass(frozen=True)
@@ -109,16 +65,109 @@ class Rule:
         code: stable name, e.g. ``TP002``.
         dim: what torchtitan calls the dimension, e.g. ``n_kv_heads``.
         why: why an uneven split cannot work.
+        otherwise: what one does, by line and backend; a line that has no such dimension is left out.
+        instead: what to do about it.
+        example: where it is so.
         source: the upstream file or issue that the rule follows.
-        axis: the mesh axis that splits it.
+        axis: the mesh axis that splits it, by its field of ``ParallelDims``.
+        scope: which of these dimensions are meant, to follow the name; empty where that is all of them.
     """
 
     code: str
     dim: str
     why: str
+    otherwise: Mapping[Line, Otherwise]
+    instead: str
+    example: Example
     source: str
-    axis: Axis = Axis.TP
+    axis: str = "tp"
+    scope: str = ""
 
+    @property
+    def in_short(self) -> dict[Line, str]:
+        """What an uneven split does in each of `LINES`, in a few words; empty where there is none."""
+        told, before = {}, None
+        for line in LINES:
+            otherwise = self.otherwise.get(line)
+            told[line] = "" if otherwise is None else "the same" if otherwise == before else otherwise.short
+            before = otherwise
+        return told
+
+
+_SHAPE_ERROR = "\"shape '[...]' is invalid for input of size ...\""
+_DIES = "dies in forward"
+
+_HEADS_0_2 = Otherwise(
+    _DIES,
+    f"the run starts, and its first forward pass dies in attention with {_SHAPE_ERROR} or "
+    '"Cannot unflatten unevenly sharded tensor".',
+)
+_HEADS_0_3 = Otherwise(
+    "first layer refused late, later ones die",
+    "torchtitan looks at the first such layer only, and not before the process groups are up; any other one "
+    f"kills the first forward pass with {_SHAPE_ERROR}.",
+)
+_HEADS = {
+    Line.SPMD_TYPES: _HEADS_0_3,
+    Line.DTENSOR: _HEADS_0_3,
+    Line.ANY_TORCHTITAN: Otherwise(
+        _DIES, f"the run starts, and its first forward pass dies in attention with {_SHAPE_ERROR}."
+    ),
+}
+_HEADS_OF_ALL = {
+    Line.TORCHTITAN_0_2: _HEADS_0_2,
+    **_HEADS,
+    Line.TRANSFORMERS: Otherwise(
+        _DIES,
+        f"the model loads without a word, and its first forward pass dies in attention with {_SHAPE_ERROR}.",
+    ),
+}
+_IMAGES_DIE = Otherwise(
+    "dies with images",
+    "the first forward pass with images dies; torchtitan does not look at these heads.",
+)
+
+_MLP_DIES = Otherwise(_DIES, 'the first forward pass dies with "a and b must have same reduction dim".')
+_EMPTY_SHARD = Otherwise(
+    "fine while no shard is empty",
+    "the rank that is left without a part dies, or waits for ever, and so do the others.",
+)
+_ROWS = {
+    Line.SPMD_TYPES: Otherwise(
+        "silently wrong",
+        "torchtitan pads the dimension to a multiple of the degree and trains on SILENTLY, with other losses "
+        "and gradients than the model's own, and no error at all.",
+        silent=True,
+    ),
+    Line.DTENSOR: _EMPTY_SHARD,
+    Line.DTENSOR_DOUBLED: Otherwise(
+        _DIES,
+        'the first forward pass dies with "The size of tensor a must match the size of tensor b".',
+    ),
+}
+_IN_STEP = " (gpt-oss: both halves cut in step)"
+
+_BLOCKS = Otherwise(
+    _DIES,
+    "the first forward pass dies in the low-precision product, which finds a part of a block on every rank.",
+)
+_MISALIGNED = Otherwise(_DIES, 'the first forward pass dies with "strides should be multiple of 16 bytes".')
+_PARTS_DIFFER = Otherwise(
+    "the gathered parts would differ", "the parts of wk and wv that the ranks gather would differ in size."
+)
+_EXPERTS_0_3 = Otherwise(
+    _DIES, "the first forward pass dies with \"shape '[2, -1]' is invalid for input of size ...\"."
+)
+_UNEVEN_ROWS = Otherwise(
+    "parallelize raises",
+    'the parallelize function stops with "FSDP does not support uneven sharding on dim 1", when the process '
+    "groups are up.",
+)
+
+_DIVIDE = "take a tensor parallel degree that divides it"
+_DTENSOR = "on 0.3.x take a DTensor backend (parallelism.spmd_backend), which can split it unevenly"
+_DIVIDE_OR_DTENSOR = f"{_DIVIDE}, change the size, or {_DTENSOR}"
+_OR_EXPERTS = "split whole experts instead, by an expert parallel degree"
 
 _PARALLELIZE = "torchtitan models/*/parallelize.py; https://github.com/pytorch/torchtitan/issues/2574"
 _QWEN3_5 = "torchtitan models/qwen3_5/model.py (Qwen35Model.Config.update_from_config)"
@@ -128,447 +177,229 @@ RULES: dict[str, Rule] = {
     rule.code: rule
     for rule in (
         Rule(
-            "TP001",
-            "n_heads",
-            "wq is split by columns and wo by rows, so that every rank computes whole query heads",
-            _PARALLELIZE,
+            code="TP001",
+            dim="n_heads",
+            why="wq is split by columns and wo by rows, so that every rank computes whole query heads",
+            otherwise=_HEADS_OF_ALL,
+            instead=_DIVIDE,
+            example=Example(32, 8, 6),
+            source=_PARALLELIZE,
+            scope="(MLA too)",
         ),
         Rule(
-            "TP002",
-            "n_kv_heads",
-            "wk and wv are split by columns, so that every rank computes whole key-value heads",
-            _PARALLELIZE,
+            code="TP002",
+            dim="n_kv_heads",
+            why="wk and wv are split by columns, so that every rank computes whole key-value heads",
+            otherwise={
+                **_HEADS_OF_ALL,
+                Line.KV_REPLICATION: Otherwise(
+                    _DIES,
+                    "ranks would need parts of two key-value heads, and the first forward pass would die.",
+                ),
+            },
+            instead=f"{_DIVIDE}, or a multiple of it with KV-head replication (--replicate-kv-heads)",
+            example=Example(2, 2, 4),
+            source=_PARALLELIZE,
         ),
         Rule(
-            "TP003",
-            "n_key_heads",
-            "the query and key projections of a gated-delta layer are split by whole key heads",
-            _QWEN3_5,
+            code="TP003",
+            dim="n_key_heads",
+            why="the query and key projections of a gated-delta layer are split by whole key heads",
+            otherwise=_HEADS,
+            instead=_DIVIDE,
+            example=Example(16, 8, 6),
+            source=_QWEN3_5,
+            scope="of gated-delta layers",
         ),
         Rule(
-            "TP004",
-            "n_value_heads",
-            "the value projections of a gated-delta layer are split by whole value heads",
-            _QWEN3_5,
+            code="TP004",
+            dim="n_value_heads",
+            why="the value projections of a gated-delta layer are split by whole value heads",
+            otherwise=_HEADS,
+            instead=_DIVIDE,
+            example=Example(32, 16, 12),
+            source=_QWEN3_5,
+            scope="of gated-delta layers",
         ),
         Rule(
-            "TP005",
-            "feed_forward_hidden_dim",
-            "w1 and w3 are split by columns and w2 by rows, so that every rank has an equal part",
-            _SHARDING,
+            code="TP005",
+            dim="feed_forward_hidden_dim",
+            why="w1 and w3 are split by columns and w2 by rows, so that every rank has an equal part",
+            otherwise={Line.TORCHTITAN_0_2: _MLP_DIES, **_ROWS},
+            instead=_DIVIDE_OR_DTENSOR,
+            example=Example(14336, 8, 6),
+            source=_SHARDING,
         ),
         Rule(
-            "TP006",
-            "vocab_size",
-            "the embedding and the output projection are split over the vocabulary",
-            "torchtitan components/loss.py, models/common/decoder_sharding.py",
+            code="TP006",
+            dim="vocab_size",
+            why="the embedding and the output projection are split over the vocabulary",
+            otherwise={
+                Line.TORCHTITAN_0_2: Otherwise(
+                    _EMPTY_SHARD.short,
+                    "the rank without any vocabulary dies in its first forward pass, and the others hang.",
+                ),
+                **_ROWS,
+                Line.SPMD_TYPES: Otherwise(
+                    "last rank raises, the others hang",
+                    "the loss raises a ValueError on the last rank only, and every other rank hangs until "
+                    "its collectives time out.",
+                ),
+            },
+            instead=f"{_DIVIDE}, pad the vocabulary to a multiple of it, or {_DTENSOR}",
+            example=Example(32001, 3, 2),
+            source="torchtitan components/loss.py, models/common/decoder_sharding.py",
         ),
         Rule(
-            "TP007",
-            "vision_num_heads",
-            "the projections of the vision encoder's attention are split by whole heads",
-            "torchtitan models/common/vision_encoder_sharding.py",
+            code="TP007",
+            dim="vision_num_heads",
+            why="the projections of the vision encoder's attention are split by whole heads",
+            otherwise={Line.SPMD_TYPES: _IMAGES_DIE, Line.DTENSOR: _IMAGES_DIE},
+            instead=_DIVIDE,
+            example=Example(16, 16, 32),
+            source="torchtitan models/common/vision_encoder_sharding.py",
         ),
         Rule(
-            "TP008",
-            "vision_hidden_dim",
-            "a hidden layer of the vision encoder is split by columns and then by rows",
-            "torchtitan models/common/vision_encoder_sharding.py",
+            code="TP008",
+            dim="vision_hidden_dim",
+            why="a hidden layer of the vision encoder is split by columns and then by rows",
+            otherwise=_ROWS,
+            instead=_DIVIDE_OR_DTENSOR,
+            example=Example(4304, 16, 32),
+            source="torchtitan models/common/vision_encoder_sharding.py",
         ),
         Rule(
-            "TP009",
-            "seq_len",
-            "the activations between the blocks are split over the sequence",
-            "torchtitan models/*/parallelize.py, trainer.py (seq_len_divisor)",
+            code="TP009",
+            dim="seq_len",
+            why="the activations between the blocks are split over the sequence",
+            otherwise={
+                Line.TORCHTITAN_0_2: Otherwise(
+                    "parallelize asserts",
+                    "the parallelize function stops with an AssertionError, when the process groups are up.",
+                ),
+                Line.SPMD_TYPES: Otherwise(
+                    "Trainer refuses late",
+                    "the Trainer refuses it when the process groups are up; without a Trainer, forward "
+                    "aborts.",
+                ),
+                Line.DTENSOR: Otherwise("fine"),
+            },
+            instead="take a sequence length that is a multiple of the degree, times twice the context "
+            "parallel degree where there is one",
+            example=Example(4096, 8, 6),
+            source="torchtitan models/*/parallelize.py, trainer.py (seq_len_divisor)",
+            scope="(times 2 CP; the guards know it)",
         ),
         Rule(
-            "TP010",
-            "shared_expert_hidden_dim",
-            "w1 and w3 of the shared expert are split by columns and w2 by rows",
-            "torchtitan models/common/moe_sharding.py",
+            code="TP010",
+            dim="shared_expert_hidden_dim",
+            why="w1 and w3 of the shared expert are split by columns and w2 by rows",
+            otherwise={Line.TORCHTITAN_0_2: _MLP_DIES, **_ROWS},
+            instead=_DIVIDE_OR_DTENSOR,
+            example=Example(512, 8, 6),
+            source="torchtitan models/common/moe_sharding.py",
         ),
         Rule(
-            "TP011",
-            "expert_hidden_dim",
-            "the hidden dimension of the routed experts is split over the TP axis",
-            "torchtitan models/common/moe_sharding.py",
+            code="TP011",
+            dim="expert_hidden_dim",
+            why="the hidden dimension of the routed experts is split over the TP axis",
+            otherwise={
+                **_ROWS,
+                Line.TORCHTITAN_0_2: replace(_MLP_DIES, short=f"fine{_IN_STEP}"),
+                Line.SPMD_TYPES: Otherwise(
+                    "silently wrong",
+                    "the first forward pass dies, or the dimension is padded and training is SILENTLY wrong.",
+                    silent=True,
+                ),
+                Line.DTENSOR: replace(_EMPTY_SHARD, short=f"{_EMPTY_SHARD.short}{_IN_STEP}"),
+            },
+            instead=f"{_DIVIDE}, or {_OR_EXPERTS}",
+            example=Example(1408, 8, 6),
+            source="torchtitan models/common/moe_sharding.py",
+            scope="without EP",
         ),
         Rule(
-            "TP012",
-            "sharded_dim",
-            "the model's own sharding configuration splits it over the TP axis",
-            "torchtitan protocols/sharding.py (ShardingConfig.state_shardings)",
+            code="TP012",
+            dim="sharded_dim",
+            why="the model's own sharding configuration splits it over the TP axis",
+            otherwise=_ROWS,
+            instead=_DIVIDE_OR_DTENSOR,
+            example=Example(100, 4, 8),
+            source="torchtitan protocols/sharding.py (ShardingConfig.state_shardings)",
+            scope="(any other parameter that a model declares split)",
         ),
         Rule(
-            "TP013",
-            "expert_hidden_dim",
-            f"the grouped product of routed experts takes rows of whole 16 bytes, {ALIGNMENT} in bfloat16",
-            "torch._grouped_mm; torchtitan models/common/moe.py (GroupedExperts), 0.2.x models/moe/moe.py",
+            code="TP013",
+            dim="expert_hidden_dim",
+            why="the grouped product of routed experts takes rows of whole 16 bytes, "
+            f"{ALIGNMENT} in bfloat16",
+            otherwise={
+                Line.TORCHTITAN_0_2: replace(_MISALIGNED, short=f"{_DIES} if use_grouped_mm"),
+                Line.SPMD_TYPES: _MISALIGNED,
+                Line.DTENSOR: _MISALIGNED,
+            },
+            instead=f"take a tensor parallel degree that leaves a multiple of {ALIGNMENT} on each rank, or "
+            f"{_OR_EXPERTS}",
+            example=Example(48, 2, 4),
+            source="torch._grouped_mm; torchtitan models/common/moe.py (GroupedExperts), "
+            "0.2.x models/moe/moe.py",
+            scope=f"without EP, on CUDA: a multiple of {ALIGNMENT} on each rank",
         ),
         Rule(
-            "TP014",
-            "kv_projection_rows",
-            "with shared key-value heads wk and wv stay split by rows over all ranks, through a head",
-            "torchtitan_tp_validate/kv_replication",
+            code="TP014",
+            dim="kv_projection_rows",
+            why="with shared key-value heads wk and wv stay split by rows over all ranks, through a head",
+            otherwise=dict.fromkeys(LINES, _PARTS_DIFFER),
+            instead=_DIVIDE,
+            example=Example(256, 16, 48),
+            source="torchtitan_tp_validate/kv_replication",
+            scope="under KV-head replication",
         ),
         Rule(
-            "TP015",
-            "low_precision_dim",
-            "a low-precision product takes whole blocks: every rank's part of a weight is made of them",
-            "torchtitan components/quantization/{float8,mx,nvfp4}.py; torchao float8, "
+            code="TP015",
+            dim="low_precision_dim",
+            why="a low-precision product takes whole blocks: every rank's part of a weight is made of them",
+            otherwise={Line.SPMD_TYPES: _BLOCKS, Line.DTENSOR: _BLOCKS},
+            instead="take a tensor parallel degree that leaves whole blocks on each rank, or leave the "
+            "module out of the conversion",
+            example=Example(48, 3, 2),
+            source="torchtitan components/quantization/{float8,mx,nvfp4}.py; torchao float8, "
             "prototype/moe_training (MXFP8, NVFP4)",
+            scope="(in whole blocks of the product)",
         ),
         Rule(
-            "EP001",
-            "num_experts",
-            "every rank of the expert parallel axis holds the same number of experts",
-            "torchtitan models/common/moe_sharding.py, distributed/expert_parallel.py",
-            Axis.EP,
+            code="EP001",
+            dim="num_experts",
+            why="every rank of the expert parallel axis holds the same number of experts",
+            otherwise={
+                Line.TORCHTITAN_0_2: Otherwise(
+                    _DIES, 'the first forward pass dies with "Split sizes doesn\'t match total dim 0 size".'
+                ),
+                Line.SPMD_TYPES: _EXPERTS_0_3,
+                Line.DTENSOR: _EXPERTS_0_3,
+            },
+            instead="take an expert parallel degree that divides it",
+            example=Example(6, 3, 4),
+            source="torchtitan models/common/moe_sharding.py, distributed/expert_parallel.py",
+            axis="ep",
+            scope="(by the EP degree)",
         ),
         Rule(
-            "FSDP001",
-            "expert_hidden_dim",
-            "with more ranks than experts, FSDP cuts the rows of their weights, and only evenly",
-            "torchtitan distributed/fsdp.py, 0.2.x models/llama4/infra/parallelize.py (apply_fsdp); "
+            code="FSDP001",
+            dim="expert_hidden_dim",
+            why="with more ranks than experts, FSDP cuts the rows of their weights, and only evenly",
+            otherwise={
+                Line.TORCHTITAN_0_2: replace(_UNEVEN_ROWS, short=f"with EP, {_UNEVEN_ROWS.short}"),
+                Line.SPMD_TYPES: _UNEVEN_ROWS,
+                Line.DTENSOR: _UNEVEN_ROWS,
+            },
+            instead="shard the data over fewer ranks: no more than there are experts, or a number that "
+            "divides the rows",
+            example=Example(80, 16, 32),
+            source="torchtitan distributed/fsdp.py, 0.2.x models/llama4/infra/parallelize.py (apply_fsdp); "
             "torch/distributed/fsdp/_fully_shard/_fsdp_param.py",
-            Axis.FSDP,
+            axis="dp_shard",
+            scope="and `dim`, by the data parallel shard degree, with more ranks than experts",
         ),
     )
 }
-
-
-@dataclass(frozen=True)
-class Degrees:
-    """What a run asks for, as far as it decides what is split and how.
-
-    Attributes:
-        tp: tensor parallel degree.
-        ep: expert parallel degree.
-        cp: context parallel degree.
-        etp: degree of tensor parallelism within experts under EP, of torchtitan 0.2.x: 1 or ``tp``.
-        dp_shard: how many ranks shard the data and the parameters.
-        dp_shard_is_known: whether that is so; where it is left to the number of ranks, ``dp_shard`` is the
-            least that it can be, and what depends on it is not judged to the end.
-        dp_replicate: how many times they do so.
-        fsdp: whether torchtitan's own ``apply_fsdp`` does the sharding, be it over one rank.
-        device_type: what the run is for, as torchtitan calls it; without an accelerator that is ``cuda``.
-        spmd_backend: ``parallelism.spmd_backend`` of torchtitan 0.3.x.
-        seq_len: ``training.seq_len``, in tokens, where it is known.
-        sequence_parallel: ``parallelism.enable_sequence_parallel`` of torchtitan 0.3.x.
-        replicate_kv_heads: whether several ranks may share a key-value head (``kv_replication``).
-    """
-
-    tp: int
-    ep: int = 1
-    cp: int = 1
-    etp: int = 1
-    dp_shard: int = 1
-    dp_shard_is_known: bool = True
-    dp_replicate: int = 1
-    fsdp: bool = True
-    device_type: str = "cuda"
-    spmd_backend: str = "spmd_types"
-    seq_len: int | None = None
-    sequence_parallel: bool = True
-    replicate_kv_heads: bool = False
-
-    def of(self, axis: Axis) -> int:
-        """The degree of one axis."""
-        degree: int = getattr(self, axis.value)
-        return degree
-
-    @property
-    def splits_nothing(self) -> bool:
-        """Whether the run has neither tensor nor expert parallelism; it is not judged then."""
-        return self.tp == self.ep == 1
-
-    @property
-    def makes_a_mesh(self) -> bool:
-        """Whether the ranks can be laid out so; torchtitan says so itself, before anything else."""
-        return self.ep == 1 or self.dp_shard * self.cp * self.tp % (self.ep * self.etp) == 0
-
-    @property
-    def ranks(self) -> int:
-        """How many ranks such a run has, in each stage of its pipeline."""
-        return self.dp_replicate * self.dp_shard * self.cp * self.tp
-
-    def vary(self, **changes: int) -> Degrees:
-        """Return the same run with other degrees, by field, and with what follows from them.
-
-        In torchtitan 0.2.x experts are split over the TP axis whole or not at all: an ``etp`` that is ``tp``
-        remains it.
-        """
-        if "tp" in changes and self.etp == self.tp > 1:
-            changes = {"etp": changes["tp"], **changes}
-        return replace(self, **changes)  # type: ignore[arg-type]  # which field has which type
-
-
-@dataclass(frozen=True)
-class ShardedDim:
-    """A dimension that the plan splits over a mesh axis.
-
-    Attributes:
-        code: a key of `RULES`.
-        size: the global size, in units that cannot be cut (heads, or rows where there are no heads).
-        layers: indices of the layers that have this dimension at this size, ascending.
-        consequence: what a run with a degree that it does not allow does.
-        silent: whether that run goes on without any error, to wrong results.
-        places: where it is, when not in a layer.
-        label: its name, where the rule's own says too little.
-        split: how it may be cut.
-        multiple: how many equal parts every rank's part must have by itself. With expert parallelism, a
-            fraction: of the ranks that shard the data, several hold the same experts' shards.
-    """
-
-    code: str
-    size: int
-    layers: tuple[int, ...]
-    consequence: str
-    silent: bool = False
-    places: tuple[str, ...] = ()
-    label: str = ""
-    split: Split = Split.EVEN
-    multiple: int | Fraction = 1
-
-    @property
-    def rule(self) -> Rule:
-        """The rule behind `code`."""
-        return RULES[self.code]
-
-    @property
-    def name(self) -> str:
-        """Torchtitan's name of the dimension."""
-        return self.label or self.rule.dim
-
-    def allows(self, degree: int) -> bool:
-        """Whether this many ranks can share it."""
-        return self.split.allows(self.size, degree * self.multiple)
-
-    def problem(self, degree: int) -> str:
-        """What is wrong when they cannot, to follow its size."""
-        return self.split.problem(degree * self.multiple)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that a model's own parallelization splits over the mesh axes, at some degrees.
-
-    Attributes:
-        model: the name to show people, e.g. ``Qwen3.5-MoE``.
-        dims: the sharded dimensions.
-        n_layers: the number of layers that the layer indices count.
-        how_to_change: template of the advice for this torchtitan line, with ``{flag}`` and ``{degree}``.
-        unread: what could not be read; a plan that has any can still prove a degree wrong, never right.
-        not_judged: rules that were left out for want of an input, e.g. ``TP009: the run has no seq_len``; the
-            verdict holds for the others, and says so.
-        shared_kv: what takes the place of n_kv_heads where several ranks may share a key-value head;
-            empty where nothing makes that work.
-        how_to_replicate: how they are allowed to, in this torchtitan line.
-        degrees: those that it was read at.
-        read_at: reads the model at other degrees; None where all of them split the same.
-        listed_up_to: the largest TP degree that is listed where no dimension limits it.
-    """
-
-    model: str
-    dims: tuple[ShardedDim, ...]
-    n_layers: int
-    how_to_change: str
-    unread: tuple[str, ...] = ()
-    not_judged: tuple[str, ...] = ()
-    shared_kv: tuple[ShardedDim, ...] = ()
-    how_to_replicate: str = ""
-    degrees: Degrees = Degrees(tp=1)
-    read_at: Callable[[Degrees], Plan] | None = field(default=None, compare=False, repr=False)
-    listed_up_to: int = 1
-
-    def at(self, degrees: Degrees) -> Plan:
-        """Return the plan at these degrees.
-
-        Raises:
-            PlanError: the model cannot be read at them.
-        """
-        if self.read_at is not None:
-            return self.read_at(degrees)
-        return self.with_kv_replication() if degrees.replicate_kv_heads else self
-
-    def with_kv_replication(self) -> Plan:
-        """The plan when several ranks may share a key-value head; the same one where they cannot."""
-        if not self.shared_kv:
-            return self
-        kept = (dim for dim in self.dims if dim.code not in {shared.code for shared in self.shared_kv})
-        degrees = replace(self.degrees, replicate_kv_heads=True)
-        return replace(self, dims=(*kept, *self.shared_kv), degrees=degrees)
-
-    @property
-    def replication_degrees(self) -> list[int]:
-        """The TP degrees that KV-head replication would add, ascending."""
-        return self.added_by_replication(self.degrees)
-
-    def added_by_replication(self, degrees: Degrees) -> list[int]:
-        """Return the TP degrees that KV-head replication would add to those that are valid, ascending."""
-        if not self.shared_kv:
-            return []
-        shared = replace(degrees, replicate_kv_heads=True)
-        return sorted({*self.valid_degrees(degrees=shared)} - {*self.valid_degrees(degrees=degrees)})
-
-    def violations(self, degrees: Degrees) -> tuple[ShardedDim, ...]:
-        """The dimensions that do not allow these degrees: the TP axis first, the tightest first."""
-        broken = [dim for dim in self.at(degrees).dims if not dim.allows(degrees.of(dim.rule.axis))]
-        order = list(Axis)
-        return tuple(sorted(broken, key=lambda dim: (order.index(dim.rule.axis), dim.size, dim.code)))
-
-    def allows(self, degrees: Degrees) -> bool:
-        """Whether every dimension allows these degrees: whether `violations` has none, at less cost."""
-        return all(
-            limit.allows(degrees.of(axis)) for axis, limits in self.at(degrees)._limits for limit in limits
-        )
-
-    def accepts(self, degrees: Degrees) -> bool:
-        """Whether these degrees are found to be compatible, as a run that splits nothing is unread."""
-        if degrees.splits_nothing:
-            return True
-        try:
-            return self.allows(degrees) and not self.at(degrees).unread
-        except PlanError:  # not judged is not accepted
-            return False
-
-    def valid_degrees(self, axis: Axis = Axis.TP, degrees: Degrees | None = None) -> list[int]:
-        """Every degree of one axis that is accepted together with the other degrees, ascending.
-
-        Where nothing is split over the TP axis, the degrees up to `listed_up_to` stand for all.
-
-        Args:
-            axis: which degree varies.
-            degrees: the others; by default those that the plan was read at.
-        """
-        degrees = self.degrees if degrees is None else degrees
-        runs = (degrees.vary(**{axis.value: value}) for value in self.candidates(axis, degrees))
-        return [run.of(axis) for run in runs if self.accepts(run)]
-
-    def candidates(self, axis: Axis, degrees: Degrees) -> list[int]:
-        """Return what to look among for the valid degrees of an axis, ascending; it leaves none out.
-
-        What must divide does so at any degree.
-        """
-        reference = degrees.vary(tp=1) if axis is Axis.TP else degrees
-        try:
-            dims = [dim for dim in self.at(reference).dims if dim.rule.axis is axis]
-        except PlanError:
-            dims = [dim for dim in self.dims if dim.rule.axis is axis]
-        even = math.gcd(*(dim.size * dim.multiple.denominator for dim in dims if dim.split is Split.EVEN))
-        most = max((dim.size for dim in dims), default=self.listed_up_to if axis is Axis.TP else 1)
-        found = divisors(even) if even else list(range(1, most + 1))
-        if axis is not Axis.FSDP:
-            return found
-        # With fewer ranks than experts nothing need divide.
-        most = degrees.of(axis)
-        fewer = range(1, most + 1) if most <= _MOST_SHARDS else divisors(most)
-        return sorted({*found, *fewer})
-
-    @cached_property
-    def _limits(self) -> list[tuple[Axis, list[ShardedDim]]]:
-        """One dimension for all that allow the same degrees: a model of many layers may have thousands."""
-        alike: dict[tuple[Axis, Split, int | Fraction], dict[int, ShardedDim]] = {}
-        for dim in self.dims:
-            alike.setdefault((dim.rule.axis, dim.split, dim.multiple), {})[dim.size] = dim
-        limits = []
-        for (axis, split, _), by_size in alike.items():
-            if split is Split.EVEN:
-                # A degree divides all sizes when it divides their greatest common divisor.
-                common = math.gcd(*by_size)
-                by_size = {common: replace(next(iter(by_size.values())), size=common)}
-            limits.append((axis, list(by_size.values())))
-        return limits
-
-
-_MOST_SHARDS = 1024
-"""A degree of data parallelism up to which all smaller ones are tried; beyond it, those that divide it."""
-
-
-def divisors(n: int) -> list[int]:
-    """The positive divisors of ``n`` > 0, ascending."""
-    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
-    return small + [n // d for d in reversed(small) if d * d != n]
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Return ascending numbers in few words: ``1-4, 8`` for 1, 2, 3, 4, 8."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and runs[-1][1] == number - 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    parts = [str(a) if a == b else f"{a}, {b}" if b == a + 1 else f"{a}-{b}" for a, b in runs]
-    return ", ".join(parts)
-
-
-@dataclass
-class Findings:
-    """What a reader has found so far, merged into one `ShardedDim` per kind and size."""
-
-    _dims: dict[tuple[str, str, int, Split, int | Fraction], tuple[set[int], list[str], str, bool]] = field(
-        default_factory=dict
-    )
-    not_judged: list[str] = field(default_factory=list)
-    """Rules that were left out, and why, as in `Plan`."""
-
-    def add(
-        self,
-        code: str,
-        size: int,
-        consequence: str,
-        *,
-        layers: Iterable[int] = (),
-        place: str = "",
-        label: str = "",
-        silent: bool = False,
-        split: Split = Split.EVEN,
-        multiple: int | Fraction = 1,
-    ) -> None:
-        """Note a dimension in some layers, or at a place outside all layers."""
-        key = (code, label, size, split, multiple)
-        known, places, _, _ = self._dims.setdefault(key, (set(), [], consequence, silent))
-        known.update(layers)
-        if not known and place not in places:
-            places.append(place)
-
-    def leave_out(self, what: str) -> None:
-        """Note that a rule is not applied, and why, once."""
-        if what not in self.not_judged:
-            self.not_judged.append(what)
-
-    def dims(self) -> tuple[ShardedDim, ...]:
-        """The dimensions, in the order they were found."""
-        return tuple(
-            ShardedDim(
-                code, size, tuple(sorted(layers)), consequence, silent, tuple(places), label, split, multiple
-            )
-            for (code, label, size, split, multiple), (
-                layers,
-                places,
-                consequence,
-                silent,
-            ) in self._dims.items()
-        )
-
-
-def describe_layers(layers: Sequence[int], n_layers: int) -> str:
-    """Which layers, in few words: ``layers 3, 7, ..., 39 (10 of 40)``, ``layers 0-2 (3 of 40)``."""
-    count = f"({len(layers)} of {n_layers})"
-    if len(layers) == n_layers:
-        return "the only layer" if n_layers == 1 else f"all {n_layers} layers"
-    if len(layers) == 1:
-        return f"layer {layers[0]} {count}"
-    contiguous = layers[-1] - layers[0] == len(layers) - 1
-    if contiguous and len(layers) > 2:
-        return f"layers {layers[0]}-{layers[-1]} {count}"
-    if len(layers) > 4:
-        return f"layers {layers[0]}, {layers[1]}, ..., {layers[-1]} {count}"
-    return f"layers {', '.join(map(str, layers))} {count}"
-
-
-def describe_places(dim: ShardedDim, n_layers: int) -> str:
-    """Where a dimension is, in few words."""
-    where = [describe_layers(dim.layers, n_layers)] if dim.layers else []
-    return " and ".join((*where, *dim.places))

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import pickle
+import re
 
 import pytest
 
 import torchtitan_tp_validate as tpv
 from tests.core.shapes import attention_layer, config_tree, delta_layer, model_args
+from torchtitan_tp_validate.errors import Refusal, Violation
+from torchtitan_tp_validate.rules import RULES
 
 TEXT_0_3 = """\
 Tensor parallel degree (4) must divide n_kv_heads (2). For Qwen3.5-MoE, max supported TP is 2.
@@ -52,6 +55,23 @@ def test_the_full_text_for_a_0_3_config() -> None:
 
 def test_the_full_text_for_0_2_model_args() -> None:
     assert str(refusal(model_args(32, 8, 32), 16, "Llama 3")) == TEXT_0_2
+
+
+def test_the_data_holds_no_layout() -> None:
+    for error in (refusal(qwen35(), 4), refusal(model_args(32, 8, 32), 16)):
+        for violation in error.violations:
+            assert violation.consequence == " ".join(violation.consequence.split())
+
+
+def test_a_message_that_is_quoted_is_in_one_line_to_be_searched_for() -> None:
+    for rule in RULES.values():
+        for otherwise in rule.otherwise.values():
+            violation = Violation("TP002", "n", 2, 4, "x", (0,), "y", "z", otherwise.text)
+            text = Refusal((violation,), [1], [], "headline", "advice").text
+            shown = text.partition("Without this check: ")[2].partition("\nadvice")[0]
+            assert " ".join(shown.split()) == otherwise.text
+            assert all(quoted in text for quoted in re.findall('"[^"]*"', otherwise.text))
+            assert max(map(len, text.splitlines())) <= 103
 
 
 def test_the_refusal_is_data_too() -> None:

@@ -6,11 +6,11 @@ import csv
 import re
 from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import pytest
 
 from tests.docs.pages import PAGES, ROOT, Block, blocks, python
+from torchtitan_tp_validate.cli.rules import as_markdown
 from torchtitan_tp_validate.rules import RULES
 from torchtitan_tp_validate.wrappers.target import KNOWN_RELEASES
 
@@ -117,10 +117,8 @@ def test_the_pages_are_those_that_the_readme_names() -> None:
     assert named == {page.name for page in PAGES if page.parent.name == "docs"}
 
 
-def test_what_follows_from_an_uneven_split_is_what_the_rules_say() -> None:
-    from torchtitan_tp_validate.cli.rules import IGNORED
-
-    text = Path(ROOT / "docs" / "rules.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| ([A-Z]+\d+) \|[^|]*\|([^|]*)\|([^|]*)\|([^|]*)\|$", text, flags=re.MULTILINE)
-    shown = {code: tuple(cell.strip().replace("*", "") for cell in cells) for code, *cells in rows}
-    assert shown == IGNORED
+def test_the_tables_of_the_rules_are_what_the_rules_say() -> None:
+    text = (ROOT / "docs" / "rules.md").read_text(encoding="utf-8")
+    between = r"^<!-- begin: tp-validate rules --output-format markdown -->\n\n(.*)\n<!-- end"
+    (shown,) = re.findall(between, text, flags=re.MULTILINE | re.DOTALL)
+    assert shown.splitlines() == list(as_markdown(RULES.values()))

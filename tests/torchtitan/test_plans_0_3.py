@@ -13,9 +13,9 @@ import pytest
 
 import torchtitan_tp_validate as tpv
 from torchtitan_tp_validate import registry
+from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.hardware import build_for_its_hardware
 from torchtitan_tp_validate.job import read_job
-from torchtitan_tp_validate.rules import Degrees
 from torchtitan_tp_validate.validate import judge
 
 if not version("torchtitan").startswith("0.3"):
@@ -156,9 +156,8 @@ def test_rows_that_fsdp_would_have_to_shard_unevenly_are_refused() -> None:
         "  FSDP001 expert_hidden_dim / tp = 80 is not a multiple of 64, in all 8 layers:\n"
         "        with more ranks than experts, FSDP cuts the rows of their weights, and only evenly.\n"
         "\n"
-        'Without this check: the parallelize function stops with "FSDP does not support uneven sharding on '
-        'dim 1",\n'
-        "  when the process groups are up.\n"
+        "Without this check: the parallelize function stops with\n"
+        '  "FSDP does not support uneven sharding on dim 1", when the process groups are up.\n'
         "Data parallel shard degrees that work: 1-32.\n"  # 32 * TP 2 are as many ranks as experts
         "Tensor parallel degrees that work: 1.\n"
         "To change it: --parallelism.data_parallel_shard_degree 32, or in the config registry:\n"

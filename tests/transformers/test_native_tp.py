@@ -185,8 +185,9 @@ def test_a_degree_that_does_not_divide_the_kv_heads_is_refused_before_a_weight_i
             f"  TP002 num_key_value_heads = 2 is not a multiple of 4, in {WHERE[family]}:\n"
             "        wk and wv are split by columns, so that every rank computes whole key-value heads.\n"
             "\n"
-            "Without this check: the model loads without a word, and its first forward pass dies in\n"
-            "  attention with \"shape '[...]' is invalid for input of size ...\".\n"
+            "Without this check: the model loads without a word, and its first forward pass dies in "
+            "attention with\n"
+            "  \"shape '[...]' is invalid for input of size ...\".\n"
             "Degrees that work: 1, 2.\n"
             f"To change it: {FLAG}"
         ), report

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 from torchtitan_tp_validate.cli import output
 from torchtitan_tp_validate.cli.arguments import Parser, add_output, nearest
-from torchtitan_tp_validate.rules import RULES, Rule
+from torchtitan_tp_validate.degrees import Axis, noun
+from torchtitan_tp_validate.rules import LINES, RULES, Rule
 
 SCHEMA_VERSION = 1
 """Of the JSON output, which ``schema-rules.json`` beside this file describes."""
@@ -24,33 +26,6 @@ examples:
   tp-validate rules
   tp-validate rules --output-format json --output-file rules.json
 """
-_LINES = ("torchtitan 0.2.x", "0.3.x, spmd_types", "0.3.x, DTensor backends")
-_LATE = "first layer refused late, later ones die"
-_EMPTY = "fine while no shard is empty"
-IGNORED: dict[str, tuple[str, str, str]] = {
-    "TP001": ("dies in forward", _LATE, "the same"),
-    "TP002": ("dies in forward", _LATE, "the same"),
-    "TP003": ("", _LATE, "the same"),
-    "TP004": ("", _LATE, "the same"),
-    "TP005": ("dies in forward", "silently wrong", _EMPTY),
-    "TP006": (_EMPTY, "last rank raises, the others hang", _EMPTY),
-    "TP007": ("", "dies with images", "the same"),
-    "TP008": ("", "silently wrong", _EMPTY),
-    "TP009": ("parallelize asserts", "Trainer refuses late", "fine"),
-    "TP010": ("dies in forward", "silently wrong", _EMPTY),
-    "TP011": (
-        "fine (gpt-oss: both halves cut in step)",
-        "silently wrong",
-        f"{_EMPTY} (gpt-oss: both halves cut in step)",
-    ),
-    "TP012": ("", "silently wrong", _EMPTY),
-    "TP013": ("dies in forward if use_grouped_mm", "dies in forward", "the same"),
-    "TP014": ("the gathered parts would differ", "the same", "the same"),
-    "TP015": ("", "dies in forward", "the same"),
-    "EP001": ("dies in forward", "dies in forward", "the same"),
-    "FSDP001": ("with EP, parallelize raises", "parallelize raises", "the same"),
-}
-"""Rule code -> what an uneven split does in each line of torchtitan; empty where it has none such."""
 
 
 def add_parser(commands: Any) -> None:
@@ -69,7 +44,7 @@ def add_parser(commands: Any) -> None:
         epilog=_OF_RULES,
     )
     for parser, command in ((one, "rule"), (every, "rules")):
-        add_output(parser, ("full", "json"))
+        add_output(parser, ("full", "json", "markdown"))
         parser.set_defaults(run=run, parser=parser, command=command)
 
 
@@ -95,6 +70,8 @@ def run(options: Any) -> int:
         import json
 
         output.put_document(options, [json.dumps(_as_json(shown), indent=2)])
+    elif options.output_format == "markdown":
+        output.put_document(options, list(as_markdown(shown)))
     else:
         output.put(options, _list() if options.command == "rules" else _explain(RULES[options.code]))
     return 0
@@ -107,17 +84,42 @@ def _as_json(rules: Iterable[Rule]) -> dict[str, Any]:
             {
                 "code": rule.code,
                 "dim": rule.dim,
-                "axis": rule.axis.value,
+                "axis": rule.axis,
                 "why": rule.why,
-                "ignored": {
-                    line: consequence or None
-                    for line, consequence in zip(_LINES, IGNORED[rule.code], strict=True)
-                },
+                "ignored": {line.value: told or None for line, told in rule.in_short.items()},
+                "instead": rule.instead,
+                "example": asdict(rule.example),
                 "source": rule.source,
             }
             for rule in rules
         ],
     }
+
+
+def as_markdown(rules: Iterable[Rule]) -> Iterator[str]:
+    """Yield the lines of two tables: what an uneven split does, and what to do about it."""
+    rules = tuple(rules)
+    yield f"| code | dimension | {' | '.join(line.value for line in LINES)} |"
+    yield "|---|---|" + "---|" * len(LINES)
+    for rule in rules:
+        dim = f"`{rule.dim}` {rule.scope}".rstrip()
+        yield f"| {rule.code} | {dim} |{''.join(_cells(rule))}"
+    yield ""
+    yield "| code | why | what to do | for example |"
+    yield "|---|---|---|---|"
+    for rule in rules:
+        degree, example = Axis(rule.axis).name, rule.example
+        yield (
+            f"| {rule.code} | {rule.why} | {rule.instead} "
+            f"| {example.size}: {degree} {example.works} works, {degree} {example.fails} does not |"
+        )
+
+
+def _cells(rule: Rule) -> Iterator[str]:
+    """What it does in each line; in bold where nobody would notice."""
+    for line, told in rule.in_short.items():
+        bold = "**" if told and rule.otherwise[line].silent else ""
+        yield f" {bold}{told}{bold} |" if told else " |"
 
 
 def _list() -> Iterator[output.Line]:
@@ -129,11 +131,11 @@ def _list() -> Iterator[output.Line]:
 def _explain(rule: Rule) -> Iterator[output.Line]:
     yield f"{rule.code}: {rule.dim}", "bold"
     yield "", ""
-    yield f"The {rule.axis.noun.lower()} must fit {rule.dim}: {rule.why}.", ""
+    yield f"The {noun(rule.axis).lower()} must fit {rule.dim}: {rule.why}.", ""
     yield "", ""
     yield "When it does not, and nobody checks:", "bold"
-    for line, consequence in zip(_LINES, IGNORED[rule.code], strict=True):
-        if consequence:
-            yield f"  {line + ':':25} {consequence}", ""
+    for line, told in rule.in_short.items():
+        if told:
+            yield f"  {line.value + ':':25} {told}", ""
     yield "", ""
     yield f"Source: {rule.source}", "dim"

@@ -15,13 +15,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from torchtitan_tp_validate.rules import Axis, Degrees, Findings, Split
+from torchtitan_tp_validate.degrees import Axis, Degrees
+from torchtitan_tp_validate.plan import PlanBuilder, Split
 
-_MISALIGNED = 'the first forward pass dies with "strides should be multiple of 16 bytes".'
-_UNEVEN_ROWS = (
-    'the parallelize function stops with "FSDP does not support uneven sharding on dim 1",\n'
-    "  when the process groups are up."
-)
 _UNKNOWN_SHARDS = (
     f"FSDP001: {Axis.FSDP.flag} is left to the number of ranks, which is not known before the run starts"
 )
@@ -43,7 +39,7 @@ class Experts:
 
 
 def note_experts(
-    findings: Findings,
+    findings: PlanBuilder,
     experts: Experts,
     degrees: Degrees,
     layers: Iterable[int],
@@ -62,9 +58,7 @@ def note_experts(
     layers = tuple(layers)
     # Elsewhere another kernel multiplies, or none that torchtitan supports.
     if experts.grouped and degrees.device_type == "cuda" and any(cut for _, _, cut in experts.rows):
-        findings.add(
-            "TP013", experts.hidden_dim, _MISALIGNED, layers=layers, place=place, split=Split.ALIGNED
-        )
+        findings.add("TP013", experts.hidden_dim, layers=layers, place=place, split=Split.ALIGNED)
     if degrees.fsdp and not degrees.dp_shard_is_known:
         findings.leave_out(_UNKNOWN_SHARDS)
     if row_shards is None:
@@ -72,7 +66,7 @@ def note_experts(
     for name, size, cut in dict.fromkeys(experts.rows):
         label = f"{name} / tp" if cut and tp > 1 else name
         for local in _shard_sizes(size, tp if cut else 1):
-            findings.add("FSDP001", local, _UNEVEN_ROWS, layers=layers, label=label, multiple=row_shards)
+            findings.add("FSDP001", local, layers=layers, label=label, multiple=row_shards)
 
 
 def row_shards(degrees: Degrees, num_experts: int, *, ranks: int) -> Fraction | None:

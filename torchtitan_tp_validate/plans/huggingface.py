@@ -19,7 +19,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
+from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.errors import NotAModelConfigError, PlanError
+from torchtitan_tp_validate.plan import Plan, PlanBuilder
 from torchtitan_tp_validate.plans.huggingface_sizes import SHARES_KV_HEADS, note_sizes
 from torchtitan_tp_validate.plans.key_value_heads import N_KV_HEADS, n_kv_heads
 from torchtitan_tp_validate.plans.reading import (
@@ -32,7 +34,8 @@ from torchtitan_tp_validate.plans.reading import (
     value_of,
     whole_number,
 )
-from torchtitan_tp_validate.rules import Degrees, Findings, Plan
+from torchtitan_tp_validate.plans.rows import line_of
+from torchtitan_tp_validate.rules import Line
 
 
 class Framework(Enum):
@@ -122,12 +125,8 @@ _HOW_TO_CHANGE = {
     "  distributed_config=DistributedConfig(tp_size={degree}))",
 }
 _HOW_TO_REPLICATE = "--replicate-kv-heads"
-_CONSEQUENCE = {
-    Framework.TORCHTITAN: "the run starts, and its first forward pass dies in attention with\n"
-    "  \"shape '[...]' is invalid for input of size ...\".",
-    Framework.TRANSFORMERS: "the model loads without a word, and its first forward pass dies in\n"
-    "  attention with \"shape '[...]' is invalid for input of size ...\".",
-}
+_LINE = {Framework.TORCHTITAN: Line.ANY_TORCHTITAN, Framework.TRANSFORMERS: Line.TRANSFORMERS}
+"""Whose heads are split."""
 
 
 def find_config(model_or_config: Any) -> Mapping[str, Any] | None:
@@ -190,22 +189,22 @@ def read(
     for index, heads in enumerate(layers):
         for dim in heads.items():
             having.setdefault(dim, []).append(index)
-    findings = Findings()
+    findings = PlanBuilder(line_of(degrees))
     for (code, size), indices in having.items():
         if code in split:
-            findings.add(code, size, _CONSEQUENCE[framework], layers=indices, label=_LABELS[code])
+            findings.add(code, size, line=_LINE[framework], layers=indices, label=_LABELS[code])
     for name, part, split in beside:
         for code, size in dict.fromkeys(dim for heads in layer_heads(part) for dim in heads.items()):
             if code in split:
                 label = f"{name}.{_LABELS[code]}"
-                findings.add(code, size, _CONSEQUENCE[framework], place=name, label=label)
-    shared: Findings | None = None
+                findings.add(code, size, line=_LINE[framework], place=name, label=label)
+    shared: PlanBuilder | None = None
     if framework is Framework.TRANSFORMERS:
         not_judged = (*caveats, *_unknown_to_transformers(degrees))
     else:
         parts = list(_text_parts(config, ""))
         not_judged = tuple(note_sizes(findings, config, parts, degrees))
-        shared = _shared_kv_heads(config, parts, layers)
+        shared = _shared_kv_heads(config, parts, layers, line_of(degrees))
     plan = Plan(
         model=_name(config),
         dims=findings.dims(),
@@ -232,13 +231,16 @@ def _unknown_to_transformers(degrees: Degrees) -> Iterator[str]:
 
 
 def _shared_kv_heads(
-    config: Mapping[str, Any], parts: Sequence[tuple[Mapping[str, Any], str]], layers: Sequence[Heads]
-) -> Findings | None:
+    config: Mapping[str, Any],
+    parts: Sequence[tuple[Mapping[str, Any], str]],
+    layers: Sequence[Heads],
+    line: Line,
+) -> PlanBuilder | None:
     """What takes the place of whole key-value heads under KV-head replication; None where nothing does."""
     if _name(config) not in SHARES_KV_HEADS or len(parts) != 1:
         return None
     ((part, where),) = parts
-    shared = Findings()
+    shared = PlanBuilder(line)
     for index, heads in enumerate(layers):
         if "TP002" not in heads:
             continue

@@ -13,10 +13,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from torchtitan_tp_validate.degrees import TOKEN_FIELDS, Degrees
 from torchtitan_tp_validate.kv_replication.support import supports_args
+from torchtitan_tp_validate.plan import Plan, PlanBuilder, Split
 from torchtitan_tp_validate.plans.experts import Experts, note_experts, row_shards
 from torchtitan_tp_validate.plans.reading import (
-    TOKEN_FIELDS,
     Heads,
     attention_heads,
     family_name,
@@ -24,20 +25,12 @@ from torchtitan_tp_validate.plans.reading import (
     share_kv_heads,
     shortened,
 )
-from torchtitan_tp_validate.rules import Degrees, Findings, Plan, Split
+from torchtitan_tp_validate.rules import Line
 
 HOW_TO_CHANGE = (
     "--parallelism.{flag} {degree}, or in the job's TOML file:\n  [parallelism]\n  {flag} = {degree}"
 )
 _HOW_TO_REPLICATE = "--replicate-kv-heads, or install(replicate_kv_heads=True)"
-DIES_IN_FORWARD = (
-    "the run starts, and its first forward pass dies in attention with\n"
-    '  "shape \'[...]\' is invalid for input of size ..." or "Cannot unflatten unevenly sharded tensor".'
-)
-MLP_DIES = 'the first forward pass dies with "a and b must have same reduction dim".'
-EMPTY_SHARD = "the rank without any vocabulary dies in its first forward pass, and the others hang."
-SEQUENCE = "the parallelize function stops with an AssertionError, when the process groups are up."
-EXPERTS_DIE = 'the first forward pass dies with "Split sizes doesn\'t match total dim 0 size".'
 
 _HIDDEN_ROWS = ("w1", "w3", "mlp1_weight", "mlp1_bias")
 """The weights of routed experts whose second dimension is the hidden one."""
@@ -62,13 +55,13 @@ def read(args: Any, model: Any, degrees: Degrees) -> Plan:
     n_layers = positive_int(args, "n_layers", name)
     declared = attention_heads(args, name)
     built = dict(_layers(model))
-    findings, shared = Findings(), Findings()
+    findings, shared = PlanBuilder(Line.TORCHTITAN_0_2), PlanBuilder(Line.TORCHTITAN_0_2)
     has_mlp = False
     for index in range(n_layers):
         layer = built.get(index)
         heads = _heads(layer, declared, index)
         for code, size in heads.items():
-            findings.add(code, size, DIES_IN_FORWARD, layers=(index,))
+            findings.add(code, size, layers=(index,))
         if "TP002" in heads and supports_args(args):
             head_dim = getattr(args, "head_dim", None) or args.dim // args.n_heads
             share_kv_heads(shared, heads["TP002"], head_dim, (index,))
@@ -79,13 +72,13 @@ def read(args: Any, model: Any, degrees: Degrees) -> Plan:
     read_sequence(findings, degrees)
     vocab_size = getattr(args, "vocab_size", None)
     if isinstance(vocab_size, int) and vocab_size > 0:
-        findings.add("TP006", vocab_size, EMPTY_SHARD, place="tok_embeddings, output", split=Split.NOT_EMPTY)
+        findings.add("TP006", vocab_size, place="tok_embeddings, output", split=Split.NOT_EMPTY)
     else:
         findings.leave_out(f"TP006: {name}.vocab_size is {shortened(vocab_size)}")
     num_experts = getattr(getattr(args, "moe_args", None), "num_experts", None)
     has_experts = bool(getattr(args, "moe_enabled", num_experts))
     if has_experts and num_experts:
-        findings.add("EP001", num_experts, EXPERTS_DIE, place="every MoE layer")
+        findings.add("EP001", num_experts, place="every MoE layer")
     elif has_experts:
         findings.leave_out(f"EP001: {name}.moe_args.num_experts is {shortened(num_experts)}")
     return Plan(
@@ -99,12 +92,12 @@ def read(args: Any, model: Any, degrees: Degrees) -> Plan:
     )
 
 
-def read_sequence(findings: Findings, degrees: Degrees) -> None:
+def read_sequence(findings: PlanBuilder, degrees: Degrees) -> None:
     """Note what the sequence must fit: ``ParallelDims.seq_len_divisor``, without context parallelism too."""
     if degrees.seq_len is None:
         findings.leave_out(f"TP009: no {TOKEN_FIELDS[0]} is given")
     else:
-        findings.add("TP009", degrees.seq_len, SEQUENCE, place="training.seq_len", multiple=2 * degrees.cp)
+        findings.add("TP009", degrees.seq_len, place="training.seq_len", multiple=2 * degrees.cp)
 
 
 def _layers(model: Any) -> Iterator[tuple[int, Any]]:
@@ -127,14 +120,14 @@ def _resolved(heads: Heads) -> tuple[int, int]:
     return heads["TP001"], heads.get("TP002", heads["TP001"])
 
 
-def _read_mlp(layer: Any, index: int, findings: Findings, degrees: Degrees) -> bool:
+def _read_mlp(layer: Any, index: int, findings: PlanBuilder, degrees: Degrees) -> bool:
     """Note what is split after attention; whether there is anything."""
     moe = _child(layer, "moe")
     dense, shared = _child(layer, "feed_forward"), _child(moe, "shared_experts")
     for code, mlp, name in (("TP005", dense, "feed_forward"), ("TP010", shared, "moe.shared_experts")):
         size = getattr(_child(mlp, "w1"), "out_features", None)
         if size is not None:
-            findings.add(code, size, MLP_DIES, layers=(index,))
+            findings.add(code, size, layers=(index,))
         elif mlp is not None:
             findings.leave_out(f"{code}: layers.{index}.{name}.w1 has no out_features")
     if moe is not None and not _read_experts(_child(moe, "experts"), index, findings, degrees):
@@ -142,7 +135,7 @@ def _read_mlp(layer: Any, index: int, findings: Findings, degrees: Degrees) -> b
     return dense is not None or moe is not None
 
 
-def _read_experts(experts: Any, index: int, findings: Findings, degrees: Degrees) -> bool:
+def _read_experts(experts: Any, index: int, findings: PlanBuilder, degrees: Degrees) -> bool:
     """Note what is split of a layer's experts; whether their weights are known."""
     shapes = {name: weight.shape for name, weight in getattr(experts, "_parameters", {}).items()}
     fused = "mlp1_weight" in shapes
@@ -154,7 +147,7 @@ def _read_experts(experts: Any, index: int, findings: Findings, degrees: Degrees
     cut = degrees.ep == 1 or degrees.etp > 1
     if fused and cut:
         # gpt_oss: one weight holds both halves of the gated projection, and is split beside the second one.
-        findings.add("TP011", hidden, MLP_DIES, layers=(index,), split=Split.IN_STEP)
+        findings.add("TP011", hidden, layers=(index,), split=Split.IN_STEP)
     hidden_name = "2 * expert_hidden_dim" if fused else "expert_hidden_dim"
     rows = tuple(
         (hidden_name, shape[1], cut) if name in _HIDDEN_ROWS else ("dim", shape[1], False)

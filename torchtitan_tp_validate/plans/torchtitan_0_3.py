@@ -21,43 +21,32 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG, TOKEN_FIELDS, Axis, Degrees, token_field
 from torchtitan_tp_validate.errors import PlanError
 from torchtitan_tp_validate.kv_replication.support import problem_with_attention
+from torchtitan_tp_validate.plan import Plan, PlanBuilder, ShardedDim
 from torchtitan_tp_validate.plans.experts import Experts, note_experts, row_shards
 from torchtitan_tp_validate.plans.reading import (
-    TOKEN_FIELDS,
     Heads,
     attention_heads,
     family_name,
     positive_int,
     share_kv_heads,
-    token_field,
 )
 from torchtitan_tp_validate.plans.rows import (
-    DIES_WITH_IMAGES,
-    EXPERTS_DIE,
+    line_of,
     note_rows,
     note_sequence,
     splits_sequence,
 )
-from torchtitan_tp_validate.rules import Axis, Degrees, Findings, Plan, ShardedDim
 
 HOW_TO_CHANGE = (
     "--parallelism.{flag} {degree}, or in the config registry:\n"
     "  parallelism=ParallelismConfig({flag}={degree})"
 )
 _HOW_TO_REPLICATE = "--replicate-kv-heads, or converters=[ReplicateKVHeads.Config()]"
-_DIES_LATE = (
-    "torchtitan looks at the first such layer only, and not before the process groups\n"
-    "  are up; any other one kills the first forward pass with\n"
-    "  \"shape '[...]' is invalid for input of size ...\"."
-)
 _REFUSED = "torchtitan itself refuses this run when it builds the model: {}"
 
-_BLOCKS = (
-    "the first forward pass dies in the low-precision product, which finds a part of a block\n"
-    "  on every rank."
-)
 _BLOCK_SIZES = {
     "Float8Linear": 16,
     "Float8GroupedExperts": 16,
@@ -138,8 +127,8 @@ class _Reading:
     """One walk through a config tree."""
 
     def __init__(self, degrees: Degrees) -> None:
-        self.findings = Findings()
-        self.shared_kv = Findings()
+        self.findings = PlanBuilder(line_of(degrees))
+        self.shared_kv = PlanBuilder(line_of(degrees))
         self.all_share = True
         self.unread: list[str] = []
         self._n_layers = 0
@@ -148,7 +137,7 @@ class _Reading:
 
     def plan(self, config: Any, degrees: Degrees) -> Plan:
         """Return what was found, and what it means for these degrees."""
-        more = Findings()
+        more = PlanBuilder(line_of(degrees))
         note_sequence(more, degrees)
         if degrees.seq_len is None and splits_sequence(degrees):
             more.leave_out(f"TP009: no {token_field()} is given")
@@ -217,7 +206,7 @@ class _Reading:
 
     def _heads(self, heads: Heads, layers: tuple[int, ...]) -> None:
         for code, size in heads.items():
-            self.findings.add(code, size, _DIES_LATE, layers=layers)
+            self.findings.add(code, size, layers=layers)
 
     def _node(self, node: Any, path: str, layers: tuple[int, ...], heads: tuple[int, ...] = ()) -> None:
         """Read a config and all below it; ``heads`` are the head counts that its parameters are made of."""
@@ -233,18 +222,16 @@ class _Reading:
             for axis, name, size in splits:
                 if axis is Axis.TP and block:
                     label = f"{_in_layer(path, bool(layers))}.{name}"
-                    self.findings.add(
-                        "TP015", size, _BLOCKS, layers=layers, place=path, label=label, multiple=block
-                    )
+                    self.findings.add("TP015", size, layers=layers, place=path, label=label, multiple=block)
                 # What is made of whole heads is split like them, and the double like its half.
                 implied = any(size % count == 0 for count in heads) or size / 2 in sizes
                 if axis is Axis.EP:
-                    self.findings.add("EP001", size, EXPERTS_DIE, layers=layers)
+                    self.findings.add("EP001", size, layers=layers)
                 elif not implied:
                     self._split(node, size, f"{path}.{name}", layers, has_double=2 * size in sizes)
         if hasattr(node, "num_heads") and hasattr(node, "wq"):
             heads = (positive_int(node, "num_heads", path),)
-            self.findings.add("TP007", heads[0], DIES_WITH_IMAGES, layers=layers, place=path)
+            self.findings.add("TP007", heads[0], layers=layers, place=path)
         for name, child in _children(node, kind):
             self._node(child, f"{path}.{name}", layers, heads)
 
@@ -287,7 +274,7 @@ class _LayerExperts:
     num_experts: int
     layers: tuple[int, ...]
 
-    def note(self, findings: Findings, degrees: Degrees) -> None:
+    def note(self, findings: PlanBuilder, degrees: Degrees) -> None:
         """Note what FSDP and the grouped product ask of them at these degrees."""
         ranks = degrees.dp_shard * degrees.cp
         if degrees.ep > 1 or degrees.spmd_backend != _HAS_ONE_FSDP_AXIS:
@@ -595,7 +582,8 @@ class _Undemanding:
 
     def relax(self, run: Any) -> None:
         """Ask for little of everything else: tokens, parallelism, memory."""
-        run.parallelism.context_parallel_degree = run.parallelism.pipeline_parallel_degree = 1
+        for flag in (FLAGS["cp"], PIPELINE_FLAG):
+            setattr(run.parallelism, flag, 1)
         for field in ("local_batch_size", *TOKEN_FIELDS):
             if hasattr(getattr(run, "training", None), field):
                 setattr(run.training, field, 1)

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from torchtitan_tp_validate.degrees import Degrees
+from torchtitan_tp_validate.plan import Plan, PlanBuilder, Split
 from torchtitan_tp_validate.plans import torchtitan_0_2 as line_0_2
 from torchtitan_tp_validate.plans.reading import attention_heads, family_name, positive_int
 from torchtitan_tp_validate.plans.torchtitan_0_3 import HOW_TO_CHANGE
-from torchtitan_tp_validate.rules import Degrees, Findings, Plan, Split
+from torchtitan_tp_validate.rules import Line
 
 
 def find_config(model_or_config: Any) -> Any | None:
@@ -28,21 +30,19 @@ def read(config: Any, model: Any, degrees: Degrees) -> Plan:
     n_layers = positive_int(config, "n_layers", type(config).__qualname__)
     layer = config.layer
     heads = attention_heads(layer.attention, "layer.attention")
-    findings = Findings()
+    findings = PlanBuilder(Line.TORCHTITAN_0_2)
     for index in range(n_layers):
         # models/qwen3_5_moe/model.py: every interval-th layer attends, counted from 1.
         if (index + 1) % getattr(config, "full_attention_interval", 1) == 0:
             for code, size in heads.items():
-                findings.add(code, size, line_0_2.DIES_IN_FORWARD, layers=(index,))
+                findings.add(code, size, layers=(index,))
         _read_mlp(layer, index, findings)
     line_0_2.read_sequence(findings, degrees)
     if getattr(config, "vocab_size", None) is None:
         findings.leave_out("TP006: the config has no vocab_size")
     else:
         size = positive_int(config, "vocab_size", type(config).__qualname__)
-        findings.add(
-            "TP006", size, line_0_2.EMPTY_SHARD, place="tok_embeddings, output", split=Split.NOT_EMPTY
-        )
+        findings.add("TP006", size, place="tok_embeddings, output", split=Split.NOT_EMPTY)
     if getattr(layer, "moe", None) is not None:
         findings.leave_out("TP011, TP013, FSDP001: the routed experts of this torchtitan are not read")
     return Plan(
@@ -54,7 +54,7 @@ def read(config: Any, model: Any, degrees: Degrees) -> Plan:
     )
 
 
-def _read_mlp(layer: Any, index: int, findings: Findings) -> None:
+def _read_mlp(layer: Any, index: int, findings: PlanBuilder) -> None:
     """Note what the feed-forward and the experts of one layer are split by."""
     moe, dense = getattr(layer, "moe", None), getattr(layer, "feed_forward", None)
     has_moe = moe is not None and _has_moe(layer, index)
@@ -62,16 +62,16 @@ def _read_mlp(layer: Any, index: int, findings: Findings) -> None:
     shared = hasattr(layer, "deltanet")
     if dense is not None and (shared or not has_moe):
         hidden = positive_int(dense, "hidden_dim", "layer.feed_forward")
-        findings.add("TP010" if shared else "TP005", hidden, line_0_2.MLP_DIES, layers=(index,))
+        findings.add("TP010" if shared else "TP005", hidden, layers=(index,))
     if not has_moe:
         return
     if getattr(moe, "num_experts", None) is not None:
         experts = positive_int(moe, "num_experts", "layer.moe")
-        findings.add("EP001", experts, line_0_2.EXPERTS_DIE, layers=(index,))
+        findings.add("EP001", experts, layers=(index,))
     if getattr(moe, "num_shared_experts", 0):
         hidden = positive_int(moe, "hidden_dim", "layer.moe")
         hidden *= positive_int(moe, "num_shared_experts", "layer.moe")
-        findings.add("TP010", hidden, line_0_2.MLP_DIES, layers=(index,))
+        findings.add("TP010", hidden, layers=(index,))
 
 
 def _has_moe(layer: Any, index: int) -> bool:

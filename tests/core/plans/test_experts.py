@@ -12,18 +12,20 @@ import pytest
 
 import torchtitan_tp_validate as tpv
 from tests.core.shapes import model_with_experts
+from torchtitan_tp_validate.degrees import Axis, Degrees, read_degrees
 from torchtitan_tp_validate.job import read_job
+from torchtitan_tp_validate.plan import Plan, PlanBuilder
 from torchtitan_tp_validate.plans import read_plan
 from torchtitan_tp_validate.plans.experts import Experts, note_experts, row_shards
-from torchtitan_tp_validate.rules import Axis, Degrees, Findings, Plan
-from torchtitan_tp_validate.validate import judge, read_degrees
+from torchtitan_tp_validate.rules import Line
+from torchtitan_tp_validate.validate import judge
 from torchtitan_tp_validate.wrappers.guard import guard
 
 HIDDEN = ("expert_hidden_dim", 36, True)
 
 
 def plan(degrees: Degrees, *, grouped: bool = False, shards: Fraction | None = None) -> Plan:
-    findings = Findings()
+    findings = PlanBuilder(Line.SPMD_TYPES)
     read = Experts(36, (HIDDEN, ("dim", 64, False), HIDDEN), grouped)
     note_experts(findings, read, degrees, (0,), tp=degrees.tp, row_shards=shards)
     return Plan("Tiny", findings.dims(), 1, "set {flag} to {degree}", degrees=degrees)
@@ -133,9 +135,8 @@ def test_more_data_shards_than_experts_is_refused_in_its_own_words() -> None:
         "  FSDP001 expert_hidden_dim = 34 is not a multiple of 4, in the only layer:\n"
         "        with more ranks than experts, FSDP cuts the rows of their weights, and only evenly.\n"
         "\n"
-        'Without this check: the parallelize function stops with "FSDP does not support uneven sharding on '
-        'dim 1",\n'
-        "  when the process groups are up.\n"
+        "Without this check: the parallelize function stops with\n"
+        '  "FSDP does not support uneven sharding on dim 1", when the process groups are up.\n'
         "Data parallel shard degrees that work: 2, 4.\n"
         "To change it: --parallelism.data_parallel_shard_degree 4, or in the job's TOML file:\n"
         "  [parallelism]\n"

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 import torchtitan_tp_validate as tpv
+from torchtitan_tp_validate.degrees import Degrees
+from torchtitan_tp_validate.plan import Plan
 from torchtitan_tp_validate.plans import read_plan
 from torchtitan_tp_validate.plans.huggingface import Framework, layer_heads, read
-from torchtitan_tp_validate.rules import Degrees, Plan
 
 TEXT = """\
 Tensor parallel degree (4) must divide num_key_value_heads (2). For qwen3_5_moe, max supported TP is 2.
@@ -19,8 +20,8 @@ Tensor parallel degree (4) must divide num_key_value_heads (2). For qwen3_5_moe,
   TP002 num_key_value_heads = 2 is not a multiple of 4, in layer 3 (1 of 4):
         wk and wv are split by columns, so that every rank computes whole key-value heads.
 
-Without this check: the model loads without a word, and its first forward pass dies in
-  attention with "shape '[...]' is invalid for input of size ...".
+Without this check: the model loads without a word, and its first forward pass dies in attention with
+  "shape '[...]' is invalid for input of size ...".
 Degrees that work: 1, 2.
 To change it: tp_size=2, as in from_pretrained(...,
   distributed_config=DistributedConfig(tp_size=2))"""
