@@ -24,16 +24,16 @@ from torchtitan_tp_validate.failure import recorder
 from torchtitan_tp_validate.hf import guard as hf
 from torchtitan_tp_validate.hf.fix import PlanFix, ensure_lm_head_plan
 from torchtitan_tp_validate.job import check_job
-from torchtitan_tp_validate.notices import forget
-from torchtitan_tp_validate.supported import unsupported_torchtitan
-from torchtitan_tp_validate.wrappers import TARGETS
-from torchtitan_tp_validate.wrappers.guard import guard
-from torchtitan_tp_validate.wrappers.target import (
+from torchtitan_tp_validate.locate import (
     EntryPoint,
     torchtitan_identity,
     torchtitan_version,
     unbindable_function,
 )
+from torchtitan_tp_validate.notices import forget
+from torchtitan_tp_validate.supported import unsupported_torchtitan
+from torchtitan_tp_validate.wrappers import TARGETS
+from torchtitan_tp_validate.wrappers.guard import guard
 
 Function = Callable[..., Any]
 

@@ -12,12 +12,12 @@ from typing import Any
 from torchtitan_tp_validate.errors import PlanError
 from torchtitan_tp_validate.kv_replication.job import ask_job
 from torchtitan_tp_validate.kv_replication.support import refuse, refuse_foreign, refuse_permuted_weights
+from torchtitan_tp_validate.locate import applies_fsdp
 from torchtitan_tp_validate.notices import reason_of, warn_once
 from torchtitan_tp_validate.plans.reading import tokens_of
 from torchtitan_tp_validate.plans.torchtitan_0_3 import in_run, refused_by_torchtitan
 from torchtitan_tp_validate.rules import FLAGS, Axis, Degrees
 from torchtitan_tp_validate.validate import judge, read_degrees
-from torchtitan_tp_validate.wrappers.target import applies_fsdp
 
 _WHAT_IS_LEFT = -1
 

@@ -71,7 +71,7 @@ def _versions() -> dict[str, str | None]:
     import platform
     from importlib import metadata
 
-    from torchtitan_tp_validate.wrappers.target import package_folder, torchtitan_identity
+    from torchtitan_tp_validate.locate import package_folder, torchtitan_identity
 
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in _PACKAGES:

@@ -16,10 +16,10 @@ from typing import Any
 from torchtitan_tp_validate.errors import NotValidatedWarning, PlanError
 from torchtitan_tp_validate.hf.fix import settle
 from torchtitan_tp_validate.hf.model import TPPlan, effective_plan, release, transformers_version
+from torchtitan_tp_validate.locate import EntryPoint, functions_in, package_folder
 from torchtitan_tp_validate.plans import huggingface
 from torchtitan_tp_validate.rules import Degrees
 from torchtitan_tp_validate.validate import refuse
-from torchtitan_tp_validate.wrappers.target import EntryPoint, functions_in, package_folder
 
 FIRST_RELEASE, LAST_RELEASE = (5, 2), (5, 23)
 """The first and the last transformers release that the guard was read and tested with."""

@@ -11,17 +11,17 @@ from typing import Any
 
 from torchtitan_tp_validate.errors import InstallError, PlanError
 from torchtitan_tp_validate.kv_replication.job import ask_call
-from torchtitan_tp_validate.notices import reason_of, warn_once
-from torchtitan_tp_validate.plans.reading import tokens_of
-from torchtitan_tp_validate.rules import Degrees
-from torchtitan_tp_validate.validate import judge, read_degrees
-from torchtitan_tp_validate.wrappers import TARGETS
-from torchtitan_tp_validate.wrappers.target import (
+from torchtitan_tp_validate.locate import (
     REQUIRED_PARAMETERS,
     applies_fsdp,
     torchtitan_version,
     unbindable_function,
 )
+from torchtitan_tp_validate.notices import reason_of, warn_once
+from torchtitan_tp_validate.plans.reading import tokens_of
+from torchtitan_tp_validate.rules import Degrees
+from torchtitan_tp_validate.validate import judge, read_degrees
+from torchtitan_tp_validate.wrappers import TARGETS
 
 
 def guard(
