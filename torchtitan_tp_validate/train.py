@@ -18,7 +18,7 @@ from typing import Any
 
 from torchtitan_tp_validate.cli.escape import block
 from torchtitan_tp_validate.errors import KVReplicationError, TPCompatError, TPDegreeError
-from torchtitan_tp_validate.install import install, recorded_check
+from torchtitan_tp_validate.guards import install, recorded_check
 from torchtitan_tp_validate.supported import missing_import, unsupported_torchtitan
 
 REPLICATE_FLAG = "--replicate-kv-heads"

@@ -16,7 +16,7 @@ import torch
 
 import torchtitan_tp_validate as tpv
 from torchtitan_tp_validate import registry
-from torchtitan_tp_validate.install import is_guard
+from torchtitan_tp_validate.guards import is_guard
 from torchtitan_tp_validate.job import Job, unguarded
 from torchtitan_tp_validate.locate import Identity, torchtitan_identity
 from torchtitan_tp_validate.rules import Degrees, divisors

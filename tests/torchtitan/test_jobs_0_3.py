@@ -15,7 +15,7 @@ import pytest
 
 import torchtitan_tp_validate as tpv
 from tests.core.cli.conftest import Program, tp_validate  # noqa: F401 - a fixture
-from torchtitan_tp_validate.install import is_guard, recorded_check
+from torchtitan_tp_validate.guards import is_guard, recorded_check
 from torchtitan_tp_validate.job import check_job
 from torchtitan_tp_validate.plans import read_plan
 from torchtitan_tp_validate.rules import Degrees

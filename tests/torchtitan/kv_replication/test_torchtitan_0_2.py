@@ -10,7 +10,7 @@ import pytest
 
 import torchtitan_tp_validate as tpv
 from tests.torchtitan.kv_replication.refusals import PERMUTED, assert_refuses_permuted_weights
-from torchtitan_tp_validate.install import is_guard
+from torchtitan_tp_validate.guards import is_guard
 from torchtitan_tp_validate.job import check_job
 
 pytestmark = pytest.mark.skipif(not version("torchtitan").startswith("0.2"), reason="torchtitan 0.2.x")
@@ -165,7 +165,7 @@ def test_the_guard_replicates_only_while_it_was_asked_to() -> None:
 
 
 def test_uninstall_ends_replication() -> None:
-    module = import_module("torchtitan_tp_validate.install")
+    module = import_module("torchtitan_tp_validate.guards")
     tpv.install()
     assert module._replicate_kv_heads is False
     tpv.install(replicate_kv_heads=True)

@@ -13,7 +13,7 @@ import pytest
 
 import torchtitan_tp_validate as tpv
 from tests.torchtitan.kv_replication.refusals import PERMUTED, assert_refuses_permuted_weights
-from torchtitan_tp_validate.install import is_guard
+from torchtitan_tp_validate.guards import is_guard
 from torchtitan_tp_validate.job import check_job
 
 pytestmark = pytest.mark.skipif(not version("torchtitan").startswith("0.3"), reason="torchtitan 0.3.x")
