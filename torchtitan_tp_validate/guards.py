@@ -1,4 +1,4 @@
-"""Put the guards in place in the torchtitan and transformers at hand, and take them away again.
+"""Put the guards in place in the installed torchtitan and transformers, and take them away again.
 
 ``install()`` replaces every known entry point by its guard: in the module that defines it, in every
 module that imported it by name, and in every train or model spec built before. Modules imported later
@@ -24,24 +24,16 @@ from torchtitan_tp_validate.failure import recorder
 from torchtitan_tp_validate.hf import guard as hf
 from torchtitan_tp_validate.hf.fix import PlanFix, ensure_lm_head_plan
 from torchtitan_tp_validate.job import check_job
-from torchtitan_tp_validate.locate import (
-    EntryPoint,
-    torchtitan_identity,
-    torchtitan_version,
-    unbindable_function,
-)
+from torchtitan_tp_validate.locate import torchtitan_identity, torchtitan_version
 from torchtitan_tp_validate.notices import forget
 from torchtitan_tp_validate.supported import unsupported_torchtitan
 from torchtitan_tp_validate.wrappers import TARGETS
-from torchtitan_tp_validate.wrappers.guard import guard
+from torchtitan_tp_validate.wrappers.guard import Guardable, parallelize_functions
 
 Function = Callable[..., Any]
 
 # 0.3.x defines the Trainer in the first, 0.2.x in the second.
 _TRAINER_MODULES = ("torchtitan.trainer", "torchtitan.train")
-
-# What `TargetState.model` says of transformers' native tensor parallelism.
-_NATIVE_TP = "transformers"
 
 
 @dataclass(frozen=True)
@@ -78,13 +70,13 @@ class Installation:
     @property
     def active(self) -> bool:
         """Whether the guards are in place."""
-        return _active
+        return _guards.active
 
     @property
     def targets(self) -> tuple[TargetState, ...]:
-        """The state of every entry point that this package knows, in the torchtitan at hand."""
-        with _lock:
-            return tuple(_states())
+        """The state of every entry point that this package knows, in the installed torchtitan."""
+        with _guards.lock:
+            return tuple(_guards.states())
 
     @property
     def guarded(self) -> tuple[TargetState, ...]:
@@ -103,15 +95,15 @@ class Installation:
         return "\n".join(map(str, self.targets))
 
     def __enter__(self) -> Installation:
-        with _lock:
-            self._was_active.append(_active)
+        with _guards.lock:
+            self._was_active.append(_guards.active)
             install()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with _lock:
+        with _guards.lock:
             if not self._was_active.pop():
                 uninstall()
 
@@ -119,7 +111,7 @@ class Installation:
 def install(
     *, strict: bool = False, replicate_kv_heads: bool = False, fix_tp_plan: bool = False
 ) -> Installation:
-    """Guard every known entry point of the torchtitan at hand, and loading under transformers' native TP.
+    """Guard every known entry point of the installed torchtitan, and loading under transformers' native TP.
 
     Calling it again changes nothing, except that it can switch on what was off.
 
@@ -135,39 +127,14 @@ def install(
         InstallError: under ``strict``, naming what cannot be guarded: torchtitan and transformers are both
             missing, one is of an unknown release, or an entry point is gone or has another signature.
     """
-    global _active, _replicate_kv_heads, _fixes
-    with _lock:
-        problems = _problems()
-        if strict and problems:
-            raise InstallError("Cannot guard everything:\n  " + "\n  ".join(problems))
-        was_active, _active = _active, True
-        _replicate_kv_heads |= replicate_kv_heads
-        _fixes |= fix_tp_plan
-        _watch_imports()
-        _fix_plans()
-        _guard_trainer()
-        _guard_loaded()
-    if not was_active:
-        for problem in problems:
-            warnings.warn(problem, InstallWarning, stacklevel=2)
+    for problem in _guards.install(strict, replicate_kv_heads, fix_tp_plan):
+        warnings.warn(problem, InstallWarning, stacklevel=2)
     return Installation()
 
 
 def uninstall() -> None:
     """Put the original objects back wherever our guard still stands. Calling it again changes nothing."""
-    global _active, _replicate_kv_heads, _fixes, _plan_fix
-    with _lock:
-        _active = _replicate_kv_heads = _fixes = False
-        if _plan_fix is not None:
-            _plan_fix.undo()
-            _plan_fix = None
-        _replace({id(guarded): original for original, guarded in _guards.values()})
-        for trainer, (original, guarded) in _trainers.items():
-            if trainer.__dict__.get("__init__") is guarded:
-                setattr(trainer, "__init__", original)  # noqa: B010
-        _guards.clear()
-        _trainers.clear()
-        forget()
+    _guards.uninstall()
 
 
 def installed() -> Installation:
@@ -175,76 +142,181 @@ def installed() -> Installation:
     return Installation()
 
 
-# What is in place. _guards maps id(original) to (original, guard): ids, since a callable need not hash.
-_lock = threading.RLock()
-_active = False
-_replicate_kv_heads = False
-_fixes = False
-_plan_fix: PlanFix | None = None
-_guards: dict[int, tuple[Function, Function]] = {}
-_trainers: dict[type, tuple[Function, Function]] = {}
-_watched: set[str] = set()
-
-
 def is_guard(function: object) -> bool:
     """Whether this very object is one of the guards in place."""
-    return any(function is guarded for _, guarded in _guards.values())
+    return _guards.holds(function)
 
 
-def _entry_points() -> Iterator[tuple[str, EntryPoint]]:
-    for model, target in TARGETS.items() if unsupported_torchtitan() is None else ():
-        for entry_point in target.entry_points():
-            yield model, entry_point
-    for entry_point in hf.entry_points():
-        yield _NATIVE_TP, entry_point
+def recorded_check(config: Any) -> None:
+    """`check_job`, whose refusal torchrun's own failure summary shows."""
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    check = functools.partial(check_job, is_guarded=is_guard, replicate_kv_heads=_guards.replicate_kv_heads)
+    record(check, recorder())(config)
 
 
-def _states() -> Iterator[TargetState]:
-    version = torchtitan_version()
-    supported = unsupported_torchtitan() is None
-    for model, target in TARGETS.items():
-        found = False
-        for entry_point in target.entry_points() if supported else ():
-            found = True
-            yield _state(model, entry_point)
-        if not found:
-            absent = f"torchtitan {version} has no such model" if version else "torchtitan is not installed"
-            if not supported:
-                absent = f"torchtitan {version or 'of unknown version'} is not supported"
-            yield TargetState(model, target.name, False, absent)
-    for entry_point in hf.entry_points():
-        yield _state(_NATIVE_TP, entry_point)
+class Guards:
+    """The guards of this process: which are in place, and what they are asked to do.
+
+    Attributes:
+        lock: to be held by whoever reads or changes more than one thing.
+        active: whether they are in place; each guard asks at each call, as it does for the next two.
+        replicate_kv_heads: whether ranks may share key-value heads.
+        fix_tp_plan: whether the plans of transformers models are completed.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.active = False
+        self.replicate_kv_heads = False
+        self.fix_tp_plan = False
+        self._plan_fix: PlanFix | None = None
+        # id(original) -> (original, guard): ids, since a callable need not hash.
+        self._functions: dict[int, tuple[Function, Function]] = {}
+        self._trainers: dict[type, tuple[Function, Function]] = {}
+        self._watched: set[str] = set()
+
+    def install(self, strict: bool, replicate_kv_heads: bool, fix_tp_plan: bool) -> list[str]:
+        """Put them in place; return what is to be told of it, a sentence each: nothing when they were.
+
+        Raises:
+            InstallError: under ``strict``, when there is something to tell.
+        """
+        with self.lock:
+            problems = _problems()
+            if strict and problems:
+                raise InstallError("Cannot guard everything:\n  " + "\n  ".join(problems))
+            was_active, self.active = self.active, True
+            self.replicate_kv_heads |= replicate_kv_heads
+            self.fix_tp_plan |= fix_tp_plan
+            self._watch_imports()
+            self._fix_plans()
+            self._guard_trainer()
+            self._guard_loaded()
+        return [] if was_active else problems
+
+    def uninstall(self) -> None:
+        """Put the original objects back wherever a guard still stands."""
+        with self.lock:
+            self.active = self.replicate_kv_heads = self.fix_tp_plan = False
+            if self._plan_fix is not None:
+                self._plan_fix.undo()
+                self._plan_fix = None
+            _replace({id(guarded): original for original, guarded in self._functions.values()})
+            for trainer, (original, guarded) in self._trainers.items():
+                if trainer.__dict__.get("__init__") is guarded:
+                    setattr(trainer, "__init__", original)  # noqa: B010
+            self._functions.clear()
+            self._trainers.clear()
+            forget()
+
+    def holds(self, function: object) -> bool:
+        """Whether this very object is one of the guards in place."""
+        return any(function is guarded for _, guarded in self._functions.values())
+
+    def states(self) -> Iterator[TargetState]:
+        """The state of every entry point, and of every model that this torchtitan does not have."""
+        version = torchtitan_version()
+        supported = unsupported_torchtitan() is None
+        found = list(parallelize_functions()) if supported else []
+        for model, target in TARGETS.items():
+            entry_points = [point for point in found if point.model == model]
+            yield from map(self._state, entry_points)
+            if not entry_points:
+                absent = (
+                    f"torchtitan {version} has no such model" if version else "torchtitan is not installed"
+                )
+                if not supported:
+                    absent = f"torchtitan {version or 'of unknown version'} is not supported"
+                yield TargetState(model, target.name, False, absent)
+        yield from map(self._state, hf.distributing_functions())
+
+    def _state(self, entry_point: Guardable) -> TargetState:
+        model, name = entry_point.model, str(entry_point)
+        problem = entry_point.obstacle
+        if problem is not None:
+            return TargetState(model, name, False, problem, faulty=True)
+        if not self.active:
+            return TargetState(model, name, False, "not installed")
+        if entry_point.module not in sys.modules:
+            return TargetState(model, name, True, "guarded when its module is imported")
+        if self.holds(entry_point.bound):
+            return TargetState(model, name, True, f"guarded{entry_point.beside_the_check(self)}")
+        return TargetState(model, name, False, "replaced by somebody else after install()", faulty=True)
+
+    def _watch_imports(self) -> None:
+        """Have every target that is not imported yet guarded as soon as it is."""
+        # Deferred: the check itself must load without it, and fast.
+        from wrapt import register_post_import_hook
+
+        modules = {point.module for point in _entry_points() if point.problem is None}
+        for name in modules.union(_TRAINER_MODULES, {hf.MODEL_MODULE}) - self._watched:
+            if name not in sys.modules:
+                self._watched.add(name)
+                register_post_import_hook(self._on_import, name)
+
+    def _on_import(self, module: ModuleType) -> None:
+        with self.lock:
+            self._watched.discard(module.__name__)
+            if not self.active:
+                return
+            self._fix_plans()
+            self._guard_trainer()
+            self._guard_loaded(module.__name__)
+            for point in _entry_points():
+                if point.module == module.__name__ and (problem := point.obstacle) is not None:
+                    # The import itself must not fail for it.
+                    warnings.warn(f"{point} is not guarded: {problem}.", InstallWarning, stacklevel=2)
+
+    def _guard_loaded(self, only: str | None = None) -> None:
+        """Guard the entry points whose modules are loaded, everywhere they are bound."""
+        for point in _entry_points():
+            function = point.bound
+            if function is None or point.obstacle is not None or only not in (None, point.module):
+                continue
+            if not self.holds(function) and id(function) not in self._functions:
+                self._functions[id(function)] = (function, point.guard(function, self))
+        _replace({id(original): guarded for original, guarded in self._functions.values()})
+
+    def _fix_plans(self) -> None:
+        """Complete the plan of every transformers model made from now on, once there is such a class."""
+        base = getattr(sys.modules.get(hf.MODEL_MODULE), "PreTrainedModel", None)
+        if self.fix_tp_plan and self._plan_fix is None and base is not None:
+            self._plan_fix = ensure_lm_head_plan(base)
+
+    def _guard_trainer(self) -> None:
+        """Check the job as the Trainer starts: before its device, process groups and first collective."""
+        if unsupported_torchtitan() is not None:
+            return
+        for module_name in _TRAINER_MODULES:
+            trainer = getattr(sys.modules.get(module_name), "Trainer", None)
+            if not isinstance(trainer, type) or trainer.__module__ != module_name:
+                continue
+            if trainer in self._trainers or "__init__" not in trainer.__dict__:
+                continue
+            original = trainer.__dict__["__init__"]
+            guarded = self._checked_init(original)
+            self._trainers[trainer] = (original, guarded)
+            setattr(trainer, "__init__", guarded)  # noqa: B010 - mypy knows that __init__ is special
+
+    def _checked_init(self, original: Function) -> Function:
+        @functools.wraps(original)
+        def __init__(trainer: Any, *args: Any, **kwargs: Any) -> None:
+            if self.active:
+                config = args[0] if args else kwargs.get("config", kwargs.get("job_config"))
+                recorded_check(config)
+            original(trainer, *args, **kwargs)
+
+        return __init__
 
 
-def _state(model: str, entry_point: EntryPoint) -> TargetState:
-    name = str(entry_point)
-    problem = _problem(entry_point)
-    if problem is not None:
-        return TargetState(model, name, False, problem, faulty=True)
-    if not _active:
-        return TargetState(model, name, False, "not installed")
-    if entry_point.module not in sys.modules:
-        return TargetState(model, name, True, "guarded when its module is imported")
-    if is_guard(_bound(entry_point)):
-        fixes = ", and plans are completed" if _fixes and hf.is_entry_point(entry_point) else ""
-        return TargetState(model, name, True, f"guarded{fixes}")
-    return TargetState(model, name, False, "replaced by somebody else after install()", faulty=True)
+_guards = Guards()
 
 
-def _bound(entry_point: EntryPoint) -> Any:
-    """What the entry point's name stands for now, or None while its module is not loaded."""
-    module = sys.modules.get(entry_point.module)
-    return None if module is None else vars(module).get(entry_point.function)
-
-
-def _problem(entry_point: EntryPoint) -> str | None:
-    """Why an entry point cannot be guarded: by its source, or by what its loaded module holds instead."""
-    if entry_point.problem is not None or entry_point.module not in sys.modules:
-        return entry_point.problem
-    function = _bound(entry_point)
-    if function is None:
-        return "its module is loaded, but does not hold it (yet)"
-    return (hf.unbindable_function if hf.is_entry_point(entry_point) else unbindable_function)(function)
+def _entry_points() -> Iterator[Guardable]:
+    if unsupported_torchtitan() is None:
+        yield from parallelize_functions()
+    yield from hf.distributing_functions()
 
 
 def _problems() -> list[str]:
@@ -253,63 +325,21 @@ def _problems() -> list[str]:
     unsupported = unsupported_torchtitan()
     if unsupported is not None:
         return [unsupported, *native]
-    entry_points = [(model, point) for model, point in _entry_points() if not hf.is_entry_point(point)]
-    if not entry_points and any(hf.entry_points()):
+    entry_points = list(parallelize_functions())
+    if not entry_points and any(hf.distributing_functions()):
         return native
     if not entry_points:
         return ["torchtitan is not installed here, or has no entry point that is known: nothing is guarded."]
     problems = [
-        f"{entry_point} is not guarded: {problem}."
-        for _, entry_point in entry_points
-        if (problem := _problem(entry_point)) is not None
+        f"{point} is not guarded: {problem}."
+        for point in entry_points
+        if (problem := point.obstacle) is not None
     ]
     strange = torchtitan_identity().problem
     if strange is not None:
         found = len(entry_points) - len(problems)
         problems.append(f"torchtitan {strange}: {found} entry points were found in it and are guarded.")
     return problems + native
-
-
-def _watch_imports() -> None:
-    """Have every target that is not imported yet guarded as soon as it is."""
-    # Deferred: the check itself must load without it, and fast.
-    from wrapt import register_post_import_hook
-
-    modules = {point.module for _, point in _entry_points() if point.problem is None}
-    for name in modules.union(_TRAINER_MODULES, {hf.MODEL_MODULE}) - _watched:
-        if name not in sys.modules:
-            _watched.add(name)
-            register_post_import_hook(_on_import, name)
-
-
-def _on_import(module: ModuleType) -> None:
-    with _lock:
-        _watched.discard(module.__name__)
-        if not _active:
-            return
-        _fix_plans()
-        _guard_trainer()
-        _guard_loaded(module.__name__)
-        for _, entry_point in _entry_points():
-            if entry_point.module == module.__name__ and (problem := _problem(entry_point)) is not None:
-                # The import itself must not fail for it.
-                warnings.warn(f"{entry_point} is not guarded: {problem}.", InstallWarning, stacklevel=2)
-
-
-def _guard_loaded(only: str | None = None) -> None:
-    """Guard the entry points whose modules are loaded, everywhere they are bound."""
-    for _, entry_point in _entry_points():
-        function = _bound(entry_point)
-        if function is None or _problem(entry_point) is not None or only not in (None, entry_point.module):
-            continue
-        if is_guard(function) or id(function) in _guards:
-            continue
-        if hf.is_entry_point(entry_point):
-            guarded = hf.guard(function, active=lambda: _active, fixes=lambda: _fixes)
-        else:
-            guarded = guard(function, active=lambda: _active, replicate_kv_heads=lambda: _replicate_kv_heads)
-        _guards[id(function)] = (function, guarded)
-    _replace({id(original): guarded for original, guarded in _guards.values()})
 
 
 def _replace(replacements: Mapping[int, Function]) -> None:
@@ -340,46 +370,3 @@ def _specs() -> Iterator[Any]:
             known = is_spec[kind] = "parallelize_fn" in fields
         if known:
             yield candidate
-
-
-def _fix_plans() -> None:
-    """Complete the plan of every transformers model made from now on, once there is such a class."""
-    global _plan_fix
-    base = getattr(sys.modules.get(hf.MODEL_MODULE), "PreTrainedModel", None)
-    if _fixes and _plan_fix is None and base is not None:
-        _plan_fix = ensure_lm_head_plan(base)
-
-
-def _guard_trainer() -> None:
-    """Check the job as the Trainer starts: before its device, process groups and first collective."""
-    if unsupported_torchtitan() is not None:
-        return
-    for module_name in _TRAINER_MODULES:
-        trainer = getattr(sys.modules.get(module_name), "Trainer", None)
-        if not isinstance(trainer, type) or trainer.__module__ != module_name or trainer in _trainers:
-            continue
-        if "__init__" not in trainer.__dict__:
-            continue
-        original = trainer.__dict__["__init__"]
-        guarded = _checked_init(original)
-        _trainers[trainer] = (original, guarded)
-        setattr(trainer, "__init__", guarded)  # noqa: B010 - mypy knows that __init__ is special
-
-
-def _checked_init(original: Function) -> Function:
-    @functools.wraps(original)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        if _active:
-            config = args[0] if args else kwargs.get("config", kwargs.get("job_config"))
-            recorded_check(config)
-        original(self, *args, **kwargs)
-
-    return __init__
-
-
-def recorded_check(config: Any) -> None:
-    """`check_job`, whose refusal torchrun's own failure summary shows."""
-    from torch.distributed.elastic.multiprocessing.errors import record
-
-    check = functools.partial(check_job, is_guarded=is_guard, replicate_kv_heads=_replicate_kv_heads)
-    record(check, recorder())(config)
