@@ -17,12 +17,10 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torchtitan_tp_validate.errors import InstallError, InstallWarning
 from torchtitan_tp_validate.failure import recorder
-from torchtitan_tp_validate.hf import guard as hf
-from torchtitan_tp_validate.hf.fix import PlanFix, ensure_lm_head_plan
 from torchtitan_tp_validate.job import check_job
 from torchtitan_tp_validate.locate import torchtitan_identity, torchtitan_version
 from torchtitan_tp_validate.notices import forget
@@ -30,10 +28,16 @@ from torchtitan_tp_validate.supported import unsupported_torchtitan
 from torchtitan_tp_validate.wrappers import TARGETS
 from torchtitan_tp_validate.wrappers.guard import Guardable, parallelize_functions
 
+if TYPE_CHECKING:
+    from torchtitan_tp_validate.hf.fix import PlanFix
+
 Function = Callable[..., Any]
 
 # 0.3.x defines the Trainer in the first, 0.2.x in the second.
 _TRAINER_MODULES = ("torchtitan.trainer", "torchtitan.train")
+
+# Where transformers defines PreTrainedModel.
+_MODEL_MODULE = "transformers.modeling_utils"
 
 
 @dataclass(frozen=True)
@@ -229,7 +233,7 @@ class Guards:
                 if not supported:
                     absent = f"torchtitan {version or 'of unknown version'} is not supported"
                 yield TargetState(model, target.name, False, absent)
-        yield from map(self._state, hf.distributing_functions())
+        yield from map(self._state, _native_tp())
 
     def _state(self, entry_point: Guardable) -> TargetState:
         model, name = entry_point.model, str(entry_point)
@@ -250,7 +254,7 @@ class Guards:
         from wrapt import register_post_import_hook
 
         modules = {point.module for point in _entry_points() if point.problem is None}
-        for name in modules.union(_TRAINER_MODULES, {hf.MODEL_MODULE}) - self._watched:
+        for name in modules.union(_TRAINER_MODULES, {_MODEL_MODULE}) - self._watched:
             if name not in sys.modules:
                 self._watched.add(name)
                 register_post_import_hook(self._on_import, name)
@@ -280,8 +284,10 @@ class Guards:
 
     def _fix_plans(self) -> None:
         """Complete the plan of every transformers model made from now on, once there is such a class."""
-        base = getattr(sys.modules.get(hf.MODEL_MODULE), "PreTrainedModel", None)
+        base = getattr(sys.modules.get(_MODEL_MODULE), "PreTrainedModel", None)
         if self.fix_tp_plan and self._plan_fix is None and base is not None:
+            from torchtitan_tp_validate.hf.fix import ensure_lm_head_plan
+
             self._plan_fix = ensure_lm_head_plan(base)
 
     def _guard_trainer(self) -> None:
@@ -316,17 +322,26 @@ _guards = Guards()
 def _entry_points() -> Iterator[Guardable]:
     if unsupported_torchtitan() is None:
         yield from parallelize_functions()
-    yield from hf.distributing_functions()
+    yield from _native_tp()
+
+
+def _native_tp() -> Iterator[Guardable]:
+    """The entry point of transformers' native tensor parallelism, if transformers is installed."""
+    from torchtitan_tp_validate.hf.guard import distributing_functions
+
+    return distributing_functions()
 
 
 def _problems() -> list[str]:
     """What stands in the way of guarding everything, a sentence each."""
-    native = hf.problems()
+    from torchtitan_tp_validate.hf.guard import problems as problems_of_native_tp
+
+    native = problems_of_native_tp()
     unsupported = unsupported_torchtitan()
     if unsupported is not None:
         return [unsupported, *native]
     entry_points = list(parallelize_functions())
-    if not entry_points and any(hf.distributing_functions()):
+    if not entry_points and any(_native_tp()):
         return native
     if not entry_points:
         return ["torchtitan is not installed here, or has no entry point that is known: nothing is guarded."]

@@ -10,8 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 from torchtitan_tp_validate.errors import PlanError
-from torchtitan_tp_validate.kv_replication.job import ask_job
-from torchtitan_tp_validate.kv_replication.support import refuse, refuse_foreign, refuse_permuted_weights
 from torchtitan_tp_validate.locate import applies_fsdp
 from torchtitan_tp_validate.notices import reason_of, warn_once
 from torchtitan_tp_validate.plans.reading import tokens_of
@@ -127,6 +125,8 @@ def check_job(
         KVReplicationError: replication is not supported with this job.
     """
     if replicate_kv_heads:
+        from torchtitan_tp_validate.kv_replication.job import ask_job
+
         ask_job(config)
     job = read_job(config)
     if job is None or job.splits_nothing:
@@ -134,6 +134,8 @@ def check_job(
     problem = unguarded(job, is_guarded=is_guarded)
     if problem is not None:
         if replicate_kv_heads:
+            from torchtitan_tp_validate.kv_replication.support import refuse
+
             raise refuse(problem.removesuffix("."), "a guarded model")
         _not_validated(problem)
         return
@@ -157,6 +159,8 @@ def refuse_replication(job: Job) -> None:
         KVReplicationError: another function than torchtitan's own parallelizes the model, or Hugging Face
             weights are loaded or saved that would be permuted.
     """
+    from torchtitan_tp_validate.kv_replication.support import refuse_foreign, refuse_permuted_weights
+
     refuse_foreign(job.parallelize_fn)
     refuse_permuted_weights(job.model_config, job.degrees.tp, job.run)
 

@@ -15,18 +15,16 @@ from typing import Any
 
 from torchtitan_tp_validate.errors import NotValidatedWarning, PlanError
 from torchtitan_tp_validate.hf.fix import settle
-from torchtitan_tp_validate.hf.model import TPPlan, effective_plan, release, transformers_version
+from torchtitan_tp_validate.hf.model import effective_plan
 from torchtitan_tp_validate.locate import functions_in, package_folder
 from torchtitan_tp_validate.plans import huggingface
+from torchtitan_tp_validate.plans.transformers_plans import TPPlan, release, transformers_version
 from torchtitan_tp_validate.rules import Degrees
 from torchtitan_tp_validate.validate import refuse
 from torchtitan_tp_validate.wrappers.guard import Guardable, Switches
 
 FIRST_RELEASE, LAST_RELEASE = (5, 2), (5, 23)
 """The first and the last transformers release that the guard was read and tested with."""
-
-MODEL_MODULE = "transformers.modeling_utils"
-"""Where ``PreTrainedModel`` is defined."""
 
 _PLAIN_BACKEND = "transformers.integrations.tensor_parallel"
 # (module, function), the newest first: from 5.16, in 5.15, up to 5.14.

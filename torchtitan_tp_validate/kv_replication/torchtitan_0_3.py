@@ -36,14 +36,12 @@ from torchtitan_tp_validate.kv_replication.gather import (
     rows_of_own_head,
     tp_axis,
 )
-from torchtitan_tp_validate.kv_replication.support import (
+from torchtitan_tp_validate.kv_replication.support import refuse, refuse_permuted_weights, refuse_untried
+from torchtitan_tp_validate.plans.kv_replication import (
     CONVERTED,
     class_name,
     problem_with_attention,
     projections,
-    refuse,
-    refuse_permuted_weights,
-    refuse_untried,
 )
 from torchtitan_tp_validate.plans.torchtitan_0_3 import in_run
 from torchtitan_tp_validate.validate import judge

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from torchtitan_tp_validate.kv_replication.support import supports_args
 from torchtitan_tp_validate.plans.experts import Experts, note_experts, row_shards
+from torchtitan_tp_validate.plans.kv_replication import supports_args
 from torchtitan_tp_validate.plans.reading import (
     TOKEN_FIELDS,
     Heads,

@@ -22,8 +22,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from torchtitan_tp_validate.errors import PlanError
-from torchtitan_tp_validate.kv_replication.support import problem_with_attention
 from torchtitan_tp_validate.plans.experts import Experts, note_experts, row_shards
+from torchtitan_tp_validate.plans.kv_replication import problem_with_attention
 from torchtitan_tp_validate.plans.reading import (
     TOKEN_FIELDS,
     Heads,

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torchtitan_tp_validate.errors import InstallError, PlanError
-from torchtitan_tp_validate.kv_replication.job import ask_call
 from torchtitan_tp_validate.locate import (
     REQUIRED_PARAMETERS,
     EntryPoint,
@@ -128,6 +127,8 @@ def guard(
             )
             check(arguments["model"], degrees, of_a_run=_training(arguments) is not None)
             if degrees.replicate_kv_heads and degrees.tp > 1:
+                from torchtitan_tp_validate.kv_replication.job import ask_call
+
                 ask_call(function, arguments, degrees.tp)
         return function(*args, **kwargs)
 
