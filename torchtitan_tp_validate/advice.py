@@ -10,8 +10,9 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 
+from torchtitan_tp_validate.degrees import FLAGS, Axis, Degrees, noun
 from torchtitan_tp_validate.errors import PlanError
-from torchtitan_tp_validate.rules import FLAGS, Axis, Degrees, Plan, ShardedDim, Split, divisors, noun, ranges
+from torchtitan_tp_validate.plan import Plan, ShardedDim, Split, divisors, ranges
 
 _MOST_LAYOUTS = 300
 """How many layouts are tried, the nearest first."""
@@ -29,7 +30,7 @@ def values_that_work(plan: Plan, degrees: Degrees, broken: Sequence[ShardedDim])
         degrees: those that do not fit.
         broken: the dimensions that do not allow them, the first first.
     """
-    axes = dict.fromkeys(dim.rule.axis for dim in broken)
+    axes = dict.fromkeys(dim.axis for dim in broken)
     # Tensor parallelism is what people came to change, and it leaves other rows for FSDP to cut.
     offered = dict.fromkeys([*axes, Axis.TP] if degrees.tp > 1 else axes)
     return {axis: values for axis in offered if (values := _values(plan, degrees, axis))}
@@ -44,7 +45,7 @@ def headline(plan: Plan, degrees: Degrees, dim: ShardedDim, working: Working) ->
         dim: the first dimension that does not allow them.
         working: what `values_that_work` gave.
     """
-    axis = dim.rule.axis
+    axis = dim.axis
     must = "must divide" if dim.split is Split.EVEN and dim.multiple == 1 else "does not fit"
     # Where another axis is at fault too, no value of this one works; this is still as far as it goes.
     best = max(working.get(axis) or _values(plan, degrees, axis, alone=True), default=None)
@@ -64,7 +65,7 @@ def what_works(
         working: what `values_that_work` gave.
         replication: what there is to say of KV-head replication, a line or nothing.
     """
-    axes = list(dict.fromkeys(dim.rule.axis for dim in broken))
+    axes = list(dict.fromkeys(dim.axis for dim in broken))
     # What could not be read may speak against any of them.
     work = "fit what could be read" if plan.at(degrees).unread else "work"
     if working:
@@ -98,7 +99,7 @@ def _values(plan: Plan, degrees: Degrees, axis: Axis, *, alone: bool = False) ->
     """
     runs = (degrees.vary(**{axis.value: value}) for value in plan.candidates(axis, degrees))
     if alone:
-        return [run.of(axis) for run in runs if all(d.rule.axis is not axis for d in _violations(plan, run))]
+        return [run.of(axis) for run in runs if all(d.axis is not axis for d in _violations(plan, run))]
     return [run.of(axis) for run in runs if _works(plan, degrees, run)]
 
 

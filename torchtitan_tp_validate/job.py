@@ -6,18 +6,14 @@ import importlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any
 
+from torchtitan_tp_validate.degrees import Degrees, degrees_of_job
 from torchtitan_tp_validate.errors import PlanError
 from torchtitan_tp_validate.locate import applies_fsdp
 from torchtitan_tp_validate.notices import reason_of, warn_once
-from torchtitan_tp_validate.plans.reading import tokens_of
 from torchtitan_tp_validate.plans.torchtitan_0_3 import in_run, refused_by_torchtitan
-from torchtitan_tp_validate.rules import FLAGS, Axis, Degrees
-from torchtitan_tp_validate.validate import judge, read_degrees
-
-_WHAT_IS_LEFT = -1
+from torchtitan_tp_validate.validate import judge
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,7 @@ def read_job(config: Any) -> Job | None:
 
     A job without a model is torchtitan's to complain about, and it does so first thing.
     """
-    degrees = degrees_of(config)
+    degrees = degrees_of_job(config)
     if hasattr(config, "model_spec"):
         spec = config.model_spec
         if spec is None:
@@ -77,31 +73,6 @@ def read_job(config: Any) -> Job | None:
 def _job(name: str, model_config: Any, degrees: Degrees, parallelize_fn: Callable[..., Any], run: Any) -> Job:
     degrees = replace(degrees, fsdp=applies_fsdp(parallelize_fn))
     return Job(name, model_config, degrees, parallelize_fn, run)
-
-
-def degrees_of(config: Any) -> Degrees:
-    """What a parsed job asks for, its data parallel degree only if that is not left to the number of ranks.
-
-    Raises:
-        TPDegreeError: a degree is not a positive whole number.
-    """
-    parallelism = config.parallelism
-    asked = {
-        ours: getattr(parallelism, theirs) for ours, theirs in FLAGS.items() if hasattr(parallelism, theirs)
-    }
-    dp_shard_is_known = True
-    if asked.get(Axis.FSDP.value) == _WHAT_IS_LEFT:
-        # The number of ranks tells; the guard of the parallelize function hears it.
-        del asked[Axis.FSDP.value]
-        dp_shard_is_known = False
-    if hasattr(parallelism, "spmd_backend"):
-        asked["spmd_backend"] = parallelism.spmd_backend
-    return replace(
-        read_degrees(SimpleNamespace(**asked)),
-        dp_shard_is_known=dp_shard_is_known,
-        seq_len=tokens_of(getattr(config, "training", None)),
-        sequence_parallel=getattr(parallelism, "enable_sequence_parallel", True),
-    )
 
 
 def check_job(

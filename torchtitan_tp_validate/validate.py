@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import functools
-import operator
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from torchtitan_tp_validate import advice
-from torchtitan_tp_validate.errors import PlanError, Refusal, TPCompatError, TPDegreeError, Violation
+from torchtitan_tp_validate.degrees import Degrees, read_degrees
+from torchtitan_tp_validate.errors import PlanError, Refusal, TPCompatError, Violation
+from torchtitan_tp_validate.plan import Plan, describe_places
 from torchtitan_tp_validate.plans import read_plan
-from torchtitan_tp_validate.rules import FLAGS, Axis, Degrees, Plan, describe_places, noun
 
 
 def validate_tp_compat(
@@ -125,8 +124,8 @@ def refusal(plan: Plan, degrees: Degrees) -> Refusal:
                 code=dim.code,
                 dim=dim.name,
                 size=dim.size,
-                degree=degrees.of(dim.rule.axis),
-                problem=dim.problem(degrees.of(dim.rule.axis)),
+                degree=degrees.of(dim.axis),
+                problem=dim.problem(degrees.of(dim.axis)),
                 layers=dim.layers,
                 where=describe_places(dim, plan.n_layers),
                 why=dim.rule.why,
@@ -167,45 +166,3 @@ def refuse_unread(plan: Plan) -> None:
             f"Not validated: {plan.model} has {plan.n_layers} layers, and {len(plan.unread)} of them {have} "
             f"no attention or delta_net config with head counts: {shown}."
         )
-
-
-def read_degrees(parallel_dims: Any) -> Degrees:
-    """The degrees of a ``ParallelDims``, or of an int that is the TP degree.
-
-    Raises:
-        TPDegreeError: one is not a positive whole number. ``True`` is not one: it is a flag that ended up
-            in the wrong place.
-    """
-    if not hasattr(parallel_dims, "tp"):
-        return Degrees(tp=_degree(parallel_dims, Axis.TP.noun, ""), device_type=_device_type())
-    source = type(parallel_dims).__name__
-    read: dict[str, Any] = {
-        field: _degree(getattr(parallel_dims, field, 1), noun(field), f" (from {source}.{field})")
-        for field in FLAGS
-    }
-    return Degrees(
-        **read,
-        device_type=_device_type(),
-        spmd_backend=getattr(parallel_dims, "spmd_backend", Degrees.spmd_backend),
-    )
-
-
-def _device_type() -> str:
-    """What torchtitan has decided to run on, if it is loaded; nothing is loaded for it."""
-    utils = sys.modules.get("torchtitan.tools.utils")
-    return getattr(utils, "device_type", Degrees.device_type)
-
-
-def _degree(value: Any, noun: str, where: str) -> int:
-    if not isinstance(value, bool):
-        try:
-            degree = operator.index(value)
-        except TypeError:
-            pass
-        else:
-            if degree >= 1:
-                return degree
-    raise TPDegreeError(
-        f"{noun} must be a whole number of at least 1, got {value!r} "
-        f"of type {type(value).__name__}{where}. Pass torchtitan's ParallelDims or an int."
-    )

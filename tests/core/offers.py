@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torchtitan_tp_validate as tpv
-from torchtitan_tp_validate.rules import FLAGS, Degrees, noun
+from torchtitan_tp_validate.degrees import FLAGS, Degrees, noun
 from torchtitan_tp_validate.validate import judge
 
 NOUNS = {"Degree": "tp"} | {noun(field): field for field in FLAGS}

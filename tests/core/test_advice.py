@@ -9,7 +9,7 @@ import pytest
 
 import torchtitan_tp_validate as tpv
 from tests.core.shapes import attention_layer, config_tree, model_args, model_with_experts
-from torchtitan_tp_validate.rules import Degrees
+from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.validate import judge
 
 SIX_EXPERTS = SimpleNamespace(num_experts=6)

@@ -10,8 +10,8 @@ import pytest
 
 import torchtitan_tp_validate as tpv
 from tests.core.shapes import attention_layer, config_tree
-from torchtitan_tp_validate.job import Job, check_job, degrees_of, unguarded
-from torchtitan_tp_validate.rules import Degrees
+from torchtitan_tp_validate.degrees import Degrees, degrees_of_job
+from torchtitan_tp_validate.job import Job, check_job, unguarded
 
 
 def parallelize(model: Any, *, parallel_dims: Any) -> None: ...
@@ -36,7 +36,7 @@ def job(model: Any, tp: int, *, training: Any, function: Any = parallelize) -> A
     ],
 )
 def test_the_tokens_that_are_split_are_read_under_either_name(training: Any, tokens: int | None) -> None:
-    assert degrees_of(job(None, 2, training=training)).seq_len == tokens
+    assert degrees_of_job(job(None, 2, training=training)).seq_len == tokens
 
 
 def test_main_refuses_tokens_that_do_not_divide_too() -> None:

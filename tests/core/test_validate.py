@@ -10,7 +10,8 @@ import pytest
 import torchtitan_tp_validate as tpv
 from tests.core.offers import accepts, contradictions
 from tests.core.shapes import attention_layer, config_tree, delta_layer, model_args, model_with_experts
-from torchtitan_tp_validate.rules import Degrees, Plan, ShardedDim
+from torchtitan_tp_validate.degrees import Degrees
+from torchtitan_tp_validate.plan import Plan, ShardedDim
 from torchtitan_tp_validate.validate import incompatibility, judge
 
 

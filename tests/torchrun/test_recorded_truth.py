@@ -16,7 +16,8 @@ from tests.torchrun import lines, truth_report
 from tests.torchrun.truth import judge_case
 from tests.torchrun.truth_cases import Case
 from tests.torchrun.truth_runner import Result
-from torchtitan_tp_validate.rules import RULES, Findings
+from torchtitan_tp_validate.plan import PlanBuilder
+from torchtitan_tp_validate.rules import RULES
 
 RELEASE = version("torchtitan")
 TABLE = Path(__file__).parents[1] / "truth" / f"truth-{RELEASE}.csv"
@@ -103,8 +104,8 @@ def test_without_the_rule_a_recorded_case_would_be_missed(
         pytest.skip(PROVED_ELSEWHERE[code])
     if RELEASE.startswith("0.2") and code in NOT_IN_0_2:
         pytest.skip("torchtitan 0.2.x has no such dimension")
-    dims = Findings.dims
-    monkeypatch.setattr(Findings, "dims", lambda self: tuple(dim for dim in dims(self) if dim.code != code))
+    dims = PlanBuilder.dims
+    monkeypatch.setattr(PlanBuilder, "dims", lambda self: tuple(d for d in dims(self) if d.code != code))
     line = lines.installed_line()
     needs_it = (result for result in rejudged if result.codes == (code,) and result.truth != "equal")
     result = next(needs_it, None)

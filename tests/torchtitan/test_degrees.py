@@ -13,7 +13,7 @@ import torch
 import torchtitan_tp_validate as tpv
 from tests.core.offers import accepts, contradictions, offered, refusal
 from torchtitan_tp_validate import registry
-from torchtitan_tp_validate.rules import Degrees
+from torchtitan_tp_validate.degrees import Degrees
 
 IS_0_2 = version("torchtitan").startswith("0.2")
 FAMILIES = {

@@ -16,10 +16,11 @@ import torch
 
 import torchtitan_tp_validate as tpv
 from torchtitan_tp_validate import registry
+from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.guards import is_guard
 from torchtitan_tp_validate.job import Job, unguarded
 from torchtitan_tp_validate.locate import Identity, torchtitan_identity
-from torchtitan_tp_validate.rules import Degrees, divisors
+from torchtitan_tp_validate.plan import divisors
 from torchtitan_tp_validate.wrappers import TARGETS
 
 IS_0_2 = version("torchtitan").startswith("0.2")

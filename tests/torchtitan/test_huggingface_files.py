@@ -10,9 +10,9 @@ import pytest
 
 from tests.core.plans.published import PUBLISHED
 from tests.core.plans.test_huggingface_sizes import DTENSOR
+from torchtitan_tp_validate.degrees import Axis, Degrees
 from torchtitan_tp_validate.plans import read_plan
 from torchtitan_tp_validate.plans.huggingface import Framework, read
-from torchtitan_tp_validate.rules import Axis, Degrees
 
 if not version("torchtitan").startswith("0.3"):
     pytest.skip("torchtitan 0.2 has other models", allow_module_level=True)

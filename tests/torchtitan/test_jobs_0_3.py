@@ -15,10 +15,10 @@ import pytest
 
 import torchtitan_tp_validate as tpv
 from tests.core.cli.conftest import Program, tp_validate  # noqa: F401 - a fixture
+from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.guards import is_guard, recorded_check
 from torchtitan_tp_validate.job import check_job
 from torchtitan_tp_validate.plans import read_plan
-from torchtitan_tp_validate.rules import Degrees
 
 if not version("torchtitan").startswith("0.3"):
     pytest.skip("0.3.x registers its jobs", allow_module_level=True)

@@ -13,9 +13,9 @@ import pytest
 
 import torchtitan_tp_validate as tpv
 from torchtitan_tp_validate import registry
+from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.hardware import build_for_its_hardware
 from torchtitan_tp_validate.job import read_job
-from torchtitan_tp_validate.rules import Degrees
 from torchtitan_tp_validate.validate import judge
 
 if not version("torchtitan").startswith("0.3"):

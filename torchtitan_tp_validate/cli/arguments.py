@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from torchtitan_tp_validate.cli.escape import terminal
+from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.errors import TPValidateError
-from torchtitan_tp_validate.rules import Degrees
 
 FORMATS = ("full", "concise", "json", "github", "markdown")
 _MOST_DEGREES = 4096

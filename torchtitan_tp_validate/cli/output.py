@@ -14,8 +14,9 @@ from typing import Any, TextIO, TypeVar
 
 from torchtitan_tp_validate.cli import escape, files
 from torchtitan_tp_validate.cli.report import Judgement, Report, Status, Tally, as_json
+from torchtitan_tp_validate.degrees import Axis
 from torchtitan_tp_validate.errors import TPValidateError
-from torchtitan_tp_validate.rules import Axis, Plan, ranges
+from torchtitan_tp_validate.plan import Plan, ranges
 
 _T = TypeVar("_T")
 
@@ -227,7 +228,7 @@ def not_judged(report: Report) -> str:
 
 
 def _has_experts(plan: Plan) -> bool:
-    return any(dim.rule.axis is Axis.EP for dim in plan.dims)
+    return any(dim.axis is Axis.EP for dim in plan.dims)
 
 
 def _problems(report: Report) -> Iterator[Line]:

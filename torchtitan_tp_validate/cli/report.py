@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
+from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.errors import TPCompatError
-from torchtitan_tp_validate.rules import Degrees, Plan
+from torchtitan_tp_validate.plan import Plan
 from torchtitan_tp_validate.validate import incompatibility, refuse_unread
 
 SCHEMA_VERSION = 1
@@ -217,7 +218,7 @@ def _result(report: Report) -> dict[str, Any]:
                 "code": dim.code,
                 "dim": dim.name,
                 "size": dim.size,
-                "axis": dim.rule.axis.value,
+                "axis": dim.axis.value,
                 "layers": list(dim.layers),
                 "places": list(dim.places),
             }

@@ -9,6 +9,7 @@ from typing import Any
 
 from torchtitan_tp_validate.cli import output
 from torchtitan_tp_validate.cli.arguments import Parser, add_output, nearest
+from torchtitan_tp_validate.degrees import noun
 from torchtitan_tp_validate.rules import RULES, Rule
 
 SCHEMA_VERSION = 1
@@ -107,7 +108,7 @@ def _as_json(rules: Iterable[Rule]) -> dict[str, Any]:
             {
                 "code": rule.code,
                 "dim": rule.dim,
-                "axis": rule.axis.value,
+                "axis": rule.axis,
                 "why": rule.why,
                 "ignored": {
                     line: consequence or None
@@ -129,7 +130,7 @@ def _list() -> Iterator[output.Line]:
 def _explain(rule: Rule) -> Iterator[output.Line]:
     yield f"{rule.code}: {rule.dim}", "bold"
     yield "", ""
-    yield f"The {rule.axis.noun.lower()} must fit {rule.dim}: {rule.why}.", ""
+    yield f"The {noun(rule.axis).lower()} must fit {rule.dim}: {rule.why}.", ""
     yield "", ""
     yield "When it does not, and nobody checks:", "bold"
     for line, consequence in zip(_LINES, IGNORED[rule.code], strict=True):

@@ -16,7 +16,7 @@ from torchtitan_tp_validate.cli.arguments import (
     tp_degrees,
 )
 from torchtitan_tp_validate.cli.report import Judgement, Report, exit_status, unexpected
-from torchtitan_tp_validate.rules import Degrees
+from torchtitan_tp_validate.degrees import Degrees
 
 if TYPE_CHECKING:
     from rich.table import Table

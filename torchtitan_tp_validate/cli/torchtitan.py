@@ -12,13 +12,13 @@ from typing import Any
 from torchtitan_tp_validate import registry
 from torchtitan_tp_validate.cli import files
 from torchtitan_tp_validate.cli.report import Judgement, Location, Report, judge
+from torchtitan_tp_validate.degrees import Axis, Degrees
 from torchtitan_tp_validate.errors import KVReplicationError, PlanError, TPDegreeError, TPValidateError
 from torchtitan_tp_validate.hardware import build_for_its_hardware
 from torchtitan_tp_validate.job import Job, read_job, refuse_replication, unguarded
 from torchtitan_tp_validate.kv_replication.job import ask_job
 from torchtitan_tp_validate.plans import read_plan
 from torchtitan_tp_validate.plans.torchtitan_0_3 import refused_by_torchtitan
-from torchtitan_tp_validate.rules import Degrees
 from torchtitan_tp_validate.train import parse_command_line
 from torchtitan_tp_validate.wrappers import TARGETS
 
@@ -59,7 +59,7 @@ def judge_toml(path: str, replicate_kv_heads: bool) -> Report:
     """The verdict on the run that a TOML file of 0.2.x describes."""
     try:
         _, text = files.read_toml(path)
-        location = Location(path, files.line_of(text, "tensor_parallel_degree"))
+        location = Location(path, files.line_of(text, Axis.TP.flag))
         config, assumed = _parsed([_TOML_FLAGS[0], path])
         return replace(judge_job(config, path, location, replicate_kv_heads), assumed=assumed)
     except registry.UnavailableError as error:
@@ -172,7 +172,7 @@ def _check_names(arguments: Sequence[str]) -> Location | None:
     toml = _value_of(arguments, _TOML_FLAGS)
     if toml is not None:
         _, text = files.read_toml(toml)
-        return Location(toml, files.line_of(text, "tensor_parallel_degree"))
+        return Location(toml, files.line_of(text, Axis.TP.flag))
     module, config = _value_of(arguments, ("--module",)), _value_of(arguments, ("--config",))
     if module is not None and config is not None and registry.has_configs():
         known = registry.configs(module, own=False)

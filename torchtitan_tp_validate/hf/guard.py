@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.errors import NotValidatedWarning, PlanError
 from torchtitan_tp_validate.hf.fix import settle
 from torchtitan_tp_validate.hf.model import effective_plan
 from torchtitan_tp_validate.locate import functions_in, package_folder
 from torchtitan_tp_validate.plans import huggingface
 from torchtitan_tp_validate.plans.transformers_plans import TPPlan, release, transformers_version
-from torchtitan_tp_validate.rules import Degrees
 from torchtitan_tp_validate.validate import refuse
 from torchtitan_tp_validate.wrappers.guard import Guardable, Switches
 

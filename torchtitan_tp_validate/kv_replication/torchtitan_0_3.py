@@ -29,7 +29,7 @@ from torchtitan.models.common.attention import FusedQKVLinear, QKVLinear
 from torchtitan.models.common.linear import Linear
 from torchtitan.protocols.model import ModelConfigConverter
 
-from torchtitan_tp_validate.job import degrees_of
+from torchtitan_tp_validate.degrees import degrees_of_job
 from torchtitan_tp_validate.kv_replication.gather import (
     TP_AXIS,
     replicated_linear,
@@ -151,7 +151,7 @@ class ReplicatingConfig:
                         "ReplicateKVHeads without it",
                     )
         if tp > 1:
-            judge(in_run(self, config), degrees_of(config))
+            judge(in_run(self, config), degrees_of_job(config))
             refuse_permuted_weights(self, tp, config)
         self.update_unjudged(config=config, **kwargs)
 

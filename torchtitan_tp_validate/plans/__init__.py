@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.errors import PlanError
+from torchtitan_tp_validate.plan import Plan
 from torchtitan_tp_validate.plans.reading import shortened
-from torchtitan_tp_validate.rules import Degrees, Plan
 
 _NO_DEGREES = Degrees(tp=1)
 

@@ -15,7 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from torchtitan_tp_validate.rules import Axis, Degrees, Findings, Split
+from torchtitan_tp_validate.degrees import Axis, Degrees
+from torchtitan_tp_validate.plan import PlanBuilder, Split
 
 _MISALIGNED = 'the first forward pass dies with "strides should be multiple of 16 bytes".'
 _UNEVEN_ROWS = (
@@ -43,7 +44,7 @@ class Experts:
 
 
 def note_experts(
-    findings: Findings,
+    findings: PlanBuilder,
     experts: Experts,
     degrees: Degrees,
     layers: Iterable[int],

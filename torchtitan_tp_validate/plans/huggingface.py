@@ -19,7 +19,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
+from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.errors import NotAModelConfigError, PlanError
+from torchtitan_tp_validate.plan import Plan, PlanBuilder
 from torchtitan_tp_validate.plans.huggingface_sizes import SHARES_KV_HEADS, note_sizes
 from torchtitan_tp_validate.plans.key_value_heads import N_KV_HEADS, n_kv_heads
 from torchtitan_tp_validate.plans.reading import (
@@ -32,7 +34,6 @@ from torchtitan_tp_validate.plans.reading import (
     value_of,
     whole_number,
 )
-from torchtitan_tp_validate.rules import Degrees, Findings, Plan
 
 
 class Framework(Enum):
@@ -190,7 +191,7 @@ def read(
     for index, heads in enumerate(layers):
         for dim in heads.items():
             having.setdefault(dim, []).append(index)
-    findings = Findings()
+    findings = PlanBuilder()
     for (code, size), indices in having.items():
         if code in split:
             findings.add(code, size, _CONSEQUENCE[framework], layers=indices, label=_LABELS[code])
@@ -199,7 +200,7 @@ def read(
             if code in split:
                 label = f"{name}.{_LABELS[code]}"
                 findings.add(code, size, _CONSEQUENCE[framework], place=name, label=label)
-    shared: Findings | None = None
+    shared: PlanBuilder | None = None
     if framework is Framework.TRANSFORMERS:
         not_judged = (*caveats, *_unknown_to_transformers(degrees))
     else:
@@ -233,12 +234,12 @@ def _unknown_to_transformers(degrees: Degrees) -> Iterator[str]:
 
 def _shared_kv_heads(
     config: Mapping[str, Any], parts: Sequence[tuple[Mapping[str, Any], str]], layers: Sequence[Heads]
-) -> Findings | None:
+) -> PlanBuilder | None:
     """What takes the place of whole key-value heads under KV-head replication; None where nothing does."""
     if _name(config) not in SHARES_KV_HEADS or len(parts) != 1:
         return None
     ((part, where),) = parts
-    shared = Findings()
+    shared = PlanBuilder()
     for index, heads in enumerate(layers):
         if "TP002" not in heads:
             continue

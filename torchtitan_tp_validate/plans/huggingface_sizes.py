@@ -15,10 +15,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from torchtitan_tp_validate.degrees import Degrees
+from torchtitan_tp_validate.plan import PlanBuilder
 from torchtitan_tp_validate.plans.experts import Experts, note_experts
 from torchtitan_tp_validate.plans.reading import found, head_count, whole_number
 from torchtitan_tp_validate.plans.rows import DIES_WITH_IMAGES, EXPERTS_DIE, note_rows, note_sequence
-from torchtitan_tp_validate.rules import Degrees, Findings
 
 SHARES_KV_HEADS = frozenset(
     {
@@ -50,7 +51,7 @@ _MOST_ROWS = 10**9
 
 
 def note_sizes(
-    findings: Findings,
+    findings: PlanBuilder,
     config: Mapping[str, Any],
     parts: Sequence[tuple[Mapping[str, Any], str]],
     degrees: Degrees,
@@ -98,7 +99,7 @@ def _other_parts(config: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _note_num_experts(findings: Findings, config: Mapping[str, Any], where: str) -> bool:
+def _note_num_experts(findings: PlanBuilder, config: Mapping[str, Any], where: str) -> bool:
     """Note the number of routed experts, and return whether there are any."""
     experts = _num_experts(config)
     if experts is None:
@@ -118,7 +119,9 @@ def _num_experts(config: Mapping[str, Any]) -> tuple[str, Any] | None:
 class _Sizes:
     """The sizes of one part of a config."""
 
-    def __init__(self, findings: Findings, config: Mapping[str, Any], where: str, degrees: Degrees) -> None:
+    def __init__(
+        self, findings: PlanBuilder, config: Mapping[str, Any], where: str, degrees: Degrees
+    ) -> None:
         self._findings = findings
         self._config = config
         self._where = where

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torchtitan_tp_validate.errors import PlanError
-from torchtitan_tp_validate.rules import Findings, Split
+from torchtitan_tp_validate.plan import PlanBuilder, Split
 
 Heads = dict[str, int]
 """Rule code -> number of heads, of one layer."""
@@ -30,23 +29,8 @@ FAMILIES = {
 # Families with dense and mixture-of-experts models in one package.
 _DENSE_AND_MOE = {"qwen3", "qwen3_5", "qwen3_5_moe"}
 
-TOKEN_FIELDS = ("seq_len", "num_tokens_per_microbatch_per_dp_rank")
-"""What ``[training]`` calls the tokens that the TP axis splits between blocks: up to 0.3.0, and after."""
-
 _NO_HEAD_TO_SHARE = "ranks would need parts of two key-value heads, and the first forward pass would die."
 _UNEVEN_ROWS = "the parts of wk and wv that the ranks gather would differ in size."
-
-
-def tokens_of(training: Any) -> int | None:
-    """Return how many tokens of ``[training]`` are split over the TP axis, or None where it does not say."""
-    return next((getattr(training, field) for field in TOKEN_FIELDS if hasattr(training, field)), None)
-
-
-def token_field() -> str:
-    """Return what the installed torchtitan, if it is loaded, calls that number."""
-    config = getattr(sys.modules.get("torchtitan.config"), "TrainingConfig", None)
-    fields = getattr(config, "__dataclass_fields__", {})
-    return next((field for field in TOKEN_FIELDS if field in fields), TOKEN_FIELDS[0])
 
 
 def positive_int(holder: Any, field: str, where: str) -> int:
@@ -144,7 +128,7 @@ def attention_heads(holder: Any, where: str) -> Heads:
     return heads
 
 
-def share_kv_heads(shared: Findings, n_kv_heads: int, head_dim: int, layers: Iterable[int]) -> None:
+def share_kv_heads(shared: PlanBuilder, n_kv_heads: int, head_dim: int, layers: Iterable[int]) -> None:
     """Note what KV-head replication asks for in the place of a divisible ``n_kv_heads``.
 
     Args:

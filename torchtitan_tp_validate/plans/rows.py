@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from torchtitan_tp_validate.plans.reading import token_field
-from torchtitan_tp_validate.rules import RULES, Degrees, Findings, Split
+from torchtitan_tp_validate.degrees import Degrees, token_field
+from torchtitan_tp_validate.plan import PlanBuilder, Split
+from torchtitan_tp_validate.rules import RULES
 
 _SILENTLY_WRONG = (
     "torchtitan pads the dimension to a multiple of the degree and trains on SILENTLY,\n"
@@ -40,7 +41,7 @@ def pads(degrees: Degrees) -> bool:
 
 
 def note_rows(
-    findings: Findings,
+    findings: PlanBuilder,
     degrees: Degrees,
     code: str,
     size: int,
@@ -83,7 +84,7 @@ def splits_sequence(degrees: Degrees) -> bool:
     return pads(degrees) and (degrees.sequence_parallel or degrees.ep > 1)
 
 
-def note_sequence(findings: Findings, degrees: Degrees) -> None:
+def note_sequence(findings: PlanBuilder, degrees: Degrees) -> None:
     """Note the sequence length, where it is known and split.
 
     Context parallelism takes two pieces of it per rank, one from either end.

@@ -13,10 +13,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from torchtitan_tp_validate.degrees import TOKEN_FIELDS, Degrees
+from torchtitan_tp_validate.plan import Plan, PlanBuilder, Split
 from torchtitan_tp_validate.plans.experts import Experts, note_experts, row_shards
 from torchtitan_tp_validate.plans.kv_replication import supports_args
 from torchtitan_tp_validate.plans.reading import (
-    TOKEN_FIELDS,
     Heads,
     attention_heads,
     family_name,
@@ -24,7 +25,6 @@ from torchtitan_tp_validate.plans.reading import (
     share_kv_heads,
     shortened,
 )
-from torchtitan_tp_validate.rules import Degrees, Findings, Plan, Split
 
 HOW_TO_CHANGE = (
     "--parallelism.{flag} {degree}, or in the job's TOML file:\n  [parallelism]\n  {flag} = {degree}"
@@ -62,7 +62,7 @@ def read(args: Any, model: Any, degrees: Degrees) -> Plan:
     n_layers = positive_int(args, "n_layers", name)
     declared = attention_heads(args, name)
     built = dict(_layers(model))
-    findings, shared = Findings(), Findings()
+    findings, shared = PlanBuilder(), PlanBuilder()
     has_mlp = False
     for index in range(n_layers):
         layer = built.get(index)
@@ -99,7 +99,7 @@ def read(args: Any, model: Any, degrees: Degrees) -> Plan:
     )
 
 
-def read_sequence(findings: Findings, degrees: Degrees) -> None:
+def read_sequence(findings: PlanBuilder, degrees: Degrees) -> None:
     """Note what the sequence must fit: ``ParallelDims.seq_len_divisor``, without context parallelism too."""
     if degrees.seq_len is None:
         findings.leave_out(f"TP009: no {TOKEN_FIELDS[0]} is given")
@@ -127,7 +127,7 @@ def _resolved(heads: Heads) -> tuple[int, int]:
     return heads["TP001"], heads.get("TP002", heads["TP001"])
 
 
-def _read_mlp(layer: Any, index: int, findings: Findings, degrees: Degrees) -> bool:
+def _read_mlp(layer: Any, index: int, findings: PlanBuilder, degrees: Degrees) -> bool:
     """Note what is split after attention; whether there is anything."""
     moe = _child(layer, "moe")
     dense, shared = _child(layer, "feed_forward"), _child(moe, "shared_experts")
@@ -142,7 +142,7 @@ def _read_mlp(layer: Any, index: int, findings: Findings, degrees: Degrees) -> b
     return dense is not None or moe is not None
 
 
-def _read_experts(experts: Any, index: int, findings: Findings, degrees: Degrees) -> bool:
+def _read_experts(experts: Any, index: int, findings: PlanBuilder, degrees: Degrees) -> bool:
     """Note what is split of a layer's experts; whether their weights are known."""
     shapes = {name: weight.shape for name, weight in getattr(experts, "_parameters", {}).items()}
     fused = "mlp1_weight" in shapes

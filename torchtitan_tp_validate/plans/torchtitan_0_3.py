@@ -21,17 +21,17 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG, TOKEN_FIELDS, Axis, Degrees, token_field
 from torchtitan_tp_validate.errors import PlanError
+from torchtitan_tp_validate.plan import Plan, PlanBuilder, ShardedDim
 from torchtitan_tp_validate.plans.experts import Experts, note_experts, row_shards
 from torchtitan_tp_validate.plans.kv_replication import problem_with_attention
 from torchtitan_tp_validate.plans.reading import (
-    TOKEN_FIELDS,
     Heads,
     attention_heads,
     family_name,
     positive_int,
     share_kv_heads,
-    token_field,
 )
 from torchtitan_tp_validate.plans.rows import (
     DIES_WITH_IMAGES,
@@ -40,7 +40,6 @@ from torchtitan_tp_validate.plans.rows import (
     note_sequence,
     splits_sequence,
 )
-from torchtitan_tp_validate.rules import Axis, Degrees, Findings, Plan, ShardedDim
 
 HOW_TO_CHANGE = (
     "--parallelism.{flag} {degree}, or in the config registry:\n"
@@ -138,8 +137,8 @@ class _Reading:
     """One walk through a config tree."""
 
     def __init__(self, degrees: Degrees) -> None:
-        self.findings = Findings()
-        self.shared_kv = Findings()
+        self.findings = PlanBuilder()
+        self.shared_kv = PlanBuilder()
         self.all_share = True
         self.unread: list[str] = []
         self._n_layers = 0
@@ -148,7 +147,7 @@ class _Reading:
 
     def plan(self, config: Any, degrees: Degrees) -> Plan:
         """Return what was found, and what it means for these degrees."""
-        more = Findings()
+        more = PlanBuilder()
         note_sequence(more, degrees)
         if degrees.seq_len is None and splits_sequence(degrees):
             more.leave_out(f"TP009: no {token_field()} is given")
@@ -287,7 +286,7 @@ class _LayerExperts:
     num_experts: int
     layers: tuple[int, ...]
 
-    def note(self, findings: Findings, degrees: Degrees) -> None:
+    def note(self, findings: PlanBuilder, degrees: Degrees) -> None:
         """Note what FSDP and the grouped product ask of them at these degrees."""
         ranks = degrees.dp_shard * degrees.cp
         if degrees.ep > 1 or degrees.spmd_backend != _HAS_ONE_FSDP_AXIS:
@@ -595,7 +594,8 @@ class _Undemanding:
 
     def relax(self, run: Any) -> None:
         """Ask for little of everything else: tokens, parallelism, memory."""
-        run.parallelism.context_parallel_degree = run.parallelism.pipeline_parallel_degree = 1
+        for flag in (FLAGS["cp"], PIPELINE_FLAG):
+            setattr(run.parallelism, flag, 1)
         for field in ("local_batch_size", *TOKEN_FIELDS):
             if hasattr(getattr(run, "training", None), field):
                 setattr(run.training, field, 1)

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from torchtitan_tp_validate.degrees import Degrees
+from torchtitan_tp_validate.plan import Plan, PlanBuilder, Split
 from torchtitan_tp_validate.plans import torchtitan_0_2 as line_0_2
 from torchtitan_tp_validate.plans.reading import attention_heads, family_name, positive_int
 from torchtitan_tp_validate.plans.torchtitan_0_3 import HOW_TO_CHANGE
-from torchtitan_tp_validate.rules import Degrees, Findings, Plan, Split
 
 
 def find_config(model_or_config: Any) -> Any | None:
@@ -28,7 +29,7 @@ def read(config: Any, model: Any, degrees: Degrees) -> Plan:
     n_layers = positive_int(config, "n_layers", type(config).__qualname__)
     layer = config.layer
     heads = attention_heads(layer.attention, "layer.attention")
-    findings = Findings()
+    findings = PlanBuilder()
     for index in range(n_layers):
         # models/qwen3_5_moe/model.py: every interval-th layer attends, counted from 1.
         if (index + 1) % getattr(config, "full_attention_interval", 1) == 0:
@@ -54,7 +55,7 @@ def read(config: Any, model: Any, degrees: Degrees) -> Plan:
     )
 
 
-def _read_mlp(layer: Any, index: int, findings: Findings) -> None:
+def _read_mlp(layer: Any, index: int, findings: PlanBuilder) -> None:
     """Note what the feed-forward and the experts of one layer are split by."""
     moe, dense = getattr(layer, "moe", None), getattr(layer, "feed_forward", None)
     has_moe = moe is not None and _has_moe(layer, index)

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.errors import PlanError
+from torchtitan_tp_validate.plan import Plan, PlanBuilder
 from torchtitan_tp_validate.plans import torchtitan_0_2, torchtitan_0_3
 from torchtitan_tp_validate.plans.reading import attention_heads, positive_int
-from torchtitan_tp_validate.rules import Degrees, Findings, Plan
 
 
 def find_config(model_or_config: Any) -> Any | None:
@@ -41,7 +42,7 @@ def read(config: Any, model: Any, degrees: Degrees) -> Plan:
     except Exception as error:
         # A Hugging Face config whose layers differ raises when asked for one number for all of them.
         raise PlanError(f"Not validated: the head counts of {name} cannot be read: {error}") from error
-    findings = Findings()
+    findings = PlanBuilder()
     for index in range(n_layers):
         for code, size in heads.items():
             findings.add(code, size, torchtitan_0_2.DIES_IN_FORWARD, layers=(index,))

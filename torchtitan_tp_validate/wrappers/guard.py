@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from torchtitan_tp_validate.degrees import Degrees, degrees_of_call, training_of_call
 from torchtitan_tp_validate.errors import InstallError, PlanError
 from torchtitan_tp_validate.locate import (
     REQUIRED_PARAMETERS,
@@ -19,9 +20,7 @@ from torchtitan_tp_validate.locate import (
     unbindable_function,
 )
 from torchtitan_tp_validate.notices import reason_of, warn_once
-from torchtitan_tp_validate.plans.reading import tokens_of
-from torchtitan_tp_validate.rules import Degrees
-from torchtitan_tp_validate.validate import judge, read_degrees
+from torchtitan_tp_validate.validate import judge
 from torchtitan_tp_validate.wrappers import TARGETS
 
 
@@ -123,9 +122,11 @@ def guard(
         if active():
             arguments = _arguments(signature, args, kwargs)
             degrees = replace(
-                _degrees(arguments), fsdp=applies_fsdp(function), replicate_kv_heads=replicate_kv_heads()
+                degrees_of_call(arguments),
+                fsdp=applies_fsdp(function),
+                replicate_kv_heads=replicate_kv_heads(),
             )
-            check(arguments["model"], degrees, of_a_run=_training(arguments) is not None)
+            check(arguments["model"], degrees, of_a_run=training_of_call(arguments) is not None)
             if degrees.replicate_kv_heads and degrees.tp > 1:
                 from torchtitan_tp_validate.kv_replication.job import ask_call
 
@@ -148,22 +149,6 @@ def _arguments(
     # In every release the model comes first, and the parallel dims second unless by keyword.
     names = (*by_position, *REQUIRED_PARAMETERS[len(by_position) :])
     return {**dict(zip(names, args, strict=False)), **kwargs}
-
-
-def _degrees(arguments: Mapping[str, Any]) -> Degrees:
-    """What a call of a parallelize function asks for: 0.2.x hands over a job config, 0.3.x its parts."""
-    job = arguments.get("job_config")
-    parallelism = arguments.get("parallelism", getattr(job, "parallelism", None))
-    return replace(
-        read_degrees(arguments["parallel_dims"]),
-        seq_len=tokens_of(_training(arguments)),
-        sequence_parallel=getattr(parallelism, "enable_sequence_parallel", True),
-    )
-
-
-def _training(arguments: Mapping[str, Any]) -> Any:
-    """``[training]`` of a call, or None when it has none."""
-    return arguments.get("training", getattr(arguments.get("job_config"), "training", None))
 
 
 def check(model_or_config: Any, degrees: Degrees, *, of_a_run: bool = False) -> None:

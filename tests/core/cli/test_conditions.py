@@ -21,8 +21,8 @@ from tests.core.cli.conftest import Program
 from torchtitan_tp_validate.cli import audit, check, files, report
 from torchtitan_tp_validate.cli.arguments import FORMATS
 from torchtitan_tp_validate.cli.report import Judgement, Report
+from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.plans import huggingface
-from torchtitan_tp_validate.rules import Degrees
 
 ROOT = Path(__file__).parents[3]
 SCHEMA = json.loads(resources.files("torchtitan_tp_validate.cli").joinpath("schema.json").read_text())

@@ -12,8 +12,8 @@ from rich.console import Console
 from torchtitan_tp_validate.cli import output
 from torchtitan_tp_validate.cli.report import Judgement, Report, Status, as_json, exit_status, judge
 from torchtitan_tp_validate.cli.table import matrix
+from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.plans.huggingface import Framework, read
-from torchtitan_tp_validate.rules import Degrees
 
 
 class Terminal(io.StringIO):

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import torchtitan_tp_validate as tpv
 from tests.core.plans.published import PUBLISHED
+from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.plans.huggingface import _TEXT_PARTS, Framework, read
-from torchtitan_tp_validate.rules import Degrees
 from torchtitan_tp_validate.validate import incompatibility
 
 JUNK: tuple[Any, ...] = (

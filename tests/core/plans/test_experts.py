@@ -12,18 +12,19 @@ import pytest
 
 import torchtitan_tp_validate as tpv
 from tests.core.shapes import model_with_experts
+from torchtitan_tp_validate.degrees import Axis, Degrees, read_degrees
 from torchtitan_tp_validate.job import read_job
+from torchtitan_tp_validate.plan import Plan, PlanBuilder
 from torchtitan_tp_validate.plans import read_plan
 from torchtitan_tp_validate.plans.experts import Experts, note_experts, row_shards
-from torchtitan_tp_validate.rules import Axis, Degrees, Findings, Plan
-from torchtitan_tp_validate.validate import judge, read_degrees
+from torchtitan_tp_validate.validate import judge
 from torchtitan_tp_validate.wrappers.guard import guard
 
 HIDDEN = ("expert_hidden_dim", 36, True)
 
 
 def plan(degrees: Degrees, *, grouped: bool = False, shards: Fraction | None = None) -> Plan:
-    findings = Findings()
+    findings = PlanBuilder()
     read = Experts(36, (HIDDEN, ("dim", 64, False), HIDDEN), grouped)
     note_experts(findings, read, degrees, (0,), tp=degrees.tp, row_shards=shards)
     return Plan("Tiny", findings.dims(), 1, "set {flag} to {degree}", degrees=degrees)

@@ -8,8 +8,9 @@ import pytest
 
 import torchtitan_tp_validate as tpv
 from tests.core.plans.published import PUBLISHED
+from torchtitan_tp_validate.degrees import Axis, Degrees
+from torchtitan_tp_validate.plan import Plan
 from torchtitan_tp_validate.plans.huggingface import Framework, read
-from torchtitan_tp_validate.rules import Axis, Degrees, Plan
 from torchtitan_tp_validate.validate import incompatibility
 
 DTENSOR = "partial_dtensor"

@@ -6,8 +6,8 @@ import pytest
 
 import torchtitan_tp_validate as tpv
 from tests.core.plans.published import NOT_A_MODEL_OF_HEADS, PUBLISHED
+from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.plans.huggingface import Framework, read
-from torchtitan_tp_validate.rules import Degrees
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
