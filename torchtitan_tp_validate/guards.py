@@ -15,7 +15,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -159,6 +159,11 @@ def recorded_check(config: Any) -> None:
     record(check, recorder())(config)
 
 
+def hand_over(config: Any) -> None:
+    """Let the next Trainer start unjudged if it is for this very job, which `recorded_check` has accepted."""
+    _guards.handed_over = config
+
+
 class Guards:
     """The guards of this process: which are in place, and what they are asked to do.
 
@@ -167,6 +172,7 @@ class Guards:
         active: whether they are in place; each guard asks at each call, as it does for the next two.
         replicate_kv_heads: whether ranks may share key-value heads.
         fix_tp_plan: whether the plans of transformers models are completed.
+        handed_over: the job that the launcher has judged, until a Trainer starts.
     """
 
     def __init__(self) -> None:
@@ -174,6 +180,7 @@ class Guards:
         self.active = False
         self.replicate_kv_heads = False
         self.fix_tp_plan = False
+        self.handed_over: Any = None
         self._plan_fix: PlanFix | None = None
         # id(original) -> (original, guard): ids, since a callable need not hash.
         self._functions: dict[int, tuple[Function, Function]] = {}
@@ -203,6 +210,7 @@ class Guards:
         """Put the original objects back wherever a guard still stands."""
         with self.lock:
             self.active = self.replicate_kv_heads = self.fix_tp_plan = False
+            self.handed_over = None
             if self._plan_fix is not None:
                 self._plan_fix.undo()
                 self._plan_fix = None
@@ -310,13 +318,23 @@ class Guards:
         def __init__(trainer: Any, *args: Any, **kwargs: Any) -> None:
             if self.active:
                 config = args[0] if args else kwargs.get("config", kwargs.get("job_config"))
-                recorded_check(config)
+                # Once only: whoever starts another Trainer with it may have changed it.
+                judged, self.handed_over = self.handed_over, None
+                if not _is_same_job(config, judged):
+                    recorded_check(config)
             original(trainer, *args, **kwargs)
 
         return __init__
 
 
 _guards = Guards()
+
+
+def _is_same_job(config: Any, judged: Any) -> bool:
+    """Whether a job is the one that was judged, or torchtitan's shallow copy of it (``Config.build``)."""
+    if judged is None or type(config) is not type(judged):
+        return False
+    return all(getattr(config, field.name) is getattr(judged, field.name) for field in fields(judged))
 
 
 def _entry_points() -> Iterator[Guardable]:

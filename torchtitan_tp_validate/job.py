@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,6 +44,14 @@ class Job:
     def splits_nothing(self) -> bool:
         """Whether it asks for neither tensor nor expert parallelism."""
         return self.degrees.tp == self.degrees.ep == 1
+
+
+def parse_command_line(arguments: Sequence[str] | None = None) -> Any:
+    """Return the job that torchtitan makes of these arguments, or of this process's."""
+    from torchtitan.config import ConfigManager
+
+    # Explicit, since 0.2.x binds its default when it is imported.
+    return ConfigManager().parse_args(list(sys.argv[1:] if arguments is None else arguments))
 
 
 def read_job(config: Any) -> Job | None:
@@ -117,7 +126,10 @@ def check_job(
         _not_validated(f"{job.name}: {reason_of(error)} {again}", reason_of(error))
         return
     if replicate_kv_heads:
+        from torchtitan_tp_validate.kv_replication.job import accept_job
+
         refuse_replication(job)
+        accept_job(config)
     refusal = refused_by_torchtitan(job.subject, job.degrees)
     if refusal is not None:
         _not_validated(f"{job.name}: {refusal}")

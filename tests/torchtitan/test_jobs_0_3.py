@@ -25,7 +25,7 @@ if not version("torchtitan").startswith("0.3"):
 
 from torchtitan.models.deepseek_v3 import model_registry as deepseek_registry
 
-from torchtitan_tp_validate.train import parse_command_line
+from torchtitan_tp_validate.job import parse_command_line
 from torchtitan_tp_validate.validate import judge
 
 TP, EP = "--parallelism.tensor_parallel_degree", "--parallelism.expert_parallel_degree"
