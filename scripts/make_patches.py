@@ -25,16 +25,16 @@ import libcst as cst
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from torchtitan_tp_validate.plans.reading import FAMILIES  # noqa: E402
-from torchtitan_tp_validate.rules import RULES  # noqa: E402
-from torchtitan_tp_validate.wrappers import TARGETS  # noqa: E402
-from torchtitan_tp_validate.wrappers.target import (  # noqa: E402
+from torchtitan_tp_validate.locate import (  # noqa: E402
     LAYOUTS,
     REQUIRED_PARAMETERS,
     EntryPoint,
     functions_in,
     unbindable,
 )
+from torchtitan_tp_validate.plans.reading import FAMILIES  # noqa: E402
+from torchtitan_tp_validate.rules import RULES  # noqa: E402
+from torchtitan_tp_validate.wrappers import TARGETS  # noqa: E402
 
 PATCHES = ROOT / "patches"
 HELPER = PATCHES / "helper"

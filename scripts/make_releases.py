@@ -4,7 +4,7 @@
     scripts/make_releases.py
 
 They are the files that hold the entry points and what these rely on, and the patch gives their git blobs,
-before and after. The table is torchtitan_tp_validate/wrappers/releases.py; a test holds it to the patches.
+before and after. The table is torchtitan_tp_validate/release_files.py; a test holds it to the patches.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 from apply_patches import PATCHES, read_changes  # noqa: E402
 
-TABLE = ROOT / "torchtitan_tp_validate" / "wrappers" / "releases.py"
+TABLE = ROOT / "torchtitan_tp_validate" / "release_files.py"
 _HEAD = '''"""The files that tell a tested torchtitan release; written by scripts/make_releases.py."""
 
 BLOBS: dict[str, dict[str, tuple[str, str]]] = {

@@ -8,8 +8,6 @@ Names are imported when they are first used: the command line starts faster with
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
         TPValidateError,
         Violation,
     )
-    from torchtitan_tp_validate.install import Installation, TargetState, install, installed, uninstall
+    from torchtitan_tp_validate.guards import Installation, TargetState, install, installed, uninstall
     from torchtitan_tp_validate.validate import valid_tp_degrees, validate_tp_compat
 
 __version__ = "0.1.0"
@@ -48,7 +46,7 @@ __all__ = [
     "validate_tp_compat",
 ]
 
-_IN_INSTALL = {"Installation", "TargetState", "install", "installed", "uninstall"}
+_IN_GUARDS = {"Installation", "TargetState", "install", "installed", "uninstall"}
 _IN_VALIDATE = {"valid_tp_degrees", "validate_tp_compat"}
 
 
@@ -57,22 +55,11 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    room = "install" if name in _IN_INSTALL else "validate" if name in _IN_VALIDATE else "errors"
-    value = getattr(import_module(f"{__name__}.{room}"), name)
+    module = "guards" if name in _IN_GUARDS else "validate" if name in _IN_VALIDATE else "errors"
+    value = getattr(import_module(f"{__name__}.{module}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Whoever imports the submodule binds it here under its name, which is also the function's.
-        if name == "install" and isinstance(value, ModuleType):
-            value = value.install
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

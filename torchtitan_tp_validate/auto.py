@@ -7,8 +7,9 @@ groups, but is then already running, so the job is checked right here.
 
 import sys
 
-from torchtitan_tp_validate.install import install, recorded_check
-from torchtitan_tp_validate.train import parse_command_line, stop_without_torchtitan
+from torchtitan_tp_validate.guards import install, recorded_check
+from torchtitan_tp_validate.job import parse_command_line
+from torchtitan_tp_validate.train import stop_without_torchtitan
 
 stop_without_torchtitan()
 install()

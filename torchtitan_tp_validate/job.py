@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torchtitan_tp_validate.degrees import Degrees, degrees_of_job
 from torchtitan_tp_validate.errors import PlanError
-from torchtitan_tp_validate.kv_replication.job import ask_job
-from torchtitan_tp_validate.kv_replication.support import refuse, refuse_foreign, refuse_permuted_weights
+from torchtitan_tp_validate.locate import applies_fsdp
 from torchtitan_tp_validate.notices import reason_of, warn_once
 from torchtitan_tp_validate.plans.torchtitan_0_3 import in_run, refused_by_torchtitan
 from torchtitan_tp_validate.validate import judge
-from torchtitan_tp_validate.wrappers.target import applies_fsdp
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,14 @@ class Job:
     def splits_nothing(self) -> bool:
         """Whether it asks for neither tensor nor expert parallelism."""
         return self.degrees.tp == self.degrees.ep == 1
+
+
+def parse_command_line(arguments: Sequence[str] | None = None) -> Any:
+    """Return the job that torchtitan makes of these arguments, or of this process's."""
+    from torchtitan.config import ConfigManager
+
+    # Explicit, since 0.2.x binds its default when it is imported.
+    return ConfigManager().parse_args(list(sys.argv[1:] if arguments is None else arguments))
 
 
 def read_job(config: Any) -> Job | None:
@@ -98,6 +105,8 @@ def check_job(
         KVReplicationError: replication is not supported with this job.
     """
     if replicate_kv_heads:
+        from torchtitan_tp_validate.kv_replication.job import ask_job
+
         ask_job(config)
     job = read_job(config)
     if job is None or job.splits_nothing:
@@ -105,6 +114,8 @@ def check_job(
     problem = unguarded(job, is_guarded=is_guarded)
     if problem is not None:
         if replicate_kv_heads:
+            from torchtitan_tp_validate.kv_replication.support import refuse
+
             raise refuse(problem.removesuffix("."), "a guarded model")
         _not_validated(problem)
         return
@@ -115,7 +126,10 @@ def check_job(
         _not_validated(f"{job.name}: {reason_of(error)} {again}", reason_of(error))
         return
     if replicate_kv_heads:
+        from torchtitan_tp_validate.kv_replication.job import accept_job
+
         refuse_replication(job)
+        accept_job(config)
     refusal = refused_by_torchtitan(job.subject, job.degrees)
     if refusal is not None:
         _not_validated(f"{job.name}: {refusal}")
@@ -128,6 +142,8 @@ def refuse_replication(job: Job) -> None:
         KVReplicationError: another function than torchtitan's own parallelizes the model, or Hugging Face
             weights are loaded or saved that would be permuted.
     """
+    from torchtitan_tp_validate.kv_replication.support import refuse_foreign, refuse_permuted_weights
+
     refuse_foreign(job.parallelize_fn)
     refuse_permuted_weights(job.model_config, job.degrees.tp, job.run)
 

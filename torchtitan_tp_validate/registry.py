@@ -21,8 +21,8 @@ from types import ModuleType
 from typing import Any
 
 from torchtitan_tp_validate.errors import TPValidateError
+from torchtitan_tp_validate.locate import package_folder
 from torchtitan_tp_validate.supported import how_to_get, missing_import, unsupported_torchtitan
-from torchtitan_tp_validate.wrappers.target import package_folder
 
 _PREFIXES = ("torchtitan.models", "torchtitan.experiments", "torchtitan.experiments.rl.examples")
 _CONFIGS = "config_registry"

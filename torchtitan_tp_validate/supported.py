@@ -5,7 +5,7 @@ Found by looking at its files: nothing of it is imported.
 
 from __future__ import annotations
 
-from torchtitan_tp_validate.wrappers.target import KNOWN_RELEASES, package_folder, torchtitan_version
+from torchtitan_tp_validate.locate import KNOWN_RELEASES, package_folder, torchtitan_version
 
 _OF_0_1 = "config_manager.py"
 """Up to 0.1.0 the job was parsed by this module, and a model registered itself as it was imported."""

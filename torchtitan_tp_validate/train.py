@@ -8,17 +8,18 @@ touched; a compatible one is handed over to ``torchtitan.train`` untouched, guar
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import runpy
 import sys
-from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
 from torchtitan_tp_validate.cli.escape import block
 from torchtitan_tp_validate.errors import KVReplicationError, TPCompatError, TPDegreeError
-from torchtitan_tp_validate.install import install, recorded_check
+from torchtitan_tp_validate.guards import hand_over, install, recorded_check
+from torchtitan_tp_validate.job import parse_command_line
 from torchtitan_tp_validate.supported import missing_import, unsupported_torchtitan
 
 REPLICATE_FLAG = "--replicate-kv-heads"
@@ -35,11 +36,14 @@ def main() -> None:
     stop_without_torchtitan()
     install(replicate_kv_heads=_take_flag())
     try:
-        recorded_check(parse_command_line())
+        config = parse_command_line()
+        recorded_check(config)
     except (TPCompatError, TPDegreeError, KVReplicationError) as error:
         _say(str(error))
         _wait_for_all_ranks()
         raise SystemExit(1) from None
+    _parse_no_more(config)
+    hand_over(config)
     runpy.run_module("torchtitan.train", run_name="__main__", alter_sys=True)
 
 
@@ -73,12 +77,19 @@ def _take_flag() -> bool:
     return asked
 
 
-def parse_command_line(arguments: Sequence[str] | None = None) -> Any:
-    """The job that torchtitan makes of these arguments, or of this process's."""
+def _parse_no_more(config: Any) -> None:
+    """Have torchtitan.train, which parses its command line, get the job that was judged, and converted."""
     from torchtitan.config import ConfigManager
 
-    # Explicit, since 0.2.x binds its default when it is imported.
-    return ConfigManager().parse_args(list(sys.argv[1:] if arguments is None else arguments))
+    parse_args = ConfigManager.parse_args
+
+    @functools.wraps(parse_args)
+    def parsed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        ConfigManager.parse_args = parse_args
+        self.config = config
+        return config
+
+    ConfigManager.parse_args = parsed
 
 
 def _wait_for_all_ranks() -> None:

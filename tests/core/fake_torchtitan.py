@@ -14,7 +14,7 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-from torchtitan_tp_validate.wrappers.target import KNOWN_RELEASES
+from torchtitan_tp_validate.locate import KNOWN_RELEASES
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,7 +65,7 @@ class FakeTorchtitan:
             return ""
         table = {file: (known, known) for file, known in self.blobs().items()}
         return (
-            "from torchtitan_tp_validate.wrappers.releases import BLOBS\n"
+            "from torchtitan_tp_validate.release_files import BLOBS\n"
             f"BLOBS[{self.release!r}] = {table!r}\ndel BLOBS\n"
         )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.core.fake_torchtitan import FakeTorchtitan, fake_0_1, fake_0_3
-from torchtitan_tp_validate.wrappers.target import KNOWN_RELEASES
+from torchtitan_tp_validate.locate import KNOWN_RELEASES
 
 TEXT = (
     "torchtitan 0.1.0 is not supported: it keeps its models and its configuration elsewhere, so nothing was "

@@ -11,8 +11,8 @@ import pytest
 
 from tests.docs.pages import PAGES, ROOT, Block, blocks, python
 from torchtitan_tp_validate.cli.rules import as_markdown
+from torchtitan_tp_validate.locate import KNOWN_RELEASES
 from torchtitan_tp_validate.rules import RULES
-from torchtitan_tp_validate.wrappers.target import KNOWN_RELEASES
 
 README = ROOT / "README.md"
 EXAMPLES = [block for block in blocks("python") if block.shown]

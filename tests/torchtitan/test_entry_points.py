@@ -19,11 +19,11 @@ import torchtitan_tp_validate as tpv
 from tests.torchtitan.optional import missing_for_qwen3_5
 from torchtitan_tp_validate import registry
 from torchtitan_tp_validate.degrees import Degrees
-from torchtitan_tp_validate.install import is_guard
+from torchtitan_tp_validate.guards import is_guard
 from torchtitan_tp_validate.job import Job, unguarded
+from torchtitan_tp_validate.locate import Identity, torchtitan_identity
 from torchtitan_tp_validate.plan import divisors
 from torchtitan_tp_validate.wrappers import TARGETS
-from torchtitan_tp_validate.wrappers.target import Identity, torchtitan_identity
 
 IS_0_2 = version("torchtitan").startswith("0.2")
 

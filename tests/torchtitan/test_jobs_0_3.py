@@ -16,7 +16,7 @@ import torchtitan_tp_validate as tpv
 from tests.core.cli.conftest import Program
 from tests.torchtitan.optional import needs_torchao
 from torchtitan_tp_validate.degrees import Degrees
-from torchtitan_tp_validate.install import is_guard, recorded_check
+from torchtitan_tp_validate.guards import is_guard, recorded_check
 from torchtitan_tp_validate.job import check_job
 from torchtitan_tp_validate.plans import read_plan
 
@@ -25,7 +25,7 @@ if not version("torchtitan").startswith("0.3"):
 
 from torchtitan.models.deepseek_v3 import model_registry as deepseek_registry
 
-from torchtitan_tp_validate.train import parse_command_line
+from torchtitan_tp_validate.job import parse_command_line
 from torchtitan_tp_validate.validate import judge
 
 TP, EP = "--parallelism.tensor_parallel_degree", "--parallelism.expert_parallel_degree"

@@ -10,7 +10,7 @@ from torchtitan_tp_validate.cli import output
 from torchtitan_tp_validate.cli.arguments import Parser, add_output
 
 if TYPE_CHECKING:
-    from torchtitan_tp_validate.install import TargetState
+    from torchtitan_tp_validate.guards import TargetState
 
 SCHEMA_VERSION = 1
 """Of the JSON output, which ``schema-doctor.json`` beside this file describes."""
@@ -39,7 +39,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: Any) -> int:
     """Run the subcommand; the exit status: 1 when something that should be guarded is not."""
-    from torchtitan_tp_validate.install import installed
+    from torchtitan_tp_validate.guards import installed
     from torchtitan_tp_validate.supported import unsupported_torchtitan
 
     with _guards():
@@ -60,7 +60,7 @@ def _guards() -> Any:
     import warnings
 
     from torchtitan_tp_validate.errors import InstallWarning
-    from torchtitan_tp_validate.install import installed
+    from torchtitan_tp_validate.guards import installed
 
     warnings.simplefilter("ignore", InstallWarning)  # the states below say the same
     return installed()
@@ -71,7 +71,7 @@ def _versions() -> dict[str, str | None]:
     import platform
     from importlib import metadata
 
-    from torchtitan_tp_validate.wrappers.target import package_folder, torchtitan_identity
+    from torchtitan_tp_validate.locate import package_folder, torchtitan_identity
 
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in _PACKAGES:

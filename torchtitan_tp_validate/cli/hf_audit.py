@@ -17,7 +17,7 @@ from torchtitan_tp_validate.hf.audit import (
     audit_installed,
     audited_classes,
 )
-from torchtitan_tp_validate.hf.model import transformers_version
+from torchtitan_tp_validate.plans.transformers_plans import transformers_version
 
 _EXAMPLES = """\
 examples:

@@ -15,11 +15,10 @@ from torchtitan_tp_validate.cli.report import Judgement, Location, Report, judge
 from torchtitan_tp_validate.degrees import Axis, Degrees
 from torchtitan_tp_validate.errors import KVReplicationError, PlanError, TPDegreeError, TPValidateError
 from torchtitan_tp_validate.hardware import build_for_its_hardware
-from torchtitan_tp_validate.job import Job, read_job, refuse_replication, unguarded
+from torchtitan_tp_validate.job import Job, parse_command_line, read_job, refuse_replication, unguarded
 from torchtitan_tp_validate.kv_replication.job import ask_job
 from torchtitan_tp_validate.plans import read_plan
 from torchtitan_tp_validate.plans.torchtitan_0_3 import refused_by_torchtitan
-from torchtitan_tp_validate.train import parse_command_line
 from torchtitan_tp_validate.wrappers import TARGETS
 
 _TOML_FLAGS = ("--job.config_file", "--job.config-file")

@@ -14,15 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from torchtitan_tp_validate.errors import PlanError
-from torchtitan_tp_validate.hf.model import (
-    OutputHead,
-    TPPlan,
-    effective_plan,
-    output_head,
-    rule_of,
-    transformers_version,
-    wildcard,
-)
+from torchtitan_tp_validate.hf.model import OutputHead, effective_plan, output_head, rule_of, wildcard
+from torchtitan_tp_validate.plans.transformers_plans import TPPlan, transformers_version
 
 _SUFFIXES = ("ForCausalLM", "ForConditionalGeneration")
 

@@ -16,16 +16,15 @@ from typing import Any
 from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.errors import NotValidatedWarning, PlanError
 from torchtitan_tp_validate.hf.fix import settle
-from torchtitan_tp_validate.hf.model import TPPlan, effective_plan, release, transformers_version
+from torchtitan_tp_validate.hf.model import effective_plan
+from torchtitan_tp_validate.locate import functions_in, package_folder
 from torchtitan_tp_validate.plans import huggingface
+from torchtitan_tp_validate.plans.transformers_plans import TPPlan, release, transformers_version
 from torchtitan_tp_validate.validate import refuse
-from torchtitan_tp_validate.wrappers.target import EntryPoint, functions_in, package_folder
+from torchtitan_tp_validate.wrappers.guard import Guardable, Switches
 
 FIRST_RELEASE, LAST_RELEASE = (5, 2), (5, 23)
 """The first and the last transformers release that the guard was read and tested with."""
-
-MODEL_MODULE = "transformers.modeling_utils"
-"""Where ``PreTrainedModel`` is defined."""
 
 _PLAIN_BACKEND = "transformers.integrations.tensor_parallel"
 # (module, function), the newest first: from 5.16, in 5.15, up to 5.14.
@@ -40,8 +39,29 @@ _MESHES = ("tp_mesh", "device_mesh")
 _TP_SIZE = 'tp_size={degree}, as in from_pretrained(..., tp_plan="auto", tp_size={degree})'
 
 
-def entry_points() -> Iterator[EntryPoint]:
-    """The function that distributes a model in the transformers at hand; nothing when there is none."""
+class DistributingFunction(Guardable):
+    """The function of transformers that distributes a model over a mesh."""
+
+    def unbindable(self, function: Callable[..., Any]) -> str | None:
+        """Why this live function cannot be guarded, or None when it can."""
+        name = getattr(function, "__name__", repr(function))
+        try:
+            parameters = inspect.signature(function).parameters
+        except (TypeError, ValueError) as error:
+            return f"the signature of {name} cannot be read: {error}"
+        return _unbindable(name, tuple(parameters))
+
+    def guard(self, function: Callable[..., Any], switches: Switches) -> Callable[..., Any]:
+        """Return the same function with the check in front of it."""
+        return guard(function, active=lambda: switches.active, fixes=lambda: switches.fix_tp_plan)
+
+    def beside_the_check(self, switches: Switches) -> str:
+        """What else is done to its calls, in words that follow "guarded"."""
+        return ", and plans are completed" if switches.fix_tp_plan else ""
+
+
+def distributing_functions() -> Iterator[DistributingFunction]:
+    """Return the function that distributes a model in the installed transformers, if there is any."""
     folder = package_folder("transformers")
     if folder is None:
         return
@@ -49,38 +69,25 @@ def entry_points() -> Iterator[EntryPoint]:
         file = folder.joinpath(*module.split(".")[1:]).with_suffix(".py")
         parameters = functions_in(file).get(function) if file.is_file() else None
         if parameters is not None:
-            yield EntryPoint(module, function, _unbindable(function, parameters))
+            yield DistributingFunction(module, function, _unbindable(function, parameters), "transformers")
             return
     looked = " or ".join(f"{module}.{function}" for module, function in _WHERE)
-    yield EntryPoint(*_WHERE[0], f"it is gone (looked for {looked})")
-
-
-def is_entry_point(point: EntryPoint) -> bool:
-    """Whether it is transformers', not torchtitan's."""
-    return (point.module, point.function) in _WHERE
-
-
-def unbindable_function(function: Callable[..., Any]) -> str | None:
-    """Why a live function cannot be guarded, or None when it can."""
-    name = getattr(function, "__name__", repr(function))
-    try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError) as error:
-        return f"the signature of {name} cannot be read: {error}"
-    return _unbindable(name, tuple(parameters))
+    yield DistributingFunction(*_WHERE[0], f"it is gone (looked for {looked})", "transformers")
 
 
 def problems() -> list[str]:
-    """What speaks against the guard in the transformers at hand, a sentence each."""
+    """What speaks against the guard in the installed transformers, a sentence each."""
     version = transformers_version()
     found = [
-        f"{point} is not guarded: {point.problem}." for point in entry_points() if point.problem is not None
+        f"{point} is not guarded: {point.problem}."
+        for point in distributing_functions()
+        if point.problem is not None
     ]
     if version is not None and not found and not FIRST_RELEASE <= release(version) <= LAST_RELEASE:
         first, last = (".".join(map(str, bound)) for bound in (FIRST_RELEASE, LAST_RELEASE))
         found.append(
             f"transformers {version} is not a release that the guard was tested with ({first} to {last}): "
-            f"{', '.join(map(str, entry_points()))} was found in it and is guarded."
+            f"{', '.join(map(str, distributing_functions()))} was found in it and is guarded."
         )
     return found
 

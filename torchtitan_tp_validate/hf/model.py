@@ -6,15 +6,12 @@ instance's plan wipes the plan of its class, so that a class alone proves nothin
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
-TPPlan = Mapping[str, str]
-"""Module or parameter name, layer numbers written as ``*``, -> the name of a parallel style."""
+from torchtitan_tp_validate.plans.transformers_plans import TPPlan
 
 
 @dataclass(frozen=True)
@@ -30,21 +27,6 @@ class OutputHead:
     name: str
     module: Any
     tied_to: tuple[str, ...]
-
-
-@functools.cache
-def transformers_version() -> str | None:
-    """The version of the transformers at hand, or None when there is none."""
-    try:
-        return metadata.version("transformers")
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def release(version: str) -> tuple[int, int]:
-    """Major and minor of a version, e.g. (5, 14) of ``5.14.1`` and of ``5.14.0.dev0``."""
-    major, minor, *_ = version.split(".")
-    return int(major), int(minor)
 
 
 def effective_plan(model: Any) -> TPPlan:

@@ -15,8 +15,14 @@ from typing import Any
 
 from torchtitan_tp_validate.errors import PlanError
 from torchtitan_tp_validate.hf.audit import instantiate
-from torchtitan_tp_validate.hf.model import TPPlan, effective_plan, release, transformers_version
-from torchtitan_tp_validate.plans.transformers_plans import decode, plan_at
+from torchtitan_tp_validate.hf.model import effective_plan
+from torchtitan_tp_validate.plans.transformers_plans import (
+    TPPlan,
+    decode,
+    plan_at,
+    release,
+    transformers_version,
+)
 
 
 @dataclass(frozen=True)

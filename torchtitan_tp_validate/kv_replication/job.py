@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torchtitan_tp_validate.degrees import degrees_of_job
 from torchtitan_tp_validate.kv_replication.support import (
     HOW_TO_CONVERT,
     refuse,
@@ -32,6 +33,16 @@ def ask_job(config: Any) -> None:
 
         refuse_untried(config.parallelism, config.compile)
         config.model_spec.model = ReplicateKVHeads.Config().build().convert(config.model_spec.model)
+
+
+def accept_job(config: Any) -> None:
+    """Spare a job that was judged the verdict that its model config gives by itself, at the same degrees.
+
+    Args:
+        config: what `ask_job` was given.
+    """
+    if hasattr(config, "model_spec"):
+        config.model_spec.model.accept(degrees_of_job(config))
 
 
 def ask_call(function: Callable[..., Any], arguments: Mapping[str, Any], tp: int) -> None:

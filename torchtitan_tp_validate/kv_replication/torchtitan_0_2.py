@@ -14,7 +14,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from torchtitan_tp_validate.kv_replication.gather import replicated_linear
-from torchtitan_tp_validate.kv_replication.support import class_name, refuse, refuse_untried, supports_args
+from torchtitan_tp_validate.kv_replication.support import refuse, refuse_untried
+from torchtitan_tp_validate.plans.kv_replication import class_name, supports_args
 
 
 class KVHeadLinear(nn.Linear):  # type: ignore[misc]

@@ -29,21 +29,19 @@ from torchtitan.models.common.attention import FusedQKVLinear, QKVLinear
 from torchtitan.models.common.linear import Linear
 from torchtitan.protocols.model import ModelConfigConverter
 
-from torchtitan_tp_validate.degrees import degrees_of_job
+from torchtitan_tp_validate.degrees import Degrees, degrees_of_job
 from torchtitan_tp_validate.kv_replication.gather import (
     TP_AXIS,
     replicated_linear,
     rows_of_own_head,
     tp_axis,
 )
-from torchtitan_tp_validate.kv_replication.support import (
+from torchtitan_tp_validate.kv_replication.support import refuse, refuse_permuted_weights, refuse_untried
+from torchtitan_tp_validate.plans.kv_replication import (
     CONVERTED,
     class_name,
     problem_with_attention,
     projections,
-    refuse,
-    refuse_permuted_weights,
-    refuse_untried,
 )
 from torchtitan_tp_validate.plans.torchtitan_0_3 import in_run
 from torchtitan_tp_validate.validate import judge
@@ -126,12 +124,26 @@ class ReplicateKVHeads(ModelConfigConverter):  # type: ignore[misc]
 class ReplicatingConfig:
     """What a converted model config is besides its own class."""
 
-    __slots__ = ()
+    __slots__ = ()  # each class has one for _accepted: two bases with slots cannot be one class
 
     replicates_kv_heads = True
 
+    def accept(self, degrees: Degrees) -> None:
+        """Remember that this config, as it is now, was judged to fit what a run asks for.
+
+        The next `update_from_config` does not judge it again then.
+        """
+        # With the identity, since copies take it along, and somebody may change those.
+        object.__setattr__(self, "_accepted", (id(self), degrees))
+
+    def _was_accepted(self, degrees: Degrees) -> bool:
+        """Whether that is so; it is forgotten as it is told."""
+        accepted = getattr(self, "_accepted", None)
+        object.__setattr__(self, "_accepted", None)
+        return accepted == (id(self), degrees)
+
     def update_from_config(self, *, config: Any, **kwargs: Any) -> None:
-        """Judge the run's degrees in every layer, then let torchtitan do its part.
+        """Judge the run's degrees in every layer, unless that was done, then let torchtitan do its part.
 
         torchtitan's own check asks whether the degree divides the first layer's n_kv_heads: what the TP
         axis splits is one head for each rank, and that is the number it is shown, for this call alone.
@@ -152,8 +164,9 @@ class ReplicatingConfig:
                         f"{class_name(projection)}",
                         "ReplicateKVHeads without it",
                     )
-        if tp > 1:
-            judge(in_run(self, config), degrees_of_job(config))
+        degrees = degrees_of_job(config)
+        if tp > 1 and not self._was_accepted(degrees):
+            judge(in_run(self, config), degrees)
             refuse_permuted_weights(self, tp, config)
         self.update_unjudged(config=config, **kwargs)
 
@@ -166,7 +179,7 @@ class ReplicatingConfig:
 @functools.cache
 def _replicating(kind: type) -> type:
     """The class of a converted config; its owner, fields and name are those of the original."""
-    names = {"__slots__": (), "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    names = {"__slots__": ("_accepted",), "__module__": kind.__module__, "__qualname__": kind.__qualname__}
     return type(kind.__name__, (ReplicatingConfig, kind), names)
 
 

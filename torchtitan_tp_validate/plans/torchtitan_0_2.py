@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from torchtitan_tp_validate.degrees import TOKEN_FIELDS, Degrees
-from torchtitan_tp_validate.kv_replication.support import supports_args
 from torchtitan_tp_validate.plan import Plan, PlanBuilder, Split
 from torchtitan_tp_validate.plans.experts import Experts, note_experts, row_shards
+from torchtitan_tp_validate.plans.kv_replication import supports_args
 from torchtitan_tp_validate.plans.reading import (
     Heads,
     attention_heads,

@@ -23,9 +23,9 @@ from typing import Any
 
 from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG, TOKEN_FIELDS, Axis, Degrees, token_field
 from torchtitan_tp_validate.errors import PlanError
-from torchtitan_tp_validate.kv_replication.support import problem_with_attention
 from torchtitan_tp_validate.plan import Plan, PlanBuilder, ShardedDim
 from torchtitan_tp_validate.plans.experts import Experts, note_experts, row_shards
+from torchtitan_tp_validate.plans.kv_replication import problem_with_attention
 from torchtitan_tp_validate.plans.reading import (
     Heads,
     attention_heads,

@@ -15,12 +15,15 @@ import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from torchtitan_tp_validate.errors import PlanError
-from torchtitan_tp_validate.hf.model import TPPlan, release, transformers_version
 from torchtitan_tp_validate.plans.reading import shortened
+
+TPPlan = Mapping[str, str]
+"""Module or parameter name, layer numbers written as ``*``, -> the name of a parallel style."""
 
 FILE = Path(__file__).with_suffix(".json")
 
@@ -35,6 +38,21 @@ _REFUSES_WITHOUT_PLAN = (5, 21)
 
 Changes = Mapping[str, Sequence[tuple[int, TPPlan | None]]]
 """Name -> (index of a release, its plan from then on, None when the name is not there), oldest first."""
+
+
+@functools.cache
+def transformers_version() -> str | None:
+    """The version of the installed transformers, or None when there is none."""
+    try:
+        return metadata.version("transformers")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def release(version: str) -> tuple[int, int]:
+    """Major and minor of a version, e.g. (5, 14) of ``5.14.1`` and of ``5.14.0.dev0``."""
+    major, minor, *_ = version.split(".")
+    return int(major), int(minor)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Drop-in parallelize functions, a file per model family, and the table of all of them."""
 
+from torchtitan_tp_validate.locate import Target
 from torchtitan_tp_validate.models import MODELS
-from torchtitan_tp_validate.wrappers.target import Target
 
 TARGETS: dict[str, Target] = {
     family.name: Target(name=family.drop_in, functions=family.functions, packages=family.packages)

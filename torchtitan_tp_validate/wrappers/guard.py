@@ -5,22 +5,93 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from torchtitan_tp_validate.degrees import Degrees, degrees_of_call, training_of_call
 from torchtitan_tp_validate.errors import InstallError, PlanError
-from torchtitan_tp_validate.kv_replication.job import ask_call
-from torchtitan_tp_validate.notices import reason_of, warn_once
-from torchtitan_tp_validate.validate import judge
-from torchtitan_tp_validate.wrappers import TARGETS
-from torchtitan_tp_validate.wrappers.target import (
+from torchtitan_tp_validate.locate import (
     REQUIRED_PARAMETERS,
+    EntryPoint,
     applies_fsdp,
     torchtitan_version,
     unbindable_function,
 )
+from torchtitan_tp_validate.notices import reason_of, warn_once
+from torchtitan_tp_validate.validate import judge
+from torchtitan_tp_validate.wrappers import TARGETS
+
+
+class Switches(Protocol):
+    """What a guard asks at each call, see `torchtitan_tp_validate.guards.Guards`."""
+
+    active: bool
+    replicate_kv_heads: bool
+    fix_tp_plan: bool
+
+
+@dataclass(frozen=True)
+class Guardable(EntryPoint, ABC):
+    """An entry point that knows how to guard itself.
+
+    Attributes:
+        model: what it is the entry point of: the name of a wrapper, or ``transformers``.
+    """
+
+    model: str = ""
+
+    @property
+    def bound(self) -> Any:
+        """What its name stands for now, or None while its module is not loaded."""
+        module = sys.modules.get(self.module)
+        return None if module is None else vars(module).get(self.function)
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why it cannot be guarded: by its source, or by what its loaded module holds instead."""
+        if self.problem is not None or self.module not in sys.modules:
+            return self.problem
+        function = self.bound
+        if function is None:
+            return "its module is loaded, but does not hold it (yet)"
+        return self.unbindable(function)
+
+    @abstractmethod
+    def unbindable(self, function: Callable[..., Any]) -> str | None:
+        """Why this live function cannot be guarded, or None when it can."""
+
+    @abstractmethod
+    def guard(self, function: Callable[..., Any], switches: Switches) -> Callable[..., Any]:
+        """Return the same function with the check in front of it."""
+
+    def beside_the_check(self, switches: Switches) -> str:
+        """What else is done to its calls, in words that follow "guarded"."""
+        return ""
+
+
+class ParallelizeFunction(Guardable):
+    """A function of torchtitan that parallelizes a model."""
+
+    def unbindable(self, function: Callable[..., Any]) -> str | None:
+        """Why this live function cannot be guarded, or None when it can."""
+        return unbindable_function(function)
+
+    def guard(self, function: Callable[..., Any], switches: Switches) -> Callable[..., Any]:
+        """Return the same function with the check in front of it."""
+        return guard(
+            function,
+            active=lambda: switches.active,
+            replicate_kv_heads=lambda: switches.replicate_kv_heads,
+        )
+
+
+def parallelize_functions() -> Iterator[ParallelizeFunction]:
+    """Return every parallelize function that is known, in the installed torchtitan."""
+    for model, target in TARGETS.items():
+        for point in target.entry_points():
+            yield ParallelizeFunction(point.module, point.function, point.problem, model)
 
 
 def guard(
@@ -57,6 +128,8 @@ def guard(
             )
             check(arguments["model"], degrees, of_a_run=training_of_call(arguments) is not None)
             if degrees.replicate_kv_heads and degrees.tp > 1:
+                from torchtitan_tp_validate.kv_replication.job import ask_call
+
                 ask_call(function, arguments, degrees.tp)
         return function(*args, **kwargs)
 

@@ -455,11 +455,12 @@ def test_a_reader_that_goes_away_is_no_error(config_file: Path) -> None:
         assert process.wait(timeout=60) == 2
 
 
-def test_the_package_has_its_function_whoever_imports_the_module_first() -> None:
+def test_the_package_has_its_functions_and_no_module_takes_the_name_of_one() -> None:
     code = (
-        "import torchtitan_tp_validate.install; import torchtitan_tp_validate as t; "
+        "import pkgutil; import torchtitan_tp_validate.guards; import torchtitan_tp_validate as t; "
         "assert callable(t.install), t.install; from torchtitan_tp_validate import install; "
         "assert install is t.install; assert 'valid_tp_degrees' in dir(t); "
-        "[getattr(t, name) for name in t.__all__]"
+        "[getattr(t, name) for name in t.__all__]; "
+        "assert not {module.name for module in pkgutil.iter_modules(t.__path__)} & {*t.__all__}"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)

@@ -21,7 +21,7 @@ from torchtitan.models.qwen3_5 import config_registry
 from torchtitan.tools import utils
 
 import torchtitan_tp_validate
-from torchtitan_tp_validate.install import is_guard
+from torchtitan_tp_validate.guards import is_guard
 from torchtitan_tp_validate.job import check_job
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace as NS
@@ -10,7 +9,7 @@ import pytest
 
 import torchtitan_tp_validate as tpv
 from tests.torchtitan.kv_replication.refusals import PERMUTED, assert_refuses_permuted_weights
-from torchtitan_tp_validate.install import is_guard
+from torchtitan_tp_validate.guards import _guards, is_guard
 from torchtitan_tp_validate.job import check_job
 
 pytestmark = pytest.mark.skipif(not version("torchtitan").startswith("0.2"), reason="torchtitan 0.2.x")
@@ -165,11 +164,10 @@ def test_the_guard_replicates_only_while_it_was_asked_to() -> None:
 
 
 def test_uninstall_ends_replication() -> None:
-    module = import_module("torchtitan_tp_validate.install")
     tpv.install()
-    assert module._replicate_kv_heads is False
+    assert _guards.replicate_kv_heads is False
     tpv.install(replicate_kv_heads=True)
     tpv.install()
-    assert module._replicate_kv_heads is True
+    assert _guards.replicate_kv_heads is True
     tpv.uninstall()
-    assert module._replicate_kv_heads is False
+    assert _guards.replicate_kv_heads is False

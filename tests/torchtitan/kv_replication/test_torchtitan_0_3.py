@@ -14,7 +14,7 @@ import pytest
 import torchtitan_tp_validate as tpv
 from tests.torchtitan.kv_replication.refusals import PERMUTED, assert_refuses_permuted_weights
 from tests.torchtitan.optional import missing_for_qwen3_5, needs_qwen3_5
-from torchtitan_tp_validate.install import is_guard
+from torchtitan_tp_validate.guards import is_guard
 from torchtitan_tp_validate.job import check_job
 
 pytestmark = pytest.mark.skipif(not version("torchtitan").startswith("0.3"), reason="torchtitan 0.3.x")
@@ -251,6 +251,48 @@ def test_a_model_built_without_the_converter_is_refused_by_the_guard() -> None:
     parallelize.__module__ = "torchtitan.experiments.graph_trainer.llama3.parallelize"
     with pytest.raises(tpv.KVReplicationError, match="graph_trainer"):
         guarded(ours, parallel_dims=NS(tp=16))
+
+
+@pytest.mark.parametrize("more", [[], ["--replicate-kv-heads"]])
+def test_a_job_of_the_launcher_is_judged_and_converted_once_until_it_is_parallelized(more: list[str]) -> None:
+    tp = 16 if more else 8
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            f"{__package__}.count_judgements",
+            *("--module", "qwen3", "--config", "qwen3_debugmodel"),
+            *("--parallelism.tensor_parallel_degree", str(tp), *more),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    converted = len(more)
+    # (judged, converted); the guard of the parallelize call knows the data degree that the ranks leave.
+    assert json.loads(result.stdout.splitlines()[-1]) == [[1, converted], [1, converted], [2, converted]]
+
+
+def test_an_accepted_config_is_judged_again_when_it_is_copied_or_asked_for_something_else() -> None:
+    from torchtitan_tp_validate.degrees import degrees_of_job
+
+    def changed(config: Any) -> Any:
+        config.layers[5] = copy.deepcopy(config.layers[5])
+        config.layers[5].attention.n_kv_heads = 3
+        return config
+
+    config = registry("llama3", "8B", converter())
+    config.accept(degrees_of_job(run_config(16)))
+    with pytest.raises(tpv.TPCompatError, match="in layer 5"):
+        changed(copy.deepcopy(config)).update_from_config(config=run_config(16))
+    with pytest.raises(tpv.TPCompatError):
+        config.update_from_config(config=run_config(64))
+    config.accept(degrees_of_job(run_config(16)))
+    config.update_from_config(config=run_config(16))
+    with pytest.raises(tpv.TPCompatError, match="in layer 5"):
+        changed(config).update_from_config(config=run_config(16))
 
 
 @needs_qwen3_5

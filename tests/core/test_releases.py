@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from tests.core.fake_torchtitan import ROOT, FakeTorchtitan, make
-from torchtitan_tp_validate.wrappers import target
-from torchtitan_tp_validate.wrappers.releases import BLOBS
-from torchtitan_tp_validate.wrappers.target import Identity
+from torchtitan_tp_validate import locate
+from torchtitan_tp_validate.locate import Identity
+from torchtitan_tp_validate.release_files import BLOBS
 
 LLAMA3 = "torchtitan/models/llama3/parallelize.py"
 QWEN3 = "torchtitan/models/qwen3/parallelize.py"
@@ -41,15 +41,15 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / path).write_bytes(text)
     table = {path: (blob(text), blob(text + b"# checked\n")) for path, text in _SOURCES.items()}
     other = {LLAMA3: (blob(b"other\n"), blob(b"other # checked\n"))}
-    monkeypatch.setattr(target, "BLOBS", {"7.0": other, "7.1": table})
-    monkeypatch.setattr(target, "KNOWN_RELEASES", {"7.0", "7.1"})
-    monkeypatch.setattr(target, "package_folder", lambda package: tmp_path / package)
+    monkeypatch.setattr(locate, "BLOBS", {"7.0": other, "7.1": table})
+    monkeypatch.setattr(locate, "KNOWN_RELEASES", {"7.0", "7.1"})
+    monkeypatch.setattr(locate, "package_folder", lambda package: tmp_path / package)
     call_itself("7.1", monkeypatch)
     return tmp_path
 
 
 def call_itself(version: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(target, "torchtitan_version", lambda: version)
+    monkeypatch.setattr(locate, "torchtitan_version", lambda: version)
 
 
 def edit(tree: Path, *paths: str, text: str = "# checked\n") -> None:
@@ -59,7 +59,7 @@ def edit(tree: Path, *paths: str, text: str = "# checked\n") -> None:
 
 
 def identity() -> Identity:
-    return target.torchtitan_identity()
+    return locate.torchtitan_identity()
 
 
 def test_a_release_is_itself(tree: Path) -> None:
@@ -180,7 +180,7 @@ def test_our_own_patch_is_no_reason_to_refuse(tmp_path: Path) -> None:
     fake, table = patched_release(tmp_path)
     output = fake.expect(f"""
         import sys
-        from torchtitan_tp_validate.wrappers.releases import BLOBS
+        from torchtitan_tp_validate.release_files import BLOBS
         BLOBS["0.3.0"] = {table!r}
         import torchtitan_tp_validate as tpv
         tpv.install(strict=True)

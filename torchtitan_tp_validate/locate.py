@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from torchtitan_tp_validate.errors import InstallError
-from torchtitan_tp_validate.wrappers.releases import BLOBS
+from torchtitan_tp_validate.release_files import BLOBS
 
 KNOWN_RELEASES = frozenset(BLOBS)
 """The torchtitan releases that this package is tested with."""

@@ -1,0 +1,405 @@
+"""Put the guards in place in the installed torchtitan and transformers, and take them away again.
+
+``install()`` replaces every known entry point by its guard: in the module that defines it, in every
+module that imported it by name, and in every train or model spec built before. Modules imported later
+are covered as they are imported. It also guards the Trainer's start, so that a job is refused before
+its first process group. ``uninstall()`` puts the original objects back wherever the guard still stands,
+and a guard that somebody else wrapped in the meantime goes quiet.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+from torchtitan_tp_validate.errors import InstallError, InstallWarning
+from torchtitan_tp_validate.failure import recorder
+from torchtitan_tp_validate.job import check_job
+from torchtitan_tp_validate.locate import torchtitan_identity, torchtitan_version
+from torchtitan_tp_validate.notices import forget
+from torchtitan_tp_validate.supported import unsupported_torchtitan
+from torchtitan_tp_validate.wrappers import TARGETS
+from torchtitan_tp_validate.wrappers.guard import Guardable, parallelize_functions
+
+if TYPE_CHECKING:
+    from torchtitan_tp_validate.hf.fix import PlanFix
+
+Function = Callable[..., Any]
+
+# 0.3.x defines the Trainer in the first, 0.2.x in the second.
+_TRAINER_MODULES = ("torchtitan.trainer", "torchtitan.train")
+
+# Where transformers defines PreTrainedModel.
+_MODEL_MODULE = "transformers.modeling_utils"
+
+
+@dataclass(frozen=True)
+class TargetState:
+    """Whether one entry point is guarded.
+
+    Attributes:
+        model: the wrapper's name, e.g. ``llama3``.
+        entry_point: the dotted name of upstream's function, or of the wrapper when there is none.
+        guarded: True when a call is checked now, or as soon as its module is imported.
+        detail: which of the two, or why not.
+        faulty: True when torchtitan has the model, and yet it is not guarded.
+    """
+
+    model: str
+    entry_point: str
+    guarded: bool
+    detail: str
+    faulty: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.model}: {self.entry_point}: {self.detail}"
+
+
+class Installation:
+    """The state of the guards, and a context manager that installs them for a while.
+
+    Leaving the context uninstalls, unless the guards were in place when it was entered.
+    """
+
+    def __init__(self) -> None:
+        self._was_active: list[bool] = []
+
+    @property
+    def active(self) -> bool:
+        """Whether the guards are in place."""
+        return _guards.active
+
+    @property
+    def targets(self) -> tuple[TargetState, ...]:
+        """The state of every entry point that this package knows, in the installed torchtitan."""
+        with _guards.lock:
+            return tuple(_guards.states())
+
+    @property
+    def guarded(self) -> tuple[TargetState, ...]:
+        """The entry points whose calls are checked."""
+        return tuple(state for state in self.targets if state.guarded)
+
+    @property
+    def not_guarded(self) -> tuple[TargetState, ...]:
+        """The entry points whose calls are not, and the models that this torchtitan does not have."""
+        return tuple(state for state in self.targets if not state.guarded)
+
+    def __bool__(self) -> bool:
+        return self.active
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.targets))
+
+    def __enter__(self) -> Installation:
+        with _guards.lock:
+            self._was_active.append(_guards.active)
+            install()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with _guards.lock:
+            if not self._was_active.pop():
+                uninstall()
+
+
+def install(
+    *, strict: bool = False, replicate_kv_heads: bool = False, fix_tp_plan: bool = False
+) -> Installation:
+    """Guard every known entry point of the installed torchtitan, and loading under transformers' native TP.
+
+    Calling it again changes nothing, except that it can switch on what was off.
+
+    Args:
+        strict: raise instead of warning when something cannot be guarded; nothing is then installed.
+        replicate_kv_heads: let several ranks share a key-value head where the TP degree is a multiple of
+            n_kv_heads (see ``kv_replication``). It stays on until `uninstall`. A model of 0.3.x that no
+            Trainer builds needs the converter ``ReplicateKVHeads``.
+        fix_tp_plan: also complete the plans of transformers models that forget their output head, see
+            `torchtitan_tp_validate.hf.ensure_lm_head_plan`.
+
+    Raises:
+        InstallError: under ``strict``, naming what cannot be guarded: torchtitan and transformers are both
+            missing, one is of an unknown release, or an entry point is gone or has another signature.
+    """
+    for problem in _guards.install(strict, replicate_kv_heads, fix_tp_plan):
+        warnings.warn(problem, InstallWarning, stacklevel=2)
+    return Installation()
+
+
+def uninstall() -> None:
+    """Put the original objects back wherever our guard still stands. Calling it again changes nothing."""
+    _guards.uninstall()
+
+
+def installed() -> Installation:
+    """The state of the guards; ``with installed():`` puts them in place for the block."""
+    return Installation()
+
+
+def is_guard(function: object) -> bool:
+    """Whether this very object is one of the guards in place."""
+    return _guards.holds(function)
+
+
+def recorded_check(config: Any) -> None:
+    """`check_job`, whose refusal torchrun's own failure summary shows."""
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    check = functools.partial(check_job, is_guarded=is_guard, replicate_kv_heads=_guards.replicate_kv_heads)
+    record(check, recorder())(config)
+
+
+def hand_over(config: Any) -> None:
+    """Let the next Trainer start unjudged if it is for this very job, which `recorded_check` has accepted."""
+    _guards.handed_over = config
+
+
+class Guards:
+    """The guards of this process: which are in place, and what they are asked to do.
+
+    Attributes:
+        lock: to be held by whoever reads or changes more than one thing.
+        active: whether they are in place; each guard asks at each call, as it does for the next two.
+        replicate_kv_heads: whether ranks may share key-value heads.
+        fix_tp_plan: whether the plans of transformers models are completed.
+        handed_over: the job that the launcher has judged, until a Trainer starts.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.active = False
+        self.replicate_kv_heads = False
+        self.fix_tp_plan = False
+        self.handed_over: Any = None
+        self._plan_fix: PlanFix | None = None
+        # id(original) -> (original, guard): ids, since a callable need not hash.
+        self._functions: dict[int, tuple[Function, Function]] = {}
+        self._trainers: dict[type, tuple[Function, Function]] = {}
+        self._watched: set[str] = set()
+
+    def install(self, strict: bool, replicate_kv_heads: bool, fix_tp_plan: bool) -> list[str]:
+        """Put them in place; return what is to be told of it, a sentence each: nothing when they were.
+
+        Raises:
+            InstallError: under ``strict``, when there is something to tell.
+        """
+        with self.lock:
+            problems = _problems()
+            if strict and problems:
+                raise InstallError("Cannot guard everything:\n  " + "\n  ".join(problems))
+            was_active, self.active = self.active, True
+            self.replicate_kv_heads |= replicate_kv_heads
+            self.fix_tp_plan |= fix_tp_plan
+            self._watch_imports()
+            self._fix_plans()
+            self._guard_trainer()
+            self._guard_loaded()
+        return [] if was_active else problems
+
+    def uninstall(self) -> None:
+        """Put the original objects back wherever a guard still stands."""
+        with self.lock:
+            self.active = self.replicate_kv_heads = self.fix_tp_plan = False
+            self.handed_over = None
+            if self._plan_fix is not None:
+                self._plan_fix.undo()
+                self._plan_fix = None
+            _replace({id(guarded): original for original, guarded in self._functions.values()})
+            for trainer, (original, guarded) in self._trainers.items():
+                if trainer.__dict__.get("__init__") is guarded:
+                    setattr(trainer, "__init__", original)  # noqa: B010
+            self._functions.clear()
+            self._trainers.clear()
+            forget()
+
+    def holds(self, function: object) -> bool:
+        """Whether this very object is one of the guards in place."""
+        return any(function is guarded for _, guarded in self._functions.values())
+
+    def states(self) -> Iterator[TargetState]:
+        """The state of every entry point, and of every model that this torchtitan does not have."""
+        version = torchtitan_version()
+        supported = unsupported_torchtitan() is None
+        found = list(parallelize_functions()) if supported else []
+        for model, target in TARGETS.items():
+            entry_points = [point for point in found if point.model == model]
+            yield from map(self._state, entry_points)
+            if not entry_points:
+                absent = (
+                    f"torchtitan {version} has no such model" if version else "torchtitan is not installed"
+                )
+                if not supported:
+                    absent = f"torchtitan {version or 'of unknown version'} is not supported"
+                yield TargetState(model, target.name, False, absent)
+        yield from map(self._state, _native_tp())
+
+    def _state(self, entry_point: Guardable) -> TargetState:
+        model, name = entry_point.model, str(entry_point)
+        problem = entry_point.obstacle
+        if problem is not None:
+            return TargetState(model, name, False, problem, faulty=True)
+        if not self.active:
+            return TargetState(model, name, False, "not installed")
+        if entry_point.module not in sys.modules:
+            return TargetState(model, name, True, "guarded when its module is imported")
+        if self.holds(entry_point.bound):
+            return TargetState(model, name, True, f"guarded{entry_point.beside_the_check(self)}")
+        return TargetState(model, name, False, "replaced by somebody else after install()", faulty=True)
+
+    def _watch_imports(self) -> None:
+        """Have every target that is not imported yet guarded as soon as it is."""
+        # Deferred: the check itself must load without it, and fast.
+        from wrapt import register_post_import_hook
+
+        modules = {point.module for point in _entry_points() if point.problem is None}
+        for name in modules.union(_TRAINER_MODULES, {_MODEL_MODULE}) - self._watched:
+            if name not in sys.modules:
+                self._watched.add(name)
+                register_post_import_hook(self._on_import, name)
+
+    def _on_import(self, module: ModuleType) -> None:
+        with self.lock:
+            self._watched.discard(module.__name__)
+            if not self.active:
+                return
+            self._fix_plans()
+            self._guard_trainer()
+            self._guard_loaded(module.__name__)
+            for point in _entry_points():
+                if point.module == module.__name__ and (problem := point.obstacle) is not None:
+                    # The import itself must not fail for it.
+                    warnings.warn(f"{point} is not guarded: {problem}.", InstallWarning, stacklevel=2)
+
+    def _guard_loaded(self, only: str | None = None) -> None:
+        """Guard the entry points whose modules are loaded, everywhere they are bound."""
+        for point in _entry_points():
+            function = point.bound
+            if function is None or point.obstacle is not None or only not in (None, point.module):
+                continue
+            if not self.holds(function) and id(function) not in self._functions:
+                self._functions[id(function)] = (function, point.guard(function, self))
+        _replace({id(original): guarded for original, guarded in self._functions.values()})
+
+    def _fix_plans(self) -> None:
+        """Complete the plan of every transformers model made from now on, once there is such a class."""
+        base = getattr(sys.modules.get(_MODEL_MODULE), "PreTrainedModel", None)
+        if self.fix_tp_plan and self._plan_fix is None and base is not None:
+            from torchtitan_tp_validate.hf.fix import ensure_lm_head_plan
+
+            self._plan_fix = ensure_lm_head_plan(base)
+
+    def _guard_trainer(self) -> None:
+        """Check the job as the Trainer starts: before its device, process groups and first collective."""
+        if unsupported_torchtitan() is not None:
+            return
+        for module_name in _TRAINER_MODULES:
+            trainer = getattr(sys.modules.get(module_name), "Trainer", None)
+            if not isinstance(trainer, type) or trainer.__module__ != module_name:
+                continue
+            if trainer in self._trainers or "__init__" not in trainer.__dict__:
+                continue
+            original = trainer.__dict__["__init__"]
+            guarded = self._checked_init(original)
+            self._trainers[trainer] = (original, guarded)
+            setattr(trainer, "__init__", guarded)  # noqa: B010 - mypy knows that __init__ is special
+
+    def _checked_init(self, original: Function) -> Function:
+        @functools.wraps(original)
+        def __init__(trainer: Any, *args: Any, **kwargs: Any) -> None:
+            if self.active:
+                config = args[0] if args else kwargs.get("config", kwargs.get("job_config"))
+                # Once only: whoever starts another Trainer with it may have changed it.
+                judged, self.handed_over = self.handed_over, None
+                if not _is_same_job(config, judged):
+                    recorded_check(config)
+            original(trainer, *args, **kwargs)
+
+        return __init__
+
+
+_guards = Guards()
+
+
+def _is_same_job(config: Any, judged: Any) -> bool:
+    """Whether a job is the one that was judged, or torchtitan's shallow copy of it (``Config.build``)."""
+    if judged is None or type(config) is not type(judged):
+        return False
+    return all(getattr(config, field.name) is getattr(judged, field.name) for field in fields(judged))
+
+
+def _entry_points() -> Iterator[Guardable]:
+    if unsupported_torchtitan() is None:
+        yield from parallelize_functions()
+    yield from _native_tp()
+
+
+def _native_tp() -> Iterator[Guardable]:
+    """The entry point of transformers' native tensor parallelism, if transformers is installed."""
+    from torchtitan_tp_validate.hf.guard import distributing_functions
+
+    return distributing_functions()
+
+
+def _problems() -> list[str]:
+    """What stands in the way of guarding everything, a sentence each."""
+    from torchtitan_tp_validate.hf.guard import problems as problems_of_native_tp
+
+    native = problems_of_native_tp()
+    unsupported = unsupported_torchtitan()
+    if unsupported is not None:
+        return [unsupported, *native]
+    entry_points = list(parallelize_functions())
+    if not entry_points and any(_native_tp()):
+        return native
+    if not entry_points:
+        return ["torchtitan is not installed here, or has no entry point that is known: nothing is guarded."]
+    problems = [
+        f"{point} is not guarded: {problem}."
+        for point in entry_points
+        if (problem := point.obstacle) is not None
+    ]
+    strange = torchtitan_identity().problem
+    if strange is not None:
+        found = len(entry_points) - len(problems)
+        problems.append(f"torchtitan {strange}: {found} entry points were found in it and are guarded.")
+    return problems + native
+
+
+def _replace(replacements: Mapping[int, Function]) -> None:
+    """Put ``replacements[id(x)]`` in place of x in every loaded module and every spec."""
+    if not replacements:
+        return
+    for module in list(sys.modules.values()):
+        if not isinstance(module, ModuleType):
+            continue
+        namespace = vars(module)
+        for name, value in list(namespace.items()):
+            if id(value) in replacements:
+                namespace[name] = replacements[id(value)]
+    for spec in _specs():
+        replacement = replacements.get(id(getattr(spec, "parallelize_fn", None)))
+        if replacement is not None:
+            object.__setattr__(spec, "parallelize_fn", replacement)
+
+
+def _specs() -> Iterator[Any]:
+    """Every live dataclass instance with a ``parallelize_fn``: torchtitan's specs and users' own."""
+    is_spec: dict[type, bool] = {}
+    for candidate in gc.get_objects():
+        kind = type(candidate)
+        known = is_spec.get(kind)
+        if known is None:
+            fields = kind.__dict__.get("__dataclass_fields__", {})
+            known = is_spec[kind] = "parallelize_fn" in fields
+        if known:
+            yield candidate
