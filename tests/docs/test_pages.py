@@ -118,7 +118,7 @@ def test_the_pages_are_those_that_the_readme_names() -> None:
 
 
 def test_what_follows_from_an_uneven_split_is_what_the_rules_say() -> None:
-    from torchtitan_tp_validate.cli.rules import IGNORED
+    from torchtitan_tp_validate.cli.commands.rules import IGNORED
 
     text = Path(ROOT / "docs" / "rules.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| ([A-Z]+\d+) \|[^|]*\|([^|]*)\|([^|]*)\|([^|]*)\|$", text, flags=re.MULTILINE)

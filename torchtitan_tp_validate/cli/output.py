@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TextIO, TypeVar
 
 from torchtitan_tp_validate.cli import escape, files
-from torchtitan_tp_validate.cli.report import Judgement, Report, Status, Tally, as_json
+from torchtitan_tp_validate.cli.verdicts import Judgement, Report, Status, Tally, as_json
 from torchtitan_tp_validate.errors import TPValidateError
 from torchtitan_tp_validate.rules import Axis, Plan, ranges
 

@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 
 from tests.core.cli.conftest import Program
 from torchtitan_tp_validate.cli import escape, output
-from torchtitan_tp_validate.cli.report import Report
+from torchtitan_tp_validate.cli.verdicts import Report
 
 ROOT = Path(__file__).parents[3]
 ESC, OVERRIDE = "\x1b[2J", "\u202egnp.exe"

@@ -22,7 +22,7 @@ import pytest
 
 from tests.core.cli.conftest import SUBCOMMANDS, Program
 from torchtitan_tp_validate.cli import build_parser
-from torchtitan_tp_validate.cli.rules import IGNORED
+from torchtitan_tp_validate.cli.commands.rules import IGNORED
 from torchtitan_tp_validate.rules import RULES
 
 ROOT = Path(__file__).parents[3]

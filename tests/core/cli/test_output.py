@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from torchtitan_tp_validate.cli import output
-from torchtitan_tp_validate.cli.report import Judgement, Report, Status, as_json, exit_status, judge
-from torchtitan_tp_validate.cli.table import matrix
+from torchtitan_tp_validate.cli.commands.table import matrix
+from torchtitan_tp_validate.cli.verdicts import Judgement, Report, Status, as_json, exit_status, judge
 from torchtitan_tp_validate.plans.huggingface import Framework, read
 from torchtitan_tp_validate.rules import Degrees
 

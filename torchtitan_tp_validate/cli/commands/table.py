@@ -15,7 +15,7 @@ from torchtitan_tp_validate.cli.arguments import (
     positive,
     tp_degrees,
 )
-from torchtitan_tp_validate.cli.report import Judgement, Report, exit_status, unexpected
+from torchtitan_tp_validate.cli.verdicts import Judgement, Report, exit_status, unexpected
 from torchtitan_tp_validate.rules import Degrees
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torchtitan_tp_validate.cli import output
 from torchtitan_tp_validate.cli.arguments import Parser, add_output
-from torchtitan_tp_validate.cli.report import unexpected
+from torchtitan_tp_validate.cli.verdicts import unexpected
 from torchtitan_tp_validate.errors import TPValidateError
 from torchtitan_tp_validate.hf.audit import (
     NotAudited,

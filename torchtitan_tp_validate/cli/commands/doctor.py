@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torchtitan_tp_validate.install import TargetState
 
 SCHEMA_VERSION = 1
-"""Of the JSON output, which ``schema-doctor.json`` beside this file describes."""
+"""Of the JSON output, which ``cli/schema-doctor.json`` describes."""
 
 _PACKAGES = ("torchtitan-tp-validate", "torchtitan", "torch", "transformers")
 _EXAMPLES = """\

@@ -12,7 +12,7 @@ from torchtitan_tp_validate.cli.arguments import Parser, add_output, nearest
 from torchtitan_tp_validate.rules import RULES, Rule
 
 SCHEMA_VERSION = 1
-"""Of the JSON output, which ``schema-rules.json`` beside this file describes."""
+"""Of the JSON output, which ``cli/schema-rules.json`` describes."""
 
 _OF_RULE = """\
 examples:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torchtitan_tp_validate.cli import files, output
 from torchtitan_tp_validate.cli.arguments import Parser, add_output, add_replication
-from torchtitan_tp_validate.cli.report import Report, unexpected
+from torchtitan_tp_validate.cli.verdicts import Report, unexpected
 
 _EXAMPLES = """\
 examples:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torchtitan_tp_validate.cli import files, output
 from torchtitan_tp_validate.cli.arguments import Parser, add_degrees, add_output, degrees, tp_degrees
-from torchtitan_tp_validate.cli.report import Location, Report, judge, unexpected
+from torchtitan_tp_validate.cli.verdicts import Location, Report, judge, unexpected
 from torchtitan_tp_validate.errors import NotAModelConfigError, PlanError
 from torchtitan_tp_validate.plans import huggingface
 
