@@ -19,8 +19,8 @@ import pytest
 
 from tests.core.cli.conftest import Program
 from torchtitan_tp_validate.cli import files, verdicts
-from torchtitan_tp_validate.cli.arguments import FORMATS
 from torchtitan_tp_validate.cli.commands import audit, check
+from torchtitan_tp_validate.cli.formats import FORMATS
 from torchtitan_tp_validate.cli.verdicts import Judgement, Report
 from torchtitan_tp_validate.plans import huggingface
 from torchtitan_tp_validate.rules import Degrees

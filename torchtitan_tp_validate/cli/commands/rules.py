@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from torchtitan_tp_validate.cli import output
+from torchtitan_tp_validate.cli import formats
 from torchtitan_tp_validate.cli.arguments import Parser, add_output, nearest
+from torchtitan_tp_validate.cli.formats import Findings
+from torchtitan_tp_validate.cli.output import Line
 from torchtitan_tp_validate.rules import RULES, Rule
 
 SCHEMA_VERSION = 1
@@ -69,7 +72,7 @@ def add_parser(commands: Any) -> None:
         epilog=_OF_RULES,
     )
     for parser, command in ((one, "rule"), (every, "rules")):
-        add_output(parser, ("full", "json"))
+        add_output(parser, without=("github",))
         parser.set_defaults(run=run, parser=parser, command=command)
 
 
@@ -91,12 +94,16 @@ def _code(text: str) -> str:
 def run(options: Any) -> int:
     """Run either subcommand; the exit status."""
     shown = RULES.values() if options.command == "rules" else [RULES[options.code]]
-    if options.output_format == "json":
-        import json
-
-        output.put_document(options, [json.dumps(_as_json(shown), indent=2)])
-    else:
-        output.put(options, _list() if options.command == "rules" else _explain(RULES[options.code]))
+    findings = Findings(
+        shown,
+        full=_list if options.command == "rules" else lambda rules: itertools.chain(*map(_explain, rules)),
+        line=_line,
+        annotation=lambda rule: None,
+        columns=["code", "dimension", "axis", "why"],
+        cells=lambda rule: [(text, "") for text in (rule.code, rule.dim, rule.axis.value, rule.why)],
+        document=lambda rules: _as_json(rules).items(),
+    )
+    formats.emit(options, findings)
     return 0
 
 
@@ -120,13 +127,16 @@ def _as_json(rules: Iterable[Rule]) -> dict[str, Any]:
     }
 
 
-def _list() -> Iterator[output.Line]:
-    width = max(len(rule.dim) for rule in RULES.values())
-    for rule in RULES.values():
-        yield f"{rule.code}  {rule.dim:{width}}  {rule.why}", ""
+def _list(rules: Iterable[Rule]) -> Iterator[Line]:
+    return ((_line(rule), "") for rule in rules)
 
 
-def _explain(rule: Rule) -> Iterator[output.Line]:
+def _line(rule: Rule) -> str:
+    width = max(len(other.dim) for other in RULES.values())
+    return f"{rule.code}  {rule.dim:{width}}  {rule.why}"
+
+
+def _explain(rule: Rule) -> Iterator[Line]:
     yield f"{rule.code}: {rule.dim}", "bold"
     yield "", ""
     yield f"The {rule.axis.noun.lower()} must fit {rule.dim}: {rule.why}.", ""
