@@ -15,8 +15,8 @@ from pathlib import Path
 from rich.console import Console
 
 from torchtitan_tp_validate.cli import build_parser
+from torchtitan_tp_validate.cli.commands.table import matrix, survey
 from torchtitan_tp_validate.cli.output import width_of
-from torchtitan_tp_validate.cli.table import matrix, survey
 
 PICTURE = Path(__file__).parent / "matrix.svg"
 

@@ -24,7 +24,7 @@ _COMMANDS = {
     "doctor": "doctor",
     "completion": "completion",
 }
-"""Subcommand -> the module here that has it."""
+"""Subcommand -> the module of commands/ that has it."""
 _EXAMPLES = """\
 examples:
   tp-validate check --hf-config path/to/config.json
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except Exception as error:
-        from torchtitan_tp_validate.cli.report import unexpected
+        from torchtitan_tp_validate.cli.verdicts import unexpected
 
         _complain(unexpected(error))
     _forget_output()
@@ -116,5 +116,5 @@ def build_parser(command: str | None = None) -> Parser:
     parser.add_argument("-V", "--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, prog="tp-validate")
     for module in [_COMMANDS[command]] if command in _COMMANDS else dict.fromkeys(_COMMANDS.values()):
-        import_module(f"{__name__}.{module}").add_parser(commands)
+        import_module(f"{__name__}.commands.{module}").add_parser(commands)
     return parser

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from torchtitan_tp_validate.cli import formats
 from torchtitan_tp_validate.cli.escape import terminal
 from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.errors import TPValidateError
 
-FORMATS = ("full", "concise", "json", "github", "markdown")
 _MOST_DEGREES = 4096
 _LARGEST = 1 << 30
 
@@ -148,21 +148,21 @@ def degrees(options: argparse.Namespace, tp: int) -> Degrees:
     )
 
 
-def add_output(parser: Parser, formats: Sequence[str] = FORMATS) -> None:
-    """Format and place of the result."""
-    meanings = {
-        "full": "full (default)",
-        "concise": "concise (a line each)",
-        "json": "json (versioned schema)",
-        "github": "github (annotations)",
-        "markdown": "markdown",
-    }
+def add_output(parser: Parser, without: Sequence[str] = ()) -> None:
+    """Format and place of the result.
+
+    Args:
+        without: the formats that say nothing of what this command finds.
+    """
+    offered = {name: found for name, found in formats.FORMATS.items() if name not in without}
     group = parser.add_argument_group("output")
     group.add_argument(
         "--output-format",
-        choices=formats,
-        default="full",
-        help=", ".join(meanings[name] for name in formats),
+        choices=list(offered),
+        default=next(iter(offered)),
+        help=", ".join(
+            f"{name} ({found.meaning})" if found.meaning else name for name, found in offered.items()
+        ),
     )
     group.add_argument("--output-file", metavar="FILE", help="write the result there, not to standard output")
 

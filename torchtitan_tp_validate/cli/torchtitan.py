@@ -11,7 +11,7 @@ from typing import Any
 
 from torchtitan_tp_validate import registry
 from torchtitan_tp_validate.cli import files
-from torchtitan_tp_validate.cli.report import Judgement, Location, Report, judge
+from torchtitan_tp_validate.cli.verdicts import Judgement, Location, Report, judge
 from torchtitan_tp_validate.degrees import Axis, Degrees
 from torchtitan_tp_validate.errors import KVReplicationError, PlanError, TPDegreeError, TPValidateError
 from torchtitan_tp_validate.hardware import build_for_its_hardware

@@ -18,9 +18,10 @@ import jsonschema
 import pytest
 
 from tests.core.cli.conftest import Program
-from torchtitan_tp_validate.cli import audit, check, files, report
-from torchtitan_tp_validate.cli.arguments import FORMATS
-from torchtitan_tp_validate.cli.report import Judgement, Report
+from torchtitan_tp_validate.cli import files, verdicts
+from torchtitan_tp_validate.cli.commands import audit, check
+from torchtitan_tp_validate.cli.formats import FORMATS
+from torchtitan_tp_validate.cli.verdicts import Judgement, Report
 from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.plans import huggingface
 
@@ -106,7 +107,7 @@ def test_the_program_itself_stumbling_is_no_verdict(
     monkeypatch.setattr(check, "_check_options", lambda options: {}["x"])
     status, out, err = tp_validate("check", "--hf-config", config_file, "--tp", "4")
     assert (status, out) == (2, "")
-    assert err.startswith("tp-validate: Not validated: an unexpected KeyError: 'x' (at cli/check.py:")
+    assert err.startswith("tp-validate: Not validated: an unexpected KeyError: 'x' (at commands/check.py:")
     assert len(err.splitlines()) == 1
 
 
@@ -303,7 +304,7 @@ def test_the_streamed_document_is_the_whole_one(tp_validate: Program, config_fil
     reports = [
         check._hf_config(str(path), check_options(config_file, missing)) for path in (config_file, missing)
     ]
-    assert streamed == json.loads(json.dumps(report.as_json("check", reports)))
+    assert streamed == json.loads(json.dumps(verdicts.as_json("check", reports)))
     assert list(streamed)[-1] == "summary"
 
 

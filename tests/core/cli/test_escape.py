@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from tests.core.cli.conftest import Program
-from torchtitan_tp_validate.cli import escape, output
-from torchtitan_tp_validate.cli.report import Report
+from torchtitan_tp_validate.cli import escape, reports
+from torchtitan_tp_validate.cli.verdicts import Report
 
 ROOT = Path(__file__).parents[3]
 ESC, OVERRIDE = "\x1b[2J", "\u202egnp.exe"
@@ -136,8 +136,8 @@ def test_what_needs_no_escape_has_none(text: str) -> None:
 
 def test_reasons_of_several_lines_keep_them_where_there_is_room(tp_validate: Program) -> None:
     report = Report("a\nb", note="first:\n  second")
-    assert [line for line, _ in output.verdicts([report])] == ["a\\nb: first:", "  second"]
-    assert output.concise(report) == "a\nb: not validated: first:   second"
+    assert [line for line, _ in reports.verdicts([report])] == ["a\\nb: first:", "  second"]
+    assert reports.concise(report) == "a\nb: not validated: first:   second"
 
 
 def test_the_launcher_says_it_as_harmlessly() -> None:

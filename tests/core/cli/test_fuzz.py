@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from torchtitan_tp_validate.cli import main
-from torchtitan_tp_validate.cli.arguments import FORMATS
+from torchtitan_tp_validate.cli.formats import FORMATS
 from torchtitan_tp_validate.plans.huggingface import Framework
 
 FUZZ = settings(
@@ -146,7 +146,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @FUZZ
-@given(CONTENTS, DEGREES, st.sampled_from(FORMATS), st.sampled_from([f.value for f in Framework]))
+@given(CONTENTS, DEGREES, st.sampled_from(list(FORMATS)), st.sampled_from([f.value for f in Framework]))
 def test_any_file_gets_a_verdict_or_a_reason(
     folder: Path, content: bytes, tp: str, output_format: str, plan: str
 ) -> None:

@@ -9,10 +9,11 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from torchtitan_tp_validate.cli import output
-from torchtitan_tp_validate.cli.report import Judgement, Report, Status, as_json, exit_status, judge
-from torchtitan_tp_validate.cli.table import matrix
+from torchtitan_tp_validate.cli import output, reports
+from torchtitan_tp_validate.cli.commands.table import matrix
+from torchtitan_tp_validate.cli.verdicts import Judgement, Report, Status, as_json, exit_status, judge
 from torchtitan_tp_validate.degrees import Degrees
+from torchtitan_tp_validate.plan import ranges
 from torchtitan_tp_validate.plans.huggingface import Framework, read
 
 
@@ -69,7 +70,7 @@ def test_the_matrix_greys_out_what_the_world_does_not_hold() -> None:
     [([], ""), ([4], "4"), ([1, 2], "1, 2"), ([1, 2, 3, 4, 8], "1-4, 8"), ([2, 4, 8], "2, 4, 8")],
 )
 def test_ranges_of_degrees_in_few_words(numbers: list[int], text: str) -> None:
-    assert output.ranges(numbers) == text
+    assert ranges(numbers) == text
 
 
 def test_the_exit_status_is_that_of_the_worst() -> None:
@@ -94,8 +95,8 @@ def test_a_rule_that_was_left_out_is_named_behind_every_verdict() -> None:
     plan = replace(whole.plan, not_judged=("TP009: the run has no seq_len",))
     for degrees in ([Degrees(tp=2)], [Degrees(tp=4)], [Degrees(tp=2), Degrees(tp=4)]):
         one = Report("a", judge(plan, degrees), plan)
-        assert output.concise(one).endswith(" Not validated: TP009: the run has no seq_len.")
-        text = "\n".join(line for line, _ in output.verdicts([one]))
+        assert reports.concise(one).endswith(" Not validated: TP009: the run has no seq_len.")
+        text = "\n".join(line for line, _ in reports.verdicts([one]))
         assert text.count("Not validated: TP009: the run has no seq_len.") == 1
         assert as_json("check", [one])["results"][0]["not_judged"] == ["TP009: the run has no seq_len"]
-    assert "Not validated" not in output.concise(whole)
+    assert "Not validated" not in reports.concise(whole)

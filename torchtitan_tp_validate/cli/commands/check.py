@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from torchtitan_tp_validate.cli import files, output
+from torchtitan_tp_validate.cli import files, reports
 from torchtitan_tp_validate.cli.arguments import Parser, add_degrees, add_output, degrees, tp_degrees
-from torchtitan_tp_validate.cli.report import Location, Report, judge, unexpected
+from torchtitan_tp_validate.cli.verdicts import Location, Report, judge, unexpected
 from torchtitan_tp_validate.errors import NotAModelConfigError, PlanError
 from torchtitan_tp_validate.plans import huggingface
 
@@ -113,14 +113,14 @@ def run(options: Any) -> int:
         )
     _check_options(options)
     files.check_not_an_input(options.output_file, _inputs(options))
-    reports: Iterable[Report]
+    found: Iterable[Report]
     if options.torchtitan_arguments is not None:
-        reports = [_run(options)]
+        found = [_run(options)]
     elif options.model is not None:
-        reports = [_model(options)]
+        found = [_model(options)]
     else:
-        reports = (_hf_config(path, options) for path in options.hf_config)
-    return output.emit(options, reports, output.verdicts).exit_status
+        found = (_hf_config(path, options) for path in options.hf_config)
+    return reports.emit(options, found, reports.verdicts).exit_status
 
 
 def _check_options(options: Any) -> None:
@@ -138,7 +138,7 @@ def _check_options(options: Any) -> None:
             parser.error("--tp is missing: which degree, or range of degrees?")
     else:
         kind = options.framework or huggingface.Framework.TORCHTITAN.value
-        name = f"a Hugging Face config by {output.possessive(kind)} rule"
+        name = f"a Hugging Face config by {reports.possessive(kind)} rule"
         if options.cp is not None and options.seq_len is None:
             parser.error("--cp changes nothing without --seq-len: the sequence is what both cut")
         if options.hf_config.count(files.STDIN) > 1:

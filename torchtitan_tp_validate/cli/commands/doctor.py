@@ -6,14 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from torchtitan_tp_validate.cli import output
+from torchtitan_tp_validate.cli import formats
 from torchtitan_tp_validate.cli.arguments import Parser, add_output
+from torchtitan_tp_validate.cli.formats import Annotation, Findings
+from torchtitan_tp_validate.cli.output import BAD, GOOD, QUIET, Line
 
 if TYPE_CHECKING:
     from torchtitan_tp_validate.guards import TargetState
 
 SCHEMA_VERSION = 1
-"""Of the JSON output, which ``schema-doctor.json`` beside this file describes."""
+"""Of the JSON output, which ``cli/schema-doctor.json`` describes."""
 
 _PACKAGES = ("torchtitan-tp-validate", "torchtitan", "torch", "transformers")
 _EXAMPLES = """\
@@ -33,7 +35,7 @@ def add_parser(commands: Any) -> None:
         "guarded is not, 2 when the installed torchtitan is not supported.",
         epilog=_EXAMPLES,
     )
-    add_output(parser, ("full", "json"))
+    add_output(parser)
     parser.set_defaults(run=run, parser=parser, command="doctor")
 
 
@@ -45,15 +47,24 @@ def run(options: Any) -> int:
     with _guards():
         states = installed().targets
     problem = unsupported_torchtitan()
-    if options.output_format == "json":
-        import json
-
-        output.put_document(options, [json.dumps(_as_json(states, problem), indent=2)])
-    else:
-        output.put(options, _lines(states, problem))
+    problems = [] if problem is None else [_Problem(problem)]
+    findings = Findings[Any](
+        [*problems, *states],
+        full=lambda _: _lines(states, problem),
+        line=lambda found: str(found) if isinstance(found, _Problem) else f"{_word(found)}: {found}",
+        annotation=_annotation,
+        columns=["state", "model", "entry point", "detail"],
+        cells=_cells,
+        document=lambda _: _as_json(states, problem).items(),
+    )
+    formats.emit(options, findings)
     if problem is not None:
         return 2
     return 1 if any(state.faulty for state in states) else 0
+
+
+class _Problem(str):
+    """Why the installed torchtitan is not supported."""
 
 
 def _guards() -> Any:
@@ -92,14 +103,29 @@ def _as_json(states: Sequence[TargetState], problem: str | None) -> dict[str, An
     }
 
 
-def _lines(states: Sequence[TargetState], problem: str | None) -> Iterator[output.Line]:
+def _lines(states: Sequence[TargetState], problem: str | None) -> Iterator[Line]:
     for name, version in _versions().items():
-        yield (f"{name} {version}", "") if version else (f"{name}: not installed", "dim")
+        yield (f"{name} {version}", "") if version else (f"{name}: not installed", QUIET)
     yield "", ""
     if problem is not None:
-        yield problem, "bold red"
+        yield problem, BAD
         yield "", ""
     for state in states:
-        word = "guarded" if state.guarded else "AT FAULT" if state.faulty else "not guarded"
-        style = "green" if state.guarded else "bold red" if state.faulty else "dim"
-        yield f"{word:12} {state}", style
+        yield f"{_word(state):12} {state}", GOOD if state.guarded else BAD if state.faulty else QUIET
+
+
+def _word(state: TargetState) -> str:
+    return "guarded" if state.guarded else "AT FAULT" if state.faulty else "not guarded"
+
+
+def _annotation(found: TargetState | _Problem) -> Annotation | None:
+    if isinstance(found, _Problem):
+        return Annotation("error", "torchtitan", found)
+    return Annotation("error", found.model, str(found)) if found.faulty else None
+
+
+def _cells(found: TargetState | _Problem) -> list[Line]:
+    if isinstance(found, _Problem):
+        return [("AT FAULT", BAD), ("", ""), ("torchtitan", ""), (found, "")]
+    state = (_word(found), BAD if found.faulty else "")
+    return [state, (found.model, ""), (found.entry_point, ""), (found.detail, "")]

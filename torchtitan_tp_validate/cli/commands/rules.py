@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
-from torchtitan_tp_validate.cli import output
+from torchtitan_tp_validate.cli import formats
 from torchtitan_tp_validate.cli.arguments import Parser, add_output, nearest
+from torchtitan_tp_validate.cli.formats import Findings
+from torchtitan_tp_validate.cli.output import BAD, Line
 from torchtitan_tp_validate.degrees import Axis, noun
 from torchtitan_tp_validate.rules import LINES, RULES, Rule
 
 SCHEMA_VERSION = 1
-"""Of the JSON output, which ``schema-rules.json`` beside this file describes."""
+"""Of the JSON output, which ``cli/schema-rules.json`` describes."""
 
 _OF_RULE = """\
 examples:
@@ -44,7 +47,7 @@ def add_parser(commands: Any) -> None:
         epilog=_OF_RULES,
     )
     for parser, command in ((one, "rule"), (every, "rules")):
-        add_output(parser, ("full", "json", "markdown"))
+        add_output(parser, without=("github",))
         parser.set_defaults(run=run, parser=parser, command=command)
 
 
@@ -66,14 +69,16 @@ def _code(text: str) -> str:
 def run(options: Any) -> int:
     """Run either subcommand; the exit status."""
     shown = RULES.values() if options.command == "rules" else [RULES[options.code]]
-    if options.output_format == "json":
-        import json
-
-        output.put_document(options, [json.dumps(_as_json(shown), indent=2)])
-    elif options.output_format == "markdown":
-        output.put_document(options, list(as_markdown(shown)))
-    else:
-        output.put(options, _list() if options.command == "rules" else _explain(RULES[options.code]))
+    findings = Findings(
+        shown,
+        full=_list if options.command == "rules" else lambda rules: itertools.chain(*map(_explain, rules)),
+        line=_line,
+        annotation=lambda rule: None,
+        columns=["code", "dimension", *(line.value for line in LINES), "what to do", "for example"],
+        cells=_cells,
+        document=lambda rules: _as_json(rules).items(),
+    )
+    formats.emit(options, findings)
     return 0
 
 
@@ -96,39 +101,27 @@ def _as_json(rules: Iterable[Rule]) -> dict[str, Any]:
     }
 
 
-def as_markdown(rules: Iterable[Rule]) -> Iterator[str]:
-    """Yield the lines of two tables: what an uneven split does, and what to do about it."""
-    rules = tuple(rules)
-    yield f"| code | dimension | {' | '.join(line.value for line in LINES)} |"
-    yield "|---|---|" + "---|" * len(LINES)
-    for rule in rules:
-        dim = f"`{rule.dim}` {rule.scope}".rstrip()
-        yield f"| {rule.code} | {dim} |{''.join(_cells(rule))}"
-    yield ""
-    yield "| code | why | what to do | for example |"
-    yield "|---|---|---|---|"
-    for rule in rules:
-        degree, example = Axis(rule.axis).name, rule.example
-        yield (
-            f"| {rule.code} | {rule.why} | {rule.instead} "
-            f"| {example.size}: {degree} {example.works} works, {degree} {example.fails} does not |"
-        )
-
-
-def _cells(rule: Rule) -> Iterator[str]:
-    """What it does in each line; in bold where nobody would notice."""
+def _cells(rule: Rule) -> Iterator[Line]:
+    """What it does in each line of torchtitan, in bold where nobody would notice, and what to do about it."""
+    yield rule.code, ""
+    yield f"{rule.dim} {rule.scope}".rstrip(), ""
     for line, told in rule.in_short.items():
-        bold = "**" if told and rule.otherwise[line].silent else ""
-        yield f" {bold}{told}{bold} |" if told else " |"
+        yield told, BAD if told and rule.otherwise[line].silent else ""
+    axis, example = Axis(rule.axis).name, rule.example
+    yield rule.instead, ""
+    yield f"{example.size}: {axis} {example.works} works, {axis} {example.fails} does not", ""
 
 
-def _list() -> Iterator[output.Line]:
-    width = max(len(rule.dim) for rule in RULES.values())
-    for rule in RULES.values():
-        yield f"{rule.code}  {rule.dim:{width}}  {rule.why}", ""
+def _list(rules: Iterable[Rule]) -> Iterator[Line]:
+    return ((_line(rule), "") for rule in rules)
 
 
-def _explain(rule: Rule) -> Iterator[output.Line]:
+def _line(rule: Rule) -> str:
+    width = max(len(other.dim) for other in RULES.values())
+    return f"{rule.code}  {rule.dim:{width}}  {rule.why}"
+
+
+def _explain(rule: Rule) -> Iterator[Line]:
     yield f"{rule.code}: {rule.dim}", "bold"
     yield "", ""
     yield f"The {noun(rule.axis).lower()} must fit {rule.dim}: {rule.why}.", ""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torchtitan_tp_validate.cli import output
+from torchtitan_tp_validate.cli import formats, output
 from torchtitan_tp_validate.cli.arguments import Parser, add_output
-from torchtitan_tp_validate.cli.report import unexpected
+from torchtitan_tp_validate.cli.formats import Annotation, Findings
+from torchtitan_tp_validate.cli.output import BAD, GOOD, QUIET, Line
+from torchtitan_tp_validate.cli.verdicts import unexpected
 from torchtitan_tp_validate.errors import TPValidateError
 from torchtitan_tp_validate.hf.audit import (
     NotAudited,
@@ -27,6 +28,8 @@ examples:
 """
 SCHEMA_VERSION = 1
 """Of the JSON output; raised when a field changes its meaning or goes."""
+
+_HEADINGS = ["class", "output head", "rule", "bytes per rank", "what happens"]
 
 
 def add_parser(commands: Any) -> None:
@@ -49,7 +52,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--fixed", action="store_true", help="audit what install(fix_tp_plan=True) makes of the plans"
     )
-    add_output(parser, ("full", "json"))
+    add_output(parser)
     parser.set_defaults(run=run, parser=parser, command="hf-audit")
 
 
@@ -60,14 +63,20 @@ def run(options: Any) -> int:
     with _fixed(options.fixed), output.progress("Auditing plans") as track:
         names = options.classes or audited_classes()
         results = [result for name in track(names) for result in _audited(name)]
-    if options.output_format == "json":
-        output.put_document(options, [json.dumps(_as_json(results), indent=2)])
-    else:
-        output.put(options, _table(results, in_full=options.classes is not None))
+    findings = Findings(
+        results,
+        full=lambda _: _table(results, in_full=options.classes is not None),
+        line=_line,
+        annotation=_annotation,
+        columns=_HEADINGS,
+        cells=_cells,
+        document=lambda _: _as_json(results).items(),
+    )
+    formats.emit(options, findings)
     audits = [result for result in results if isinstance(result, PlanAudit)]
     if not audits or any(isinstance(result, _Failed) for result in results):
         return 2
-    return int(any(audit.head_left_whole or audit.fails for audit in audits))
+    return int(any(map(_is_bad, audits)))
 
 
 class _Failed(NotAudited):
@@ -109,10 +118,10 @@ def _as_json(results: Sequence[PlanAudit | NotAudited]) -> dict[str, Any]:
     }
 
 
-def _table(results: Sequence[PlanAudit | NotAudited], *, in_full: bool) -> Iterator[output.Line]:
+def _table(results: Sequence[PlanAudit | NotAudited], *, in_full: bool) -> Iterator[Line]:
     audits = [result for result in results if isinstance(result, PlanAudit)]
     missed = [result for result in results if isinstance(result, NotAudited)]
-    shown = [audit for audit in audits if in_full or audit.head_left_whole or audit.fails]
+    shown = [audit for audit in audits if in_full or _is_bad(audit)]
     if shown:
         yield from _rows(shown)
         yield "", ""
@@ -121,28 +130,19 @@ def _table(results: Sequence[PlanAudit | NotAudited], *, in_full: bool) -> Itera
             yield from _linears(audit)
     if missed:
         yield "Not audited, since no instance could be made:", ""
-        yield from ((f"  {result.model}: {result.reason}", "dim") for result in missed)
+        yield from ((f"  {result.model}: {result.reason}", QUIET) for result in missed)
     sharded = sum(bool(audit.rules) for audit in audits)
     whole = sum(audit.head_left_whole for audit in audits)
     fails = sum(audit.fails for audit in audits)
     yield (
         f"transformers {transformers_version()}: {len(audits)} classes audited, {sharded} with a plan; "
         f"{whole} leave the output head whole, {fails} shard half of a tied pair.",
-        "bold red" if whole or fails else "green",
+        BAD if whole or fails else GOOD,
     )
 
 
-def _rows(audits: Sequence[PlanAudit]) -> Iterator[output.Line]:
-    rows = [["class", "output head", "rule", "bytes per rank", "what happens"]]
-    for audit in audits:
-        head = audit.head
-        if head is None:
-            rows.append([audit.model, "-", "-", "-", "names no output head"])
-            continue
-        happens = head.consequence if audit.rules else "nothing of the model is sharded"
-        rows.append(
-            [audit.model, head.name, head.rule or "-", f"{head.bytes_per_rank:,}", happens or "sharded"]
-        )
+def _rows(audits: Sequence[PlanAudit]) -> Iterator[Line]:
+    rows = [_HEADINGS, *map(_row, audits)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (
@@ -152,7 +152,42 @@ def _rows(audits: Sequence[PlanAudit]) -> Iterator[output.Line]:
         yield "  ".join(cells).rstrip(), ""
 
 
-def _linears(audit: PlanAudit) -> Iterator[output.Line]:
+def _row(audit: PlanAudit) -> list[str]:
+    head = audit.head
+    if head is None:
+        return [audit.model, "-", "-", "-", "names no output head"]
+    happens = head.consequence if audit.rules else "nothing of the model is sharded"
+    return [audit.model, head.name, head.rule or "-", f"{head.bytes_per_rank:,}", happens or "sharded"]
+
+
+def _line(result: PlanAudit | NotAudited) -> str:
+    if isinstance(result, NotAudited):
+        return f"{result.model}: not audited: {result.reason}"
+    model, head, _, size, happens = _row(result)
+    if result.head is None:
+        return f"{model}: {happens}"
+    rule = f"rule {result.head.rule}" if result.head.rule else "no rule"
+    return f"{model}: {happens}: {head}, {rule}, {size} bytes per rank"
+
+
+def _annotation(result: PlanAudit | NotAudited) -> Annotation | None:
+    if isinstance(result, NotAudited):
+        return Annotation("error" if isinstance(result, _Failed) else "notice", result.model, _line(result))
+    return Annotation("error", result.model, _line(result)) if _is_bad(result) else None
+
+
+def _cells(result: PlanAudit | NotAudited) -> list[Line]:
+    if isinstance(result, NotAudited):
+        return [(text, "") for text in (result.model, "-", "-", "-", f"not audited: {result.reason}")]
+    *cells, happens = _row(result)
+    return [*((text, "") for text in cells), (happens, BAD if _is_bad(result) else "")]
+
+
+def _is_bad(audit: PlanAudit) -> bool:
+    return audit.head_left_whole or audit.fails
+
+
+def _linears(audit: PlanAudit) -> Iterator[Line]:
     if not audit.linears:
         return
     yield f"{audit.model} also holds whole on every rank, though its plan shards smaller linears:", ""

@@ -60,7 +60,7 @@ def run(options: Any) -> int:
     script: str = shtab.complete(parser, shell=options.shell)
     for pattern, instead in _FILE_NAMES[options.shell]:
         script = re.sub(pattern, instead, script, flags=re.MULTILINE)
-    output.put_document(options, script.splitlines())
+    output.put(options, script.splitlines())
     return 0
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torchtitan_tp_validate.cli import escape, output
+from torchtitan_tp_validate.cli import escape, output, reports
 from torchtitan_tp_validate.cli.arguments import (
     Parser,
     add_degrees,
@@ -15,7 +15,7 @@ from torchtitan_tp_validate.cli.arguments import (
     positive,
     tp_degrees,
 )
-from torchtitan_tp_validate.cli.report import Judgement, Report, exit_status, unexpected
+from torchtitan_tp_validate.cli.verdicts import Judgement, Report, exit_status, unexpected
 from torchtitan_tp_validate.degrees import Degrees
 
 if TYPE_CHECKING:
@@ -64,12 +64,12 @@ def add_parser(commands: Any) -> None:
 def run(options: Any) -> int:
     """Run the subcommand; the exit status."""
     options.tp = options.tp or _DEFAULT
-    reports = list(survey(options))
+    found = list(survey(options))
     if options.output_format == "full" and options.output_file is None and output.uses_colour(sys.stdout):
-        output.show(matrix(reports, options.tp, options.world_size))
+        output.show(matrix(found, options.tp, options.world_size))
     else:
-        output.emit(options, reports, lambda found: _plain(list(found), options.tp, options.world_size))
-    return exit_status(reports)
+        reports.emit(options, found, lambda them: _plain(list(them), options.tp, options.world_size))
+    return exit_status(found)
 
 
 def survey(options: Any) -> Iterator[Report]:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torchtitan_tp_validate.cli import files, output
+from torchtitan_tp_validate.cli import files, output, reports
 from torchtitan_tp_validate.cli.arguments import Parser, add_output, add_replication
-from torchtitan_tp_validate.cli.report import Report, unexpected
+from torchtitan_tp_validate.cli.verdicts import Report, unexpected
 
 _EXAMPLES = """\
 examples:
@@ -74,8 +74,8 @@ def run(options: Any) -> int:
             options.parser.error(f"no training config in {', '.join(options.what)}")
         files.check_not_an_input(options.output_file, [job.file for job in jobs if job.file])
         with output.progress("Judging configs") as track:
-            reports = [job.report() for job in track(jobs)]
-    tally = output.emit(options, reports, output.verdicts)
+            found = [job.report() for job in track(jobs)]
+    tally = reports.emit(options, found, reports.verdicts)
     return 2 if tally.judged_none else tally.exit_status
 
 
