@@ -25,6 +25,7 @@ PLANS = {
     "HeadlessForCausalLM": PlanAudit("HeadlessForCausalLM", "5.9", 4, None, ()),
     "OddForCausalLM": NotAudited("OddForCausalLM", "it needs a | tokenizer"),
 }
+from torchtitan_tp_validate.rules import LINES
 
 
 @pytest.fixture
@@ -121,7 +122,11 @@ def test_an_audit_of_plans_in_every_format(tp_validate: Program, command_lines: 
 
 def test_rules_as_a_table(tp_validate: Program) -> None:
     lines = tp_validate("rules", "--output-format", "markdown").out.splitlines()
-    assert lines[:2] == ["| code | dimension | axis | why |", "| --- | --- | --- | --- |"]
+    headings = ["code", "dimension", *(line.value for line in LINES), "what to do", "for example"]
+    assert lines[:2] == [f"| {' | '.join(headings)} |", "| --- " * len(headings) + "|"]
+    assert any(
+        "| TP005 | feed_forward_hidden_dim | dies in forward | **silently wrong** |" in line for line in lines
+    )
     (row,) = tp_validate("rule", "TP002", "--output-format", "markdown").out.splitlines()[2:]
     assert row in lines
     listed = tp_validate("rules")

@@ -68,23 +68,6 @@ def test_rules_as_json(tp_validate: Program, tmp_path: Path) -> None:
     assert one["rules"][0]["ignored"]["torchtitan 0.2.x"] == "dies in forward"
 
 
-def test_rules_as_markdown(tp_validate: Program) -> None:
-    every = tp_validate("rules", "--output-format", "markdown").out
-    assert "| TP005 | `feed_forward_hidden_dim` | dies in forward | **silently wrong** | fine while" in every
-    assert "| TP007 | `vision_num_heads` | | dies with images | the same |" in every
-    one = tp_validate("rule", "EP001", "--output-format", "markdown").out
-    assert one == (
-        "| code | dimension | torchtitan 0.2.x | 0.3.x, spmd_types | 0.3.x, DTensor backends |\n"
-        "|---|---|---|---|---|\n"
-        "| EP001 | `num_experts` (by the EP degree) | dies in forward | dies in forward | the same |\n"
-        "\n"
-        "| code | why | what to do | for example |\n"
-        "|---|---|---|---|\n"
-        "| EP001 | every rank of the expert parallel axis holds the same number of experts | take an expert "
-        "parallel degree that divides it | 6: EP 3 works, EP 4 does not |\n"
-    )
-
-
 @pytest.mark.parametrize("word", ["TP02", "tp2", "2", "TP-002", "tp_2"])
 def test_a_code_that_is_nearly_right_is_suggested(tp_validate: Program, word: str) -> None:
     line = f"tp-validate rule: argument CODE: there is no '{word}'; did you mean TP002?\n"

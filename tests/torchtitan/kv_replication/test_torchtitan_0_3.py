@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -254,7 +255,9 @@ def test_a_model_built_without_the_converter_is_refused_by_the_guard() -> None:
 
 
 @pytest.mark.parametrize("more", [[], ["--replicate-kv-heads"]])
-def test_a_job_of_the_launcher_is_judged_and_converted_once_until_it_is_parallelized(more: list[str]) -> None:
+def test_a_job_of_the_launcher_is_judged_and_converted_once_until_it_is_parallelized(
+    more: list[str], tmp_path: Path
+) -> None:
     tp = 16 if more else 8
     result = subprocess.run(
         [
@@ -264,7 +267,8 @@ def test_a_job_of_the_launcher_is_judged_and_converted_once_until_it_is_parallel
             *("--module", "qwen3", "--config", "qwen3_debugmodel"),
             *("--parallelism.tensor_parallel_degree", str(tp), *more),
         ],
-        cwd=ROOT,
+        cwd=tmp_path,  # torchtitan writes its logs where it is
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
         capture_output=True,
         text=True,
         timeout=600,
