@@ -17,6 +17,7 @@ from torchtitan_tp_validate.cli.formats import FORMATS, Findings
 from torchtitan_tp_validate.cli.output import Line
 from torchtitan_tp_validate.cli.verdicts import Report
 from torchtitan_tp_validate.hf.audit import HeadAudit, Linear, NotAudited, PlanAudit
+from torchtitan_tp_validate.rules import LINES
 
 COMMANDS = ("check", "table", "audit", "hf-audit", "rule", "rules", "doctor")
 HEAD = HeadAudit("lm_head", (128, 64), None, (), None, 16384)
@@ -25,7 +26,6 @@ PLANS = {
     "HeadlessForCausalLM": PlanAudit("HeadlessForCausalLM", "5.9", 4, None, ()),
     "OddForCausalLM": NotAudited("OddForCausalLM", "it needs a | tokenizer"),
 }
-from torchtitan_tp_validate.rules import LINES
 
 
 @pytest.fixture
