@@ -15,7 +15,7 @@ import pytest
 from tests.core.cli.conftest import Program
 from torchtitan_tp_validate.cli import files
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 REFUSAL = """\
 {file} (by torchtitan's rule):
