@@ -245,7 +245,9 @@ def test_a_model_built_without_the_converter_is_refused_by_the_guard() -> None:
 
 
 @pytest.mark.parametrize("more", [[], ["--replicate-kv-heads"]])
-def test_a_job_of_the_launcher_is_judged_and_converted_once_until_it_is_parallelized(more: list[str]) -> None:
+def test_a_job_of_the_launcher_is_judged_and_converted_once_until_it_is_parallelized(
+    more: list[str], tmp_path: Path
+) -> None:
     tp = 16 if more else 8
     result = subprocess.run(
         [
@@ -254,6 +256,7 @@ def test_a_job_of_the_launcher_is_judged_and_converted_once_until_it_is_parallel
             f"{__package__}.count_judgements",
             *("--module", "qwen3", "--config", "qwen3_debugmodel"),
             *("--parallelism.tensor_parallel_degree", str(tp), *more),
+            *("--dump_folder", str(tmp_path)),
         ],
         cwd=ROOT,
         capture_output=True,
