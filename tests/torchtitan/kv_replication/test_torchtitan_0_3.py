@@ -266,6 +266,7 @@ def test_a_job_of_the_launcher_is_judged_and_converted_once_until_it_is_parallel
             f"{__package__}.count_judgements",
             *("--module", "qwen3", "--config", "qwen3_debugmodel"),
             *("--parallelism.tensor_parallel_degree", str(tp), *more),
+            *("--dump_folder", str(tmp_path)),
         ],
         cwd=tmp_path,  # torchtitan writes its logs where it is
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
