@@ -12,7 +12,7 @@ from typing import Any
 from torchtitan_tp_validate.degrees import Degrees, degrees_of_call, training_of_call
 from torchtitan_tp_validate.errors import InstallError, PlanError
 from torchtitan_tp_validate.kv_replication.job import ask_call
-from torchtitan_tp_validate.notices import reason_of, warn_once
+from torchtitan_tp_validate.notices import warn_once
 from torchtitan_tp_validate.validate import judge
 from torchtitan_tp_validate.wrappers import TARGETS
 from torchtitan_tp_validate.wrappers.target import (
@@ -90,7 +90,7 @@ def check(model_or_config: Any, degrees: Degrees, *, of_a_run: bool = False) -> 
     try:
         plan = judge(model_or_config, degrees)
     except PlanError as error:
-        warn_once(f"{error} The run goes on unchecked.", reason_of(error))
+        warn_once(f"{error} The run goes on unchecked.", error.reason)
         return
     if plan is not None and plan.not_judged and of_a_run:
         left_out = "; ".join(plan.not_judged)
