@@ -19,11 +19,29 @@ class TPDegreeError(TPValidateError):
 
 
 class PlanError(TPValidateError):
-    """The object's sharded dimensions could not be read, so nothing was validated."""
+    """The object's sharded dimensions could not be read, so nothing was validated.
+
+    Attributes:
+        reason: what could not be read, in a sentence; the text says before it that nothing was validated.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"Not validated: {self.reason}"
 
 
 class NotAModelConfigError(PlanError):
     """The object is no config of a model at all, so that there was nothing to validate."""
+
+
+class TPPlanError(PlanError):
+    """Transformers' own tensor parallel plans could not be read or completed; nothing was to be validated."""
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 class KVReplicationError(TPValidateError):

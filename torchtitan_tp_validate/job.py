@@ -12,7 +12,7 @@ from typing import Any
 from torchtitan_tp_validate.degrees import Degrees, degrees_of_job
 from torchtitan_tp_validate.errors import PlanError
 from torchtitan_tp_validate.locate import applies_fsdp
-from torchtitan_tp_validate.notices import reason_of, warn_once
+from torchtitan_tp_validate.notices import warn_once
 from torchtitan_tp_validate.plans.torchtitan_0_3 import in_run, refused_by_torchtitan
 from torchtitan_tp_validate.validate import judge
 
@@ -123,7 +123,7 @@ def check_job(
         judge(job.subject, replace(job.degrees, replicate_kv_heads=replicate_kv_heads))
     except PlanError as error:
         again = "It is tried again when the model is built."
-        _not_validated(f"{job.name}: {reason_of(error)} {again}", reason_of(error))
+        _not_validated(f"{job.name}: {error.reason} {again}", error.reason)
         return
     if replicate_kv_heads:
         from torchtitan_tp_validate.kv_replication.job import accept_job

@@ -13,11 +13,6 @@ from torchtitan_tp_validate.errors import NotValidatedWarning
 _said: set[str] = set()
 
 
-def reason_of(error: Exception) -> str:
-    """Return what a `PlanError` says, without the words that it opens with."""
-    return str(error).removeprefix("Not validated: ")
-
-
 def warn_once(text: str, reason: str, *, audible: bool = True) -> None:
     """Warn with a `NotValidatedWarning`, unless its reason was given before.
 

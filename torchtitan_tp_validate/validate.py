@@ -158,11 +158,11 @@ def refuse_unread(plan: Plan) -> None:
     """
     # A vocabulary or a sequence length alone is no model. (A model of which nothing is split is one.)
     if not plan.n_layers:
-        raise PlanError(f"Not validated: {plan.model} has 0 layers, so there is nothing to judge.")
+        raise PlanError(f"{plan.model} has 0 layers, so there is nothing to judge.")
     if plan.unread:
         shown = ", ".join(plan.unread[:3]) + (", ..." if len(plan.unread) > 3 else "")
         have = "has" if len(plan.unread) == 1 else "have"
         raise PlanError(
-            f"Not validated: {plan.model} has {plan.n_layers} layers, and {len(plan.unread)} of them {have} "
+            f"{plan.model} has {plan.n_layers} layers, and {len(plan.unread)} of them {have} "
             f"no attention or delta_net config with head counts: {shown}."
         )

@@ -88,6 +88,14 @@ def test_the_text_fits_a_terminal() -> None:
     assert max(map(len, str(refusal(qwen35(), 64, "Qwen3.5-MoE")).splitlines())) <= 100
 
 
+def test_what_could_not_be_read_is_data_and_text_and_survives_pickling() -> None:
+    with pytest.raises(tpv.PlanError) as caught:
+        tpv.validate_tp_compat(model_args(n_layers=0), 2)
+    for error in (caught.value, pickle.loads(pickle.dumps(caught.value))):
+        assert error.reason == "SimpleNamespace.n_layers must be a positive whole number, got 0."
+        assert str(error) == f"Not validated: {error.reason}"
+
+
 def test_a_refusal_survives_pickling_between_processes() -> None:
     error = refusal(qwen35(), 4)
     copy = pickle.loads(pickle.dumps(error))

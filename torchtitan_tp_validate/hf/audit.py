@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torchtitan_tp_validate.errors import PlanError
+from torchtitan_tp_validate.errors import TPPlanError
 from torchtitan_tp_validate.hf.model import OutputHead, effective_plan, output_head, rule_of, wildcard
 from torchtitan_tp_validate.plans.transformers_plans import TPPlan, transformers_version
 
@@ -131,7 +131,7 @@ def audit_tp_plan(model_or_class: Any, config: Any = None) -> PlanAudit:
         config: the configuration to make it with; the default one of the class by default.
 
     Raises:
-        PlanError: no instance could be made of the class.
+        TPPlanError: no instance could be made of the class.
     """
     model = instantiate(model_or_class, config) if isinstance(model_or_class, type) else model_or_class
     plan = effective_plan(model)
@@ -149,7 +149,7 @@ def instantiate(cls: Any, config: Any = None) -> Any:
     """An instance on the meta device: modules, names, ties and plans, but no memory.
 
     Raises:
-        PlanError: making it, or its default configuration, raised.
+        TPPlanError: making it, or its default configuration, raised.
     """
     import torch
     from transformers.initialization import no_init_weights
@@ -164,7 +164,7 @@ def instantiate(cls: Any, config: Any = None) -> Any:
     except Exception as error:
         # Any class of some hundred may fail in its own way, and each failure is reported as such.
         first_line = next(iter(str(error).strip().splitlines()), "")
-        raise PlanError(
+        raise TPPlanError(
             f"Not audited: no {cls.__name__} could be made of "
             f"{'its default configuration' if config is None else 'this configuration'}: "
             f"{type(error).__name__}: {first_line}"
@@ -186,20 +186,20 @@ def audit_installed(names: Iterable[str]) -> Iterator[PlanAudit | NotAudited]:
         names: of the classes, as `audited_classes` lists them.
 
     Raises:
-        PlanError: transformers has no class of that name.
+        TPPlanError: transformers has no class of that name.
     """
     import transformers
 
     for name in names:
         cls = getattr(transformers, name, None)
         if not isinstance(cls, type):
-            raise PlanError(f"transformers {transformers_version()} has no class {name}.")
+            raise TPPlanError(f"transformers {transformers_version()} has no class {name}.")
         if not hasattr(cls, "config_class"):
             yield NotAudited(name, "it stands for a package that is not installed here")
             continue
         try:
             yield audit_tp_plan(cls)
-        except PlanError as error:
+        except TPPlanError as error:
             yield NotAudited(name, str(error).partition("configuration: ")[2])
 
 

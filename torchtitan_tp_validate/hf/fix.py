@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
-from torchtitan_tp_validate.errors import InstallWarning, PlanError
+from torchtitan_tp_validate.errors import InstallWarning, TPPlanError
 from torchtitan_tp_validate.hf.model import output_head, rule_of
 
 HEAD_STYLE = "colwise_gather_output"
@@ -66,12 +66,12 @@ def ensure_lm_head_plan(model_or_class: Any) -> PlanFix:
             of a class derived from it) from now on, by `from_pretrained` too. ``PreTrainedModel`` means all.
 
     Raises:
-        PlanError: the model is distributed already, when a rule comes too late.
+        TPPlanError: the model is distributed already, when a rule comes too late.
     """
     if isinstance(model_or_class, type):
         return _fix_class(model_or_class)
     if getattr(model_or_class, "_device_mesh", None) is not None:
-        raise PlanError(
+        raise TPPlanError(
             f"This {type(model_or_class).__name__} is distributed already: a rule for its output head must "
             "be there before it is loaded. Use install(fix_tp_plan=True), or pass the class."
         )

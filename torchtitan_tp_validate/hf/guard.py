@@ -139,7 +139,7 @@ def check(model: Any, plan: TPPlan, tp: int, how_to_change: str | None = None) -
     try:
         config = huggingface.find_config(model)
         if config is None:
-            raise PlanError(f"Not validated: {type(model).__name__} has no config.")
+            raise PlanError(f"{type(model).__name__} has no config.")
         read = huggingface.read(config, model, Degrees(tp=tp), tp_plan=plan)
         refuse(replace(read, how_to_change=how_to_change or read.how_to_change), Degrees(tp=tp))
     except PlanError as error:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torchtitan_tp_validate.errors import PlanError
+from torchtitan_tp_validate.errors import TPPlanError
 from torchtitan_tp_validate.hf.audit import instantiate
 from torchtitan_tp_validate.hf.model import effective_plan
 from torchtitan_tp_validate.plans.transformers_plans import (
@@ -44,11 +44,11 @@ def read_installed() -> ReleasePlans:
     """Return the plans of the installed transformers, asked of its own classes.
 
     Raises:
-        PlanError: transformers is not installed.
+        TPPlanError: transformers is not installed.
     """
     version = transformers_version()
     if version is None:
-        raise PlanError("transformers is not installed, so there are no plans to read.")
+        raise TPPlanError("transformers is not installed, so there are no plans to read.")
     configs = {cls.model_type: cls for cls in _config_classes()}
     return ReleasePlans(
         release(version),

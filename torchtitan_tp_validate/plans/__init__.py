@@ -54,7 +54,7 @@ def read_plan(model_or_config: Any, degrees: Degrees = _NO_DEGREES, *, model_nam
             bind = getattr(reader, "bind", functools.partial(functools.partial, reader.read))
             return bound(bind(config, model_or_config), model_name=model_name)(degrees)
     raise PlanError(
-        f"Not validated: cannot find head counts in {_describe(model_or_config)}. Expected a torchtitan "
+        f"cannot find head counts in {_describe(model_or_config)}. Expected a torchtitan "
         "model, its config (0.3.x: with .layers) or its model args (0.2.x: with .n_heads), or a Hugging Face "
         "model or config (with num_attention_heads)."
     )

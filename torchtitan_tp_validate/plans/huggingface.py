@@ -261,14 +261,14 @@ def layer_heads(config: Mapping[str, Any]) -> tuple[Heads, ...]:
     """
     layers = tuple(heads for part, where in _text_parts(config, "") for heads in _layers(part, where))
     if not any(layers):
-        raise PlanError(f"Not validated: no layer of {_name(config)} has attention heads.")
+        raise PlanError(f"no layer of {_name(config)} has attention heads.")
     return layers
 
 
 def _text_parts(config: Mapping[str, Any], where: str) -> Iterator[tuple[Mapping[str, Any], str]]:
     """``(config, path)`` of each text decoder: what is nested, else the config itself."""
     if where.count(".") > _DEEPEST:
-        raise PlanError(f"Not validated: {shortened(where)} is nested too deeply.")
+        raise PlanError(f"{shortened(where)} is nested too deeply.")
     nested = [name for name in _TEXT_PARTS if isinstance(config.get(name), Mapping)]
     for name in nested:
         yield from _text_parts(config[name], f"{where}{name}.")
@@ -283,7 +283,7 @@ def _layers(config: Mapping[str, Any], where: str) -> Iterator[Heads]:
         yield from _hybrid_of_linear_attention(config, hybrid, where)
         return
     if _name(config) in _NO_ATTENTION_AT_ALL:
-        raise PlanError(f"Not validated: {_name(config)} has no attention heads.")
+        raise PlanError(f"{_name(config)} has no attention heads.")
     if isinstance(config.get("block_configs"), Sequence):
         yield from _blocks(config, where)
         return
@@ -310,9 +310,7 @@ def _layers(config: Mapping[str, Any], where: str) -> Iterator[Heads]:
         attends = any(word in layer_type for word in ("attention", "hybrid", "sparse", "*"))
         if not attends and layer_type not in _WITHOUT_ATTENTION:
             index = types.index(layer_type)
-            raise PlanError(
-                f"Not validated: {where}layer {index} is of unknown type {shortened(layer_type)}."
-            )
+            raise PlanError(f"{where}layer {index} is of unknown type {shortened(layer_type)}.")
     for index, layer_type in enumerate(types):
         if layer_type in _WITHOUT_ATTENTION:
             yield {}
@@ -342,7 +340,7 @@ def _grouped(n_heads: int, n_kv_heads: int, where: str) -> Heads:
     """
     if n_heads % n_kv_heads:
         raise PlanError(
-            f"Not validated: {where} has {n_heads} query heads and {n_kv_heads} key-value heads, which do "
+            f"{where} has {n_heads} query heads and {n_kv_heads} key-value heads, which do "
             "not divide them. No model can have that: one of the two numbers in the config is wrong."
         )
     return {"TP001": n_heads, "TP002": n_kv_heads}
@@ -353,21 +351,18 @@ def _without_heads(config: Mapping[str, Any], where: str) -> PlanError:
     if not where and config.get("peft_type") is not None:
         base = shortened(config.get("base_model_name_or_path"))
         return NotAModelConfigError(
-            "Not validated: this is the config of a PEFT adapter, not of a model: judge that of its base "
-            f"model, {base}."
+            f"this is the config of a PEFT adapter, not of a model: judge that of its base model, {base}."
         )
     is_state_space = any(isinstance(name, str) and name.startswith(("ssm_", "state_size")) for name in config)
     if is_state_space and not config.get("attn_layer_idx"):
-        return PlanError(
-            f"Not validated: {_name(config)} is a state-space model, which has no attention heads."
-        )
+        return PlanError(f"{_name(config)} is a state-space model, which has no attention heads.")
     if not where and found(config, (*_OF_A_MODEL, *_N_LAYERS)) is None:
         return NotAModelConfigError(
-            "Not validated: this is not the config of a model: it has no model_type, and no "
+            "this is not the config of a model: it has no model_type, and no "
             "num_attention_heads (nor n_head, n_heads, num_heads)."
         )
     return PlanError(
-        f"Not validated: the config has no {where}num_attention_heads (nor n_head, n_heads, num_heads). "
+        f"the config has no {where}num_attention_heads (nor n_head, n_heads, num_heads). "
         "A file that older transformers wrote leaves out what equals the class's default: save it again."
     )
 
@@ -396,7 +391,7 @@ def _positions(value: Any, name: str) -> frozenset[int]:
         PlanError: it is something else.
     """
     if not isinstance(value, (list, tuple)) or not all(type(number) is int for number in value):
-        raise PlanError(f"Not validated: {name} must be a list of layer numbers, got {shortened(value)}.")
+        raise PlanError(f"{name} must be a list of layer numbers, got {shortened(value)}.")
     return frozenset(value)
 
 
@@ -414,7 +409,7 @@ def _layer_types(config: Mapping[str, Any], where: str) -> list[str] | None:
     name, types = found(config, _LAYER_TYPES) or ("", None)
     if types is not None:
         if not isinstance(types, Sequence) or not types or not all(isinstance(t, str) for t in types):
-            raise PlanError(f"Not validated: {where}{name} must be a list of names, got {shortened(types)}.")
+            raise PlanError(f"{where}{name} must be a list of names, got {shortened(types)}.")
         declared = found(config, _N_LAYERS)
         n_layers = len(types) if declared is None else _n_layers(config, where)
         if name == "block_types":  # RecurrentGemma repeats its pattern
@@ -423,7 +418,7 @@ def _layer_types(config: Mapping[str, Any], where: str) -> list[str] | None:
             return list(types[:n_layers])  # Step-3.5 names those of its multi-token prediction too
         if name == "layer_types" and n_layers != len(types):
             raise PlanError(
-                f"Not validated: {where}layer_types names {len(types)} layers, and {where}{declared[0]} "  # type: ignore[index]
+                f"{where}layer_types names {len(types)} layers, and {where}{declared[0]} "  # type: ignore[index]
                 f"is {n_layers}."
             )
         return list(types)
@@ -435,7 +430,7 @@ def _layer_types(config: Mapping[str, Any], where: str) -> list[str] | None:
     mixed = found(config, (*of_some_layers, *of_others))
     if mixed is not None:
         raise PlanError(
-            f"Not validated: the config has {where}{mixed[0]} for some of its layers, but no "
+            f"the config has {where}{mixed[0]} for some of its layers, but no "
             f"{where}layer_types that says for which."
         )
     return None
@@ -448,14 +443,10 @@ def _inferred_layer_types(config: Mapping[str, Any], where: str) -> list[str] | 
         if pattern is None:
             continue
         if not isinstance(pattern, (list, tuple)) or not all(kind in (0, 1) for kind in pattern):
-            raise PlanError(
-                f"Not validated: {where}{name} must be a list of 0 and 1, got {shortened(pattern)}."
-            )
+            raise PlanError(f"{where}{name} must be a list of 0 and 1, got {shortened(pattern)}.")
         n_layers = _n_layers(config, where)
         if len(pattern) != n_layers:
-            raise PlanError(
-                f"Not validated: {where}{name} counts {len(pattern)} layers, but the model has {n_layers}."
-            )
+            raise PlanError(f"{where}{name} counts {len(pattern)} layers, but the model has {n_layers}.")
         return [kinds[kind] for kind in pattern]
     if config.get("attn_layer_idxs") is not None:  # StripedHyena
         attends = _positions(config["attn_layer_idxs"], f"{where}attn_layer_idxs")
@@ -486,15 +477,12 @@ def _overrides(config: Mapping[str, Any], where: str) -> dict[int, Mapping[str, 
     per_layer = config.get("per_layer_config") or {}
     if not isinstance(per_layer, Mapping) or not all(isinstance(v, Mapping) for v in per_layer.values()):
         raise PlanError(
-            f"Not validated: {where}per_layer_config must map layers to their settings, "
-            f"got {shortened(per_layer)}."
+            f"{where}per_layer_config must map layers to their settings, got {shortened(per_layer)}."
         )
     try:
         return {int(index): settings for index, settings in per_layer.items()}
     except (TypeError, ValueError, OverflowError) as error:
-        raise PlanError(
-            f"Not validated: a key of {where}per_layer_config is no layer: {shortened(str(error))}."
-        ) from error
+        raise PlanError(f"a key of {where}per_layer_config is no layer: {shortened(str(error))}.") from error
 
 
 def _linear_attention(config: Mapping[str, Any], n_heads: int, where: str) -> Heads:
@@ -524,7 +512,7 @@ def _blocks(config: Mapping[str, Any], where: str) -> Iterator[Heads]:
         attention = block.get("attention") if isinstance(block, Mapping) else None
         path = f"{where}block_configs[{index}].attention"
         if not isinstance(attention, Mapping):
-            raise PlanError(f"Not validated: {path} is missing.")
+            raise PlanError(f"{path} is missing.")
         if attention.get("no_op") or attention.get("replace_with_linear"):
             yield {}
         else:

@@ -85,12 +85,12 @@ def n_kv_heads(config: Mapping[str, Any], n_heads: Sequence[int], where: str) ->
         return _shared_by(n_heads, f"{where}{sharing[0]}", sharing[1])
     if where and not any(name in config for name in N_KV_HEADS) and _is_diff(config):
         raise PlanError(
-            f"Not validated: {where}num_key_value_heads is left out, as older transformers does with what "
+            f"{where}num_key_value_heads is left out, as older transformers does with what "
             "equals the class's default: save the config again, or set it."
         )
     for name, value in unknown_fields(config):
         raise PlanError(
-            f"Not validated: {where}{name} ({shortened(value)}) looks like a number of shared key-value "
+            f"{where}{name} ({shortened(value)}) looks like a number of shared key-value "
             f"heads, under a name that is not known. Set {where}num_key_value_heads to what the model has."
         )
     return None
@@ -127,7 +127,7 @@ def _shared_by(n_heads: Sequence[int], name: str, value: Any) -> list[int]:
     if any(count % sharing for count in n_heads):
         count = next(count for count in n_heads if count % sharing)
         raise PlanError(
-            f"Not validated: {name} ({sharing}) query heads share a key-value head, which does not divide "
+            f"{name} ({sharing}) query heads share a key-value head, which does not divide "
             f"num_attention_heads ({count}): correct the config."
         )
     return [count // sharing for count in n_heads]

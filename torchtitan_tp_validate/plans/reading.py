@@ -54,9 +54,9 @@ def whole_number(value: Any, name: str, *, at_most: int | None = None) -> int:
         PlanError: it is something else: named with its value, never guessed.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise PlanError(f"Not validated: {name} must be a positive whole number, got {shortened(value)}.")
+        raise PlanError(f"{name} must be a positive whole number, got {shortened(value)}.")
     if at_most is not None and value > at_most:
-        raise PlanError(f"Not validated: {name} must be at most {at_most}, got {shortened(value)}.")
+        raise PlanError(f"{name} must be at most {at_most}, got {shortened(value)}.")
     return value
 
 
@@ -106,9 +106,7 @@ def per_layer(config: Mapping[str, Any], names: Sequence[str], n_layers: int, wh
     if not isinstance(value, (list, tuple)):
         return [head_count(value, f"{where}{name}")] * n_layers
     if len(value) != n_layers:
-        raise PlanError(
-            f"Not validated: {where}{name} counts {len(value)} layers, but the model has {n_layers}."
-        )
+        raise PlanError(f"{where}{name} counts {len(value)} layers, but the model has {n_layers}.")
     return [head_count(count, f"{where}{name}[{index}]") for index, count in enumerate(value)]
 
 

@@ -490,7 +490,7 @@ def _built(node: Any, kind: _Kind) -> _Built:
             with torch.device("meta"):
                 module = node.build()
         except Exception as error:
-            raise PlanError(f"Not validated: {type(node).__qualname__} cannot be built: {error}") from error
+            raise PlanError(f"{type(node).__qualname__} cannot be built: {error}") from error
         built = _known[key] = _Built(
             weights={name: tuple(state.shape) for name, state in module.named_parameters(recurse=False)},
             buffers={name: tuple(state.shape) for name, state in module.named_buffers(recurse=False)},
@@ -549,7 +549,7 @@ def _with_shardings(config: Any, degrees: Degrees, run: Any) -> Any:
         return _declared(config, run, _Undemanding(config, degrees))
     except Exception as error:
         problem = problem or f"{type(config).__qualname__} does not declare its shardings: {error}"
-        raise PlanError(f"Not validated: {problem}") from error
+        raise PlanError(problem) from error
 
 
 def _declared(config: Any, run: Any, degrees: Degrees | _Undemanding) -> Any:

@@ -33,7 +33,7 @@ def read(config: Any, model: Any, degrees: Degrees) -> Plan:
     try:
         if not model_type and (config.n_heads is None or config.n_kv_heads is None):
             raise PlanError(
-                f"Not validated: {name} gets its head counts from the Hugging Face model that the job names, "
+                f"{name} gets its head counts from the Hugging Face model that the job names, "
                 "when the model is built."
             )
         heads = attention_heads(config, name)
@@ -42,7 +42,7 @@ def read(config: Any, model: Any, degrees: Degrees) -> Plan:
         raise
     except Exception as error:
         # A Hugging Face config whose layers differ raises when asked for one number for all of them.
-        raise PlanError(f"Not validated: the head counts of {name} cannot be read: {error}") from error
+        raise PlanError(f"the head counts of {name} cannot be read: {error}") from error
     findings = PlanBuilder(Line.TORCHTITAN_0_2)
     for index in range(n_layers):
         for code, size in heads.items():

@@ -198,9 +198,7 @@ def _brought(part: Mapping[str, Any]) -> TPPlan:
     """The plan that a config brings itself, as remote code's may."""
     plan = part.get("base_model_tp_plan") or {}
     if not isinstance(plan, Mapping) or not all(isinstance(style, str) for style in plan.values()):
-        raise PlanError(
-            f"Not validated: base_model_tp_plan must map modules to parallel styles, got {shortened(plan)}."
-        )
+        raise PlanError(f"base_model_tp_plan must map modules to parallel styles, got {shortened(plan)}.")
     return plan
 
 
@@ -230,9 +228,7 @@ def _text(release: tuple[int, int]) -> str:
 
 def _unknown(table: Table, model_type: Any, judged_by: tuple[int, int]) -> PlanError:
     if model_type is None:
-        return PlanError(
-            "Not validated: the config has no model_type, by which transformers finds a tensor parallel plan."
-        )
+        return PlanError("the config has no model_type, by which transformers finds a tensor parallel plan.")
     known = table.model_types.get(model_type, ()) if isinstance(model_type, str) else ()
     since = [_text(table.releases[index]) for index, plan in known if plan is not None]
     hint = (
@@ -241,8 +237,7 @@ def _unknown(table: Table, model_type: Any, judged_by: tuple[int, int]) -> PlanE
         else ", so that its plan is unknown: a base_model_tp_plan in the config would tell it"
     )
     return PlanError(
-        f"Not validated: transformers {_text(judged_by)} does not know the model_type "
-        f"{shortened(model_type)}{hint}."
+        f"transformers {_text(judged_by)} does not know the model_type {shortened(model_type)}{hint}."
     )
 
 
@@ -254,4 +249,4 @@ def _no_plan(model_type: Any, judged_by: tuple[int, int]) -> PlanError:
     )
     name = model_type if isinstance(model_type, str) else "this model"
     has_none = f"transformers {_text(judged_by)} has no tensor parallel plan for {name}"
-    return PlanError(f"Not validated: {has_none}: {consequence}")
+    return PlanError(f"{has_none}: {consequence}")

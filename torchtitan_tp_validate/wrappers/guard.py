@@ -19,7 +19,7 @@ from torchtitan_tp_validate.locate import (
     torchtitan_version,
     unbindable_function,
 )
-from torchtitan_tp_validate.notices import reason_of, warn_once
+from torchtitan_tp_validate.notices import warn_once
 from torchtitan_tp_validate.validate import judge
 from torchtitan_tp_validate.wrappers import TARGETS
 
@@ -163,7 +163,7 @@ def check(model_or_config: Any, degrees: Degrees, *, of_a_run: bool = False) -> 
     try:
         plan = judge(model_or_config, degrees)
     except PlanError as error:
-        warn_once(f"{error} The run goes on unchecked.", reason_of(error))
+        warn_once(f"{error} The run goes on unchecked.", error.reason)
         return
     if plan is not None and plan.not_judged and of_a_run:
         left_out = "; ".join(plan.not_judged)
