@@ -49,7 +49,7 @@ class Target:
         """The entry points of this target; none when the torchtitan has no such model.
 
         Args:
-            source: the root of a torchtitan checkout to look in, instead of the torchtitan at hand.
+            source: the root of a torchtitan checkout to look in, instead of the installed torchtitan.
         """
         for package in self.packages:
             folder = package_folder(package, source)
@@ -76,7 +76,7 @@ class Target:
 
 @dataclass(frozen=True)
 class EntryPoint:
-    """A function in the torchtitan at hand that applies tensor parallelism.
+    """A function in the installed torchtitan that applies tensor parallelism.
 
     Attributes:
         module: the module that defines it.
@@ -139,7 +139,7 @@ def applies_fsdp(function: Callable[..., Any]) -> bool:
 
 
 def torchtitan_version() -> str | None:
-    """The version of the torchtitan at hand, or None when there is none (or it is not declared)."""
+    """The version of the installed torchtitan, or None when there is none (or it is not declared)."""
     try:
         return metadata.version("torchtitan")
     except metadata.PackageNotFoundError:
@@ -221,7 +221,7 @@ def _blob(file: Path) -> str | None:
 
 
 def package_folder(package: str, source: Path | None = None) -> Path | None:
-    """The folder of a torchtitan package, in a checkout or in the torchtitan at hand."""
+    """The folder of a torchtitan package, in a checkout or in the installed torchtitan."""
     root, *parts = package.split(".")
     for location in _installed_folders(root) if source is None else (source / root,):
         folder = Path(location, *parts)

@@ -1,7 +1,7 @@
-"""What a torchtitan, or a user's own package, registers: models, their flavours, and training configs.
+"""What a torchtitan, or a user's own package, registers: models, their flavors, and training configs.
 
-0.2.x has a train spec per model (``get_train_spec()``), whose ``model_args`` holds the flavours, and keeps
-its training configs in TOML files. 0.3.x has a ``model_registry(flavor)`` beside a table of flavours, and
+0.2.x has a train spec per model (``get_train_spec()``), whose ``model_args`` holds the flavors, and keeps
+its training configs in TOML files. 0.3.x has a ``model_registry(flavor)`` beside a table of flavors, and
 the training configs are functions of a ``config_registry`` module.
 
 Source: ``models/__init__.py``, ``experiments/__init__.py`` and ``config/manager.py`` (how ``--module`` is
@@ -29,7 +29,7 @@ _CONFIGS = "config_registry"
 
 
 class UnknownNameError(TPValidateError):
-    """No model, flavour or config of this name.
+    """No model, flavor or config of this name.
 
     Attributes:
         name: what was asked for.
@@ -52,17 +52,17 @@ class Model:
 
     Attributes:
         name: what torchtitan calls it, e.g. ``llama3`` or ``graph_trainer.llama3``.
-        flavors: flavour -> a callable that gives its spec.
+        flavors: flavor -> a callable that gives its spec.
     """
 
     name: str
     flavors: dict[str, Callable[[], Any]]
 
     def spec(self, flavor: str) -> Any:
-        """The spec of one flavour.
+        """The spec of one flavor.
 
         Raises:
-            UnknownNameError: there is no such flavour.
+            UnknownNameError: there is no such flavor.
         """
         if flavor not in self.flavors:
             raise UnknownNameError("flavor", flavor, list(self.flavors), self.name)
@@ -70,7 +70,7 @@ class Model:
 
 
 def names() -> list[str]:
-    """Every model and experiment that the torchtitan at hand lists, those without a model included.
+    """Every model and experiment that the installed torchtitan lists, those without a model included.
 
     Raises:
         UnavailableError: there is no torchtitan, or none that is supported.
@@ -87,7 +87,7 @@ def is_model(name: str) -> bool:
 
 
 def model(name: str) -> Model:
-    """The flavours of a model: one that torchtitan lists, or a package of the user's own.
+    """The flavors of a model: one that torchtitan lists, or a package of the user's own.
 
     Raises:
         UnknownNameError: there is no such model.
@@ -102,12 +102,12 @@ def model(name: str) -> Model:
         raise UnavailableError(f"{name} registers no model of its own.")
     table = _flavor_table(package) or _flavor_table(_package(name.rpartition(".")[2], ""))
     if table is None:
-        raise UnavailableError(f"{name} has no table of flavours.")
+        raise UnavailableError(f"{name} has no table of flavors.")
     return Model(name, {flavor: functools.partial(registry, flavor) for flavor in table})
 
 
 def model_config(spec: Any, flavor: str) -> Any:
-    """The config (0.3.x) or model args (0.2.x) of a flavour's spec."""
+    """The config (0.3.x) or model args (0.2.x) of a flavor's spec."""
     return spec.model_args[flavor] if hasattr(spec, "model_args") else spec.model
 
 
@@ -135,7 +135,7 @@ def configs(name: str, *, own: bool = True) -> dict[str, Callable[[], Any]]:
 
 
 def has_configs() -> bool:
-    """Whether the torchtitan at hand registers its training configs as functions (0.3.x)."""
+    """Whether the installed torchtitan registers its training configs as functions (0.3.x)."""
     spec = importlib.util.find_spec("torchtitan")
     folders = (spec.submodule_search_locations or ()) if spec else ()
     return any(next(Path(folder, "models").glob(f"*/{_CONFIGS}.py"), None) for folder in folders)

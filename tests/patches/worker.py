@@ -94,11 +94,11 @@ def _training(line: Any, family: str, device: torch.device, report: dict[str, An
     tiny = line.build(family, **heads, tp=tp)
     args, kwargs = tiny.arguments(tiny.make_parallel_dims(tp, tp))
     model = tiny.parallelize_fn(tiny.model, *args, **kwargs)
-    tiny.initialise(model, device)
+    tiny.initialize(model, device)
 
     reference = line.build(family, **heads, tp=1)
     torch.manual_seed(SEED)
-    reference.initialise(reference.model, device)
+    reference.initialize(reference.model, device)
     _tie(reference.model, dict(named_parameters(model)).keys())
     weights = copy_weights(reference.model)
     steps = train(reference, reference.model, device, steps=2, seed=SEED, enter=enter)
@@ -114,7 +114,7 @@ def _tie(model: nn.Module, names: Set[str]) -> None:
     """Tie a plain model's embeddings if the parallelized one, with parameters of these names, has them tied.
 
     torchtitan 0.2.0 and 0.2.1 tie those of qwen3 no sooner than in the parallelize function. The weights
-    are then those of the output projection, which is initialised last.
+    are then those of the output projection, which is initialized last.
     """
     missing = dict(model.named_parameters()).keys() - names
     if missing:

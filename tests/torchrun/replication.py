@@ -177,8 +177,8 @@ def _run(case: Case, line: ModuleType, device: torch.device, report: Report) -> 
     except torchtitan_tp_validate.TPValidateError as error:
         report.status, report.message = "refused", str(error)
         return
-    report.stage = "initialise"
-    tiny.initialise(model, device)
+    report.stage = "initialize"
+    tiny.initialize(model, device)
     names = dict(named_parameters(model))
     load(model, {name: weight for name, weight in weights.items() if pipeline is None or name in names})
     report.rows_of_wk = local_rows(model)
@@ -211,7 +211,7 @@ def reference_run(case: Case, line: ModuleType, device: torch.device) -> tuple[G
     if case not in _references:
         tiny = build(replace(case, how=replace(case.how, tp=1)), line, replicate_kv_heads=False)
         torch.manual_seed(SEED)
-        tiny.initialise(tiny.model, device)
+        tiny.initialize(tiny.model, device)
         weights = unfused(tiny.model, copy_weights(tiny.model))
         steps = train(tiny, tiny.model, case.family, device, dp=1, dp_rank=0)
         separate = [replace(step, gradients=unfused(tiny.model, step.gradients)) for step in steps]

@@ -189,7 +189,7 @@ def _run(family: str, tp: int, line: ModuleType, replicate: bool | None = None) 
         tiny = build(case, line, replicate_kv_heads=replicate, sizes=sizes)
         model, _ = parallelize(tiny, case)
     torch.manual_seed(SEED)
-    tiny.initialise(model, torch.device("cpu"))
+    tiny.initialize(model, torch.device("cpu"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=False)
     return Run(tp, tiny, model, optimizer)
 

@@ -145,7 +145,7 @@ class Rank:
         enter_reference("build")
         reference = build(self.line, case, tp=1)
         torch.manual_seed(seed)
-        reference.initialise(reference.model, self.device)
+        reference.initialize(reference.model, self.device)
         weights = copy_weights(reference.model)
         expected = list(train(reference, reference.model, self.device, **how, enter=enter_reference))
         if not all(math.isfinite(step.loss) for step in expected):
@@ -158,8 +158,8 @@ class Rank:
         args, kwargs = tiny.arguments(parallel_dims)
         enter("parallelize")
         model = tiny.parallelize_fn(tiny.model, *args, **kwargs)
-        enter("initialise")
-        tiny.initialise(model, self.device)
+        enter("initialize")
+        tiny.initialize(model, self.device)
         load_weights(model, weights)
         _report_difference(train(tiny, model, self.device, **how, enter=enter), expected, report)
 

@@ -87,7 +87,7 @@ UPSTREAM_FAULTS = (
     UpstreamFault(
         "0.2.",
         ("qwen3_moe", "deepseek_v3", "gpt_oss"),
-        "score_before_experts=False (these flavours' own setting) gives the router wrong gradients under TP; "
+        "score_before_experts=False (these flavors' own setting) gives the router wrong gradients under TP; "
         "the cases set it to True",
     ),
     UpstreamFault(

@@ -178,7 +178,7 @@ def _parallelize_and_train(
     report.stage = "reference"
     reference = _build(case, line, tp=1)
     torch.manual_seed(SEED)
-    reference.initialise(reference.model, device)
+    reference.initialize(reference.model, device)
     weights = copy_weights(reference.model)
 
     def enter(stage: str, part: str = "") -> None:
@@ -189,8 +189,8 @@ def _parallelize_and_train(
     expected = list(train(reference, reference.model, device, **how, enter=in_reference))
     report.reference_losses = [step.loss for step in expected]
 
-    report.stage = "initialise"
-    tiny.initialise(model, device)
+    report.stage = "initialize"
+    tiny.initialize(model, device)
     load_weights(model, weights)
 
     collectives_before = sum(collectives())

@@ -22,7 +22,7 @@ only_0_3 = pytest.mark.skipif(not VERSION.startswith("0.3"), reason="0.3.x has c
 
 SCHEMA = json.loads(resources.files("torchtitan_tp_validate.cli").joinpath("schema.json").read_text())
 
-# Model, flavour and degrees of the TOML files in the repository of torchtitan 0.2.2
+# Model, flavor and degrees of the TOML files in the repository of torchtitan 0.2.2
 # (torchtitan/models/*/train_configs), which its wheel does not bring.
 SHIPPED = {
     "llama3_debug": ("llama3", "debugmodel", 2048, {}),
@@ -185,7 +185,7 @@ def test_a_run_that_does_not_exist_is_bad_usage(
     assert "Traceback" not in err
 
 
-def test_a_flavour_is_judged_without_a_run(tp_validate: Program) -> None:
+def test_a_flavor_is_judged_without_a_run(tp_validate: Program) -> None:
     flavor = ("check", "--model", "llama3", "--flavor", "8B", "--tp")
     fits = "llama3 8B: TP 8 fits Llama 3 by torchtitan's rule. Degrees that work: 1, 2, 4, 8."
     only_built = "TP005: the feed-forward's size is known when the model is built"
@@ -209,7 +209,7 @@ def test_a_flavour_is_judged_without_a_run(tp_validate: Program) -> None:
     assert "parallelize_flux, which is not guarded." in out or "No module named 'einops'" in err
 
 
-def test_the_table_has_every_flavour_and_its_degrees(tp_validate: Program) -> None:
+def test_the_table_has_every_flavor_and_its_degrees(tp_validate: Program) -> None:
     status, out, _ = tp_validate("table", "--model", "llama3", "--model", "qwen3", "--tp", "2,8,16")
     assert status == 0
     lines = out.splitlines()
@@ -296,7 +296,7 @@ def test_the_table_of_everything_reads_what_is_guarded(tp_validate: Program) -> 
     skipped = {result["group"] for result in results if result["status"] == "skipped"}
     assert "flux" in skipped
     assert not skipped & {"llama3", "qwen3", "deepseek_v3"}
-    # As shipped, a TP degree of its own is what every flavour has.
+    # As shipped, a TP degree of its own is what every flavor has.
     bad = [result["name"] for result in listed if len(result["valid_tp_degrees"]) < 2]
     assert bad == []
 

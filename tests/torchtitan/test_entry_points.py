@@ -89,7 +89,7 @@ def test_every_registered_model_is_guarded_or_listed_with_a_reason(
 
 
 @pytest.mark.parametrize("name", sorted(set(registry.names()) - set(NOT_GUARDED)))
-def test_every_registered_flavour_is_read(name: str) -> None:
+def test_every_registered_flavor_is_read(name: str) -> None:
     model = _model(name)
     for flavor in model.flavors:
         if name == "transformers_modeling_backend" and flavor in ("full", "full_moe", "sft_full"):

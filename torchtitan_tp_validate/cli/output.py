@@ -42,7 +42,7 @@ def put(options: Any, lines: Iterable[Line | str]) -> None:
         files.write(options.output_file, (f"{_plain(line)}\n" for line in lines))
         return
     with _standard_output() as stream:
-        in_color, paint = uses_colour(stream), None
+        in_color, paint = uses_color(stream), None
         for line in lines:
             if in_color and not isinstance(line, str):
                 paint = paint or _painter()
@@ -88,15 +88,15 @@ def _standard_output() -> Iterator[TextIO]:
         ) from error
 
 
-def uses_colour(stream: TextIO) -> bool:
-    """Whether to colour what goes there: https://no-color.org, else a terminal that is not dumb."""
+def uses_color(stream: TextIO) -> bool:
+    """Whether to color what goes there: https://no-color.org, else a terminal that is not dumb."""
     if os.environ.get("NO_COLOR"):
         return False
     return bool(os.environ.get("FORCE_COLOR")) or (stream.isatty() and os.environ.get("TERM") != "dumb")
 
 
 def show(renderable: Any) -> None:
-    """Draw a table of rich on standard output, in colour."""
+    """Draw a table of rich on standard output, in color."""
     from rich.console import Console
 
     with _standard_output():

@@ -29,7 +29,7 @@ class NotReadError(TPValidateError):
 
 
 @contextlib.contextmanager
-def at_hand() -> Iterator[None]:
+def installed() -> Iterator[None]:
     """The torchtitan that is installed, its own output kept away from standard output.
 
     Raises:
@@ -83,13 +83,13 @@ def judge_config(name: str, build: Callable[[], Any], group: str, replicate_kv_h
 
 
 def judge_flavor(model: str, flavor: str, choices: Sequence[Degrees], *, listed: bool = False) -> Report:
-    """The verdict on a flavour at some degrees.
+    """The verdict on a flavor at some degrees.
 
     Args:
         listed: whether it is only shown: what cannot be read is then skipped.
 
     Raises:
-        UnknownNameError: there is no such model or flavour.
+        UnknownNameError: there is no such model or flavor.
         UnavailableError: the model cannot be imported here.
     """
     name, found = f"{model} {flavor}", registry.model(model)
@@ -114,7 +114,7 @@ def judge_job(config: Any, name: str, location: Location | None, replicate_kv_he
     """The verdict on a job that torchtitan parsed; the same as the launcher's.
 
     Raises:
-        UnknownNameError: there is no such model or flavour.
+        UnknownNameError: there is no such model or flavor.
         UnavailableError: the model needs a package that is not here.
     """
     try:

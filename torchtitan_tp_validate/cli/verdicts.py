@@ -65,7 +65,7 @@ class Report:
         name: what to call it.
         judgements: a verdict per TP degree that was asked for.
         plan: what is split; None when nothing is, or when it could not be read.
-        group: what it belongs to, e.g. the model of a flavour.
+        group: what it belongs to, e.g. the model of a flavor.
         framework: whose rule it was judged by.
         location: the file that says so.
         note: why there is no verdict.

@@ -172,7 +172,7 @@ def instantiate(cls: Any, config: Any = None) -> Any:
 
 
 def audited_classes() -> list[str]:
-    """Every generating class of the transformers at hand, by name."""
+    """Every generating class of the installed transformers, by name."""
     import transformers
 
     names = (name for name in dir(transformers) if name.endswith(_SUFFIXES))
@@ -180,7 +180,7 @@ def audited_classes() -> list[str]:
 
 
 def audit_installed(names: Iterable[str]) -> Iterator[PlanAudit | NotAudited]:
-    """Audit classes of the transformers at hand, each with its default configuration.
+    """Audit classes of the installed transformers, each with its default configuration.
 
     Args:
         names: of the classes, as `audited_classes` lists them.

@@ -22,7 +22,7 @@ def read_plan(model_or_config: Any, degrees: Degrees = _NO_DEGREES, *, model_nam
     rank, reaches the same verdict.
 
     Args:
-        model_or_config: the object; recognised by its shape, not by its class, so that forks and
+        model_or_config: the object; recognized by its shape, not by its class, so that forks and
             user-defined models are read too.
         degrees: the run's; with expert parallelism, or another backend, other dimensions are split. The plan
             knows how to read the model at others.
@@ -40,7 +40,7 @@ def read_plan(model_or_config: Any, degrees: Degrees = _NO_DEGREES, *, model_nam
         transformers_backend,
     )
 
-    # Some Hugging Face configs have torchtitan's names: they are recognised first.
+    # Some Hugging Face configs have torchtitan's names: they are recognized first.
     readers: tuple[Any, ...] = (
         transformers_backend,
         huggingface,

@@ -132,7 +132,7 @@ _LINE = {Framework.TORCHTITAN: Line.ANY_TORCHTITAN, Framework.TRANSFORMERS: Line
 def find_config(model_or_config: Any) -> Mapping[str, Any] | None:
     """The content of a config, or of a model's config, or None when this is neither.
 
-    A ``config.json`` is a mapping; transformers' own objects are recognised by ``model_type`` and
+    A ``config.json`` is a mapping; transformers' own objects are recognized by ``model_type`` and
     ``to_dict``.
     """
     if isinstance(model_or_config, Mapping):

@@ -32,7 +32,7 @@ PLANS = {
 def command_lines(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     """A command line for each command that has results; torchtitan and transformers are made up."""
     found = Report("debug 8B", group="debug", note="why not")
-    monkeypatch.setattr(torchtitan, "at_hand", contextlib.nullcontext)
+    monkeypatch.setattr(torchtitan, "installed", contextlib.nullcontext)
     monkeypatch.setattr(audit, "_jobs", lambda options: [audit._Job("debug 8B", lambda: found)])
     monkeypatch.setattr(table, "survey", lambda options: iter([found]))
     monkeypatch.setattr(hf_audit, "transformers_version", lambda: "5.9")

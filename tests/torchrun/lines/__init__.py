@@ -38,7 +38,7 @@ class TinyModel:
         wrapper: the name of our module under ``torchtitan_tp_validate.wrappers``.
         make_parallel_dims: ``(tp, world_size) -> ParallelDims``; data parallel takes what is left.
         arguments: ``ParallelDims -> (args, kwargs)`` that follow the model in the call.
-        initialise: ``(model, device) -> None``: materialise on device and draw the weights; the same
+        initialize: ``(model, device) -> None``: materialise on device and draw the weights; the same
             under any seed that the caller set, so that TP = 1 is a reference.
         loss: ``(model, tokens, labels) -> scalar``, tokens and labels of shape (batch, seq_len).
         vocab_size: upper bound of token ids; seq_len: the sequence length to feed.
@@ -51,7 +51,7 @@ class TinyModel:
     wrapper: str
     make_parallel_dims: Callable[[int, int], Any]
     arguments: Callable[[Any], tuple[tuple[Any, ...], dict[str, Any]]]
-    initialise: Callable[[nn.Module, torch.device], None]
+    initialize: Callable[[nn.Module, torch.device], None]
     loss: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
     vocab_size: int
     seq_len: int

@@ -1,7 +1,7 @@
 """The torchtitan 0.2.x families at debug size: same code path as a real run, a few hundred kilobytes.
 
 Every family comes from the train spec that torchtitan's own Trainer would ask for, and keeps its
-registered debug flavour but for the sizes. Every size that the caller does not name divides by every
+registered debug flavor but for the sizes. Every size that the caller does not name divides by every
 degree that the tests use, so that the named ones alone decide the outcome.
 """
 
@@ -133,7 +133,7 @@ def build(
         wrapper=name,
         make_parallel_dims=partial(_parallel_dims, ep=ep),
         arguments=lambda dims: ((dims, job_config(tp=dims.tp, ep=dims.ep)), {}),
-        initialise=_initialise,
+        initialize=_initialize,
         loss=partial(_loss, tp=tp),
         vocab_size=model_args.vocab_size,
         seq_len=seq_len,
@@ -161,7 +161,7 @@ def _tiny(family: str, args: Any, n_heads: int, n_kv_heads: int, sizes: Mapping[
             args.moe_args,
             num_experts=sizes.get("num_experts", NUM_EXPERTS),
             top_k=2,
-            # False (the flavours' own value but for llama4's) gives the router wrong gradients under any
+            # False (the flavors' own value but for llama4's) gives the router wrong gradients under any
             # tensor parallel degree in torchtitan 0.2.x: an upstream fault that no size has to do with.
             score_before_experts=True,
             # The grouped kernel rounds to bfloat16.
@@ -183,7 +183,7 @@ def _dimensions(family: str, n_heads: int, sizes: Mapping[str, int]) -> dict[str
     if family == "gpt_oss":
         return {"dim": DIM, "head_dim": HEAD_DIM, "moe_inter_dim": sizes.get("expert_hidden", 64)}
     if family == "deepseek_v3":
-        # Two shared experts, as in the flavour: their hidden size is twice moe_inter_dim.
+        # Two shared experts, as in the flavor: their hidden size is twice moe_inter_dim.
         return {
             "dim": DIM,
             "inter_dim": sizes.get("hidden", 128),
@@ -262,7 +262,7 @@ def _etp(tp: int, ep: int) -> int:
     return tp if ep > 1 else 1
 
 
-def _initialise(model: nn.Module, device: torch.device) -> None:
+def _initialize(model: nn.Module, device: torch.device) -> None:
     import torch
 
     model.to_empty(device=device)
@@ -293,7 +293,7 @@ def _loss(model: nn.Module, tokens: torch.Tensor, labels: torch.Tensor, *, tp: i
 
 def _masks(model: nn.Module, tokens: torch.Tensor) -> dict[str, Any]:
     """What the Trainer feeds beside the tokens where attention is flex attention (gpt_oss)."""
-    # 0.2.0 has a flag in its place, which is off in the debug flavours.
+    # 0.2.0 has a flag in its place, which is off in the debug flavors.
     if getattr(model.model_args, "attn_type", "sdpa") != "flex":
         return {}
     return {"attention_masks": model.get_attention_masks(tokens, tokenizer=None)}

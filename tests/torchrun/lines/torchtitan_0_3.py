@@ -76,11 +76,11 @@ class _Family:
     Attributes:
         package: the package under ``torchtitan.models``.
         flavor: the name that its ``model_registry`` knows.
-        layers: the layers of the flavour to keep.
+        layers: the layers of the flavor to keep.
         entry_point: the parallelize function in the package's ``parallelize`` module.
         wrapper: the name of our wrapper module.
         sizes: what ``build`` can set besides the head counts.
-        defaults: sizes that differ from the flavour's, to make it quick.
+        defaults: sizes that differ from the flavor's, to make it quick.
         backends: the values of ``spmd_backend`` that the parallelize function takes.
         images: whether every sequence holds one.
     """
@@ -656,7 +656,7 @@ class _Run:
         }
 
     @torch.no_grad()
-    def initialise(self, model: nn.Module, device: torch.device) -> None:
+    def initialize(self, model: nn.Module, device: torch.device) -> None:
         """Materialise the model and draw its weights whole, on CPU, at every degree alike."""
         self.select_backend()
         if _on_cpu():
@@ -809,7 +809,7 @@ def build(
         wrapper=described.wrapper,
         make_parallel_dims=run.make_parallel_dims,
         arguments=run.arguments,
-        initialise=run.initialise,
+        initialize=run.initialize,
         loss=run.loss,
         vocab_size=spec.model.vocab_size,
         seq_len=run.seq_len,

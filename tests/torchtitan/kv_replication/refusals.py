@@ -27,7 +27,7 @@ PERMUTED = {
 def assert_refuses_permuted_weights(
     start: Callable[[str, str, int], object], flag: str, dump_folder: Path
 ) -> None:
-    """Start runs of a model, flavour and TP degree whose ``[checkpoint]`` sets the flag."""
+    """Start runs of a model, flavor and TP degree whose ``[checkpoint]`` sets the flag."""
     with pytest.raises(tpv.KVReplicationError) as caught:
         start("llama3", "8B", 16)
     assert str(caught.value) == PERMUTED[flag]

@@ -68,7 +68,7 @@ def run(options: Any) -> int:
     """Run the subcommand; the exit status."""
     from torchtitan_tp_validate.cli import torchtitan
 
-    with torchtitan.at_hand():
+    with torchtitan.installed():
         jobs = _jobs(options)
         if not jobs:
             options.parser.error(f"no training config in {', '.join(options.what)}")

@@ -159,14 +159,14 @@ def _inputs(options: Any) -> list[str]:
 def _run(options: Any) -> Report:
     from torchtitan_tp_validate.cli import torchtitan
 
-    with torchtitan.at_hand():
+    with torchtitan.installed():
         return torchtitan.judge_run(options.torchtitan_arguments, options.replicate_kv_heads)
 
 
 def _model(options: Any) -> Report:
     from torchtitan_tp_validate.cli import torchtitan
 
-    with torchtitan.at_hand():
+    with torchtitan.installed():
         return torchtitan.judge_flavor(
             options.model, options.flavor, [degrees(options, tp) for tp in options.tp]
         )

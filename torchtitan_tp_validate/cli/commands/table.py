@@ -1,4 +1,4 @@
-"""``tp-validate table``: every registered flavour by the TP degrees that work."""
+"""``tp-validate table``: every registered flavor by the TP degrees that work."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def add_parser(commands: Any) -> None:
     parser: Parser = commands.add_parser(
         "table",
         help="show every model of the installed torchtitan by the degrees that work",
-        description="Every registered flavour of the installed torchtitan: its head counts, the dimension "
+        description="Every registered flavor of the installed torchtitan: its head counts, the dimension "
         "that keeps the degree from being doubled, and the TP degrees that work.",
         epilog=_EXAMPLES,
     )
@@ -65,7 +65,7 @@ def run(options: Any) -> int:
     """Run the subcommand; the exit status."""
     options.tp = options.tp or _DEFAULT
     found = list(survey(options))
-    if options.output_format == "full" and options.output_file is None and output.uses_colour(sys.stdout):
+    if options.output_format == "full" and options.output_file is None and output.uses_color(sys.stdout):
         output.show(matrix(found, options.tp, options.world_size))
     else:
         reports.emit(options, found, lambda them: _plain(list(them), options.tp, options.world_size))
@@ -73,12 +73,12 @@ def run(options: Any) -> int:
 
 
 def survey(options: Any) -> Iterator[Report]:
-    """A report for every flavour that the options ask for."""
+    """A report for every flavor that the options ask for."""
     from torchtitan_tp_validate import registry
     from torchtitan_tp_validate.cli import torchtitan
 
     choices = [degrees(options, tp) for tp in options.tp]
-    with torchtitan.at_hand(), output.progress("Reading models") as track:
+    with torchtitan.installed(), output.progress("Reading models") as track:
         names = options.model or [n for n in registry.names() if options.all or registry.is_model(n)]
         for name in track(names):
             try:
@@ -110,7 +110,7 @@ def _in_world(report: Report, world_size: int | None) -> Report:
 
 
 def matrix(reports: Sequence[Report], asked: Sequence[int], world_size: int | None) -> Table:
-    """The table for a terminal, in colour."""
+    """The table for a terminal, in color."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -153,7 +153,7 @@ def matrix(reports: Sequence[Report], asked: Sequence[int], world_size: int | No
 
 
 def _plain(reports: Sequence[Report], asked: Sequence[int], world_size: int | None) -> Iterator[output.Line]:
-    """The same without colour: `yes` where a degree works, `-` where not, brackets outside the world."""
+    """The same without color: `yes` where a degree works, `-` where not, brackets outside the world."""
     shown = [report for report in reports if report.plan is not None]
     codes = _codes(shown)
     shares = [_SHARED_HEADING] if any(_shared(report) for report in shown) else []

@@ -426,13 +426,13 @@ def test_python_m_is_the_same_program_and_loads_nothing_heavy(config_file: Path)
     assert module.returncode == 1
 
 
-def test_colour_is_for_terminals_that_want_it(config_file: Path) -> None:
+def test_color_is_for_terminals_that_want_it(config_file: Path) -> None:
     arguments = ("check", "--hf-config", str(config_file), "--tp", "4")
     plain = REFUSAL.format(file=config_file)
     assert program(*arguments).stdout == plain
     assert program(*arguments, FORCE_COLOR="1", NO_COLOR="1").stdout == plain
-    coloured = program(*arguments, FORCE_COLOR="1", TERM="xterm").stdout
-    assert "\x1b[1;31mTensor parallel degree (4) must divide" in coloured
+    colored = program(*arguments, FORCE_COLOR="1", TERM="xterm").stdout
+    assert "\x1b[1;31mTensor parallel degree (4) must divide" in colored
 
 
 def test_a_reader_that_goes_away_is_no_error(config_file: Path) -> None:
