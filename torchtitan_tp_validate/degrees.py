@@ -80,6 +80,7 @@ class Degrees:
         seq_len: ``training.seq_len``, in tokens, where it is known.
         sequence_parallel: ``parallelism.enable_sequence_parallel`` of torchtitan 0.3.x.
         replicate_kv_heads: whether several ranks may share a key-value head (``kv_replication``).
+        in_trainer: whether torchtitan's Trainer runs it, which has checks of its own.
     """
 
     tp: int
@@ -95,6 +96,7 @@ class Degrees:
     seq_len: int | None = None
     sequence_parallel: bool = True
     replicate_kv_heads: bool = False
+    in_trainer: bool = False
 
     def of(self, axis: Axis) -> int:
         """The degree of one axis."""
@@ -196,6 +198,7 @@ def degrees_of_job(config: Any) -> Degrees:
         dp_shard_is_known=dp_shard_is_known,
         seq_len=_tokens(getattr(config, "training", None)),
         sequence_parallel=getattr(parallelism, "enable_sequence_parallel", True),
+        in_trainer=True,
     )
 
 

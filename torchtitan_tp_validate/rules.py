@@ -282,7 +282,10 @@ RULES: dict[str, Rule] = {
                     "the Trainer refuses it when the process groups are up; without a Trainer, forward "
                     "aborts.",
                 ),
-                Line.DTENSOR: Otherwise("fine"),
+                Line.DTENSOR: Otherwise(
+                    "Trainer refuses late, else fine",
+                    "the Trainer refuses it when the process groups are up.",
+                ),
             },
             instead="take a sequence length that is a multiple of the degree, times twice the context "
             "parallel degree where there is one",

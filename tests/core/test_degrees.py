@@ -49,7 +49,7 @@ def test_an_int_a_parallel_dims_a_call_and_a_job_are_read_alike() -> None:
     )
     run = NS(parallelism=parallelism, training=NS(seq_len=48))
     whole = dataclasses.replace(read, seq_len=48, sequence_parallel=False)
-    assert degrees_of_job(run) == whole
+    assert degrees_of_job(run) == dataclasses.replace(whole, in_trainer=True)
     assert degrees_of_call({"parallel_dims": parallel_dims, "job_config": run}) == whole
     assert degrees_of_call({"parallel_dims": parallel_dims, **vars(run)}) == whole
     assert degrees_of_call({"parallel_dims": parallel_dims}) == read
@@ -57,7 +57,7 @@ def test_an_int_a_parallel_dims_a_call_and_a_job_are_read_alike() -> None:
 
 def test_a_data_parallel_degree_that_is_left_to_the_number_of_ranks_is_not_known() -> None:
     run = NS(parallelism=NS(tensor_parallel_degree=2, data_parallel_shard_degree=-1))
-    assert degrees_of_job(run) == Degrees(tp=2, dp_shard_is_known=False)
+    assert degrees_of_job(run) == Degrees(tp=2, dp_shard_is_known=False, in_trainer=True)
 
 
 @pytest.mark.parametrize("field", FLAGS)

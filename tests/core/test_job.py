@@ -47,6 +47,31 @@ def test_main_refuses_tokens_that_do_not_divide_too() -> None:
         check_job(config, is_guarded=lambda function: True)
 
 
+@pytest.mark.parametrize("backend", ["spmd_types", "partial_dtensor", "full_dtensor"])
+@pytest.mark.parametrize("sequence_parallel", [True, False])
+def test_the_trainer_refuses_an_uneven_sequence_on_every_backend(
+    backend: str, sequence_parallel: bool
+) -> None:
+    model = config_tree(attention_layer(8, 4))
+    config = job(model, 4, training=NS(seq_len=4098))
+    config.parallelism.spmd_backend = backend
+    config.parallelism.enable_sequence_parallel = sequence_parallel
+    if not sequence_parallel:
+        check_job(config, is_guarded=lambda function: True)
+        return
+    with pytest.raises(tpv.TPCompatError) as error:
+        check_job(config, is_guarded=lambda function: True)
+    assert [violation.code for violation in error.value.violations] == ["TP009"]
+    assert "the Trainer refuses it when the process groups are up" in str(error.value)
+    # Without a Trainer, a script's own parallelize call: DTensor takes uneven parts.
+    call = NS(tp=4, spmd_backend=backend)
+    if backend == "spmd_types":
+        with pytest.raises(tpv.TPCompatError):
+            tpv.validate_tp_compat(model, call, seq_len=4098)
+    else:
+        tpv.validate_tp_compat(model, call, seq_len=4098)
+
+
 def told(config: Any, times: int = 1) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

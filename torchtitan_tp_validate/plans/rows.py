@@ -62,9 +62,11 @@ def splits_sequence(degrees: Degrees) -> bool:
     """Return whether a run splits its sequence over the TP axis, and cannot do so unevenly.
 
     It is split between the blocks by sequence parallelism, and at the experts by expert parallelism in any
-    case.
+    case. The DTensor backends take uneven parts, but the Trainer of 0.3.0 refuses them on every backend.
     """
-    return pads(degrees) and (degrees.sequence_parallel or degrees.ep > 1)
+    if pads(degrees):
+        return degrees.sequence_parallel or degrees.ep > 1
+    return degrees.in_trainer and degrees.sequence_parallel
 
 
 def note_sequence(findings: PlanBuilder, degrees: Degrees) -> None:
