@@ -402,7 +402,7 @@ RULES: dict[str, Rule] = {
             source="torchtitan distributed/fsdp.py, 0.2.x models/llama4/infra/parallelize.py (apply_fsdp); "
             "torch/distributed/fsdp/_fully_shard/_fsdp_param.py",
             axis="dp_shard",
-            scope="and `dim`, by the data parallel shard degree, with more ranks than experts",
+            scope="and dim, by the data parallel shard degree, with more ranks than experts",
         ),
     )
 }
