@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.core.fake_torchtitan import FakeTorchtitan
-from tests.core.test_install import HIDDEN
+from tests.core.test_guards import HIDDEN
 
 
 def test_without_torchtitan_transformers_alone_is_guarded(tmp_path: Path) -> None:
