@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw the picture in the README: what `tp-validate table` shows in a terminal, as an SVG.
+"""Draw the picture in docs/cli.md: what `tp-validate table` shows in a terminal, as an SVG.
 
     scripts/matrix.py [FILE]
 
@@ -22,7 +22,7 @@ PICTURE = Path(__file__).parent / "matrix.svg"
 
 
 def main() -> None:
-    """Draw it into the file that is named, or the one that the README shows."""
+    """Draw it into the file that is named, or the one that docs/cli.md shows."""
     options = build_parser("table").parse_args(["table", "--world-size", "32"])
     options.output_file = None
     reports = [report for report in survey(options) if report.plan is not None]

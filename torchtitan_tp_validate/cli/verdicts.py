@@ -24,7 +24,7 @@ class Status(Enum):
     LISTED = "listed"
     """Shown with the degrees that work; none was asked for."""
     SKIPPED = "skipped"
-    """Not judged, for a reason that is nobody's mistake, and never counted as passed."""
+    """Not judged: what it needs is not installed here, or it is no model's. Never counted as passed."""
     NOT_VALIDATED = "not_validated"
     """Could not be judged although it was asked for."""
 
@@ -69,7 +69,7 @@ class Report:
         framework: whose rule it was judged by.
         location: the file that says so.
         note: why there is no verdict.
-        skipped: whether that is nobody's mistake.
+        skipped: whether that is no error: what it needs is not installed here, or it is no model's.
         listed: whether no degree was asked for, and all are only shown.
         assumed: what was taken for granted to get so far, e.g. the hardware.
     """
