@@ -106,7 +106,7 @@ def olmo2(**text: Any) -> tuple[Any, Any]:
     """Its projections are gathered, since its norms span all heads."""
     from transformers import Olmo2Config, Olmo2ForCausalLM
 
-    text.pop("tie_word_embeddings", None)  # off by default, and 5.4 takes no value for it
+    text.pop("tie_word_embeddings", None)  # off by default, and some releases declare an int and take no bool
     return Olmo2ForCausalLM, Olmo2Config(**{**_TEXT, **text})
 
 
