@@ -98,8 +98,8 @@ def run(checkout: Path, folder: Path | None, *, check: bool, reverse: bool) -> R
     """
     patch = _patch_file(checkout, folder)
     changes = read_changes(patch)
-    _refuse_changed_files(checkout, changes, patch, reverse=reverse)
-    _refuse_dirty_repository(checkout, changes)
+    _raise_if_changed_files(checkout, changes, patch, reverse=reverse)
+    _raise_if_dirty_repository(checkout, changes)
     verb = "reversed" if reverse else "applied"
     count = f"{len(changes)} files of {checkout}"
     flags = ["--reverse"] if reverse else []
@@ -117,11 +117,11 @@ def run(checkout: Path, folder: Path | None, *, check: bool, reverse: bool) -> R
             place for place, code in _functions(checkout, changes).items() if before.get(place) != code
         ]
         told = exercise(checkout, changed)
-        _refuse_silent(told)
+        _raise_if_silent(told)
     except BaseException:
         _git_apply(checkout, patch, "--reverse")
         raise
-    _refuse_broken_imports(checkout, patch, told)
+    _raise_if_broken_imports(checkout, patch, told)
     return _report(f"{_shown(patch)} is applied: {count} are changed.", told)
 
 
@@ -155,7 +155,7 @@ def read_changes(patch: Path) -> list[Change]:
     return [Change(*fields) for fields in found]
 
 
-def _refuse_changed_files(checkout: Path, changes: list[Change], patch: Path, *, reverse: bool) -> None:
+def _raise_if_changed_files(checkout: Path, changes: list[Change], patch: Path, *, reverse: bool) -> None:
     """Refuse a tree in which a file is not the very one that the patch was made for."""
     states = {change.path: _blob(checkout / change.path) for change in changes}
     needed = {change.path: change.after if reverse else change.before for change in changes}
@@ -180,7 +180,7 @@ def _blob(file: Path) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
-def _refuse_dirty_repository(checkout: Path, changes: list[Change]) -> None:
+def _raise_if_dirty_repository(checkout: Path, changes: list[Change]) -> None:
     """Refuse a git checkout with other uncommitted changes: they could no longer be told from the patch's."""
     if not (checkout / ".git").exists():
         return
@@ -285,7 +285,7 @@ def exercise(checkout: Path, changed: Sequence[Place]) -> list[Told]:
     return told
 
 
-def _refuse_silent(told: list[Told]) -> None:
+def _raise_if_silent(told: list[Told]) -> None:
     """Refuse a patch one of whose functions does not refuse TP 4, or of which nothing was seen to."""
     silent = [f"{one} does not refuse TP 4: {one.text}" for one in told if one.state == "silent"]
     if silent:
@@ -295,7 +295,7 @@ def _refuse_silent(told: list[Told]) -> None:
         raise CannotApplyError("\n  ".join([f"{sys.executable} cannot show that the guard fires:", *reasons]))
 
 
-def _refuse_broken_imports(checkout: Path, patch: Path, told: list[Told]) -> None:
+def _raise_if_broken_imports(checkout: Path, patch: Path, told: list[Told]) -> None:
     """Take a patch out again that a module no longer imports with; one that did not before stays broken."""
     broken = {one.path: str(one.problem) for one in told if one.why == "import"}
     if not broken:

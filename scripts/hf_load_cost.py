@@ -22,7 +22,7 @@ import transformers
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import torchtitan_tp_validate as tpv
-from torchtitan_tp_validate.hf import guard
+from torchtitan_tp_validate.transformers_tp import guard
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.transformers.models import save, tp_arguments

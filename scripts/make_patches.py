@@ -32,7 +32,7 @@ from torchtitan_tp_validate.locate import (  # noqa: E402
     functions_in,
     unbindable,
 )
-from torchtitan_tp_validate.plans.reading import FAMILIES  # noqa: E402
+from torchtitan_tp_validate.releases.reading import FAMILIES  # noqa: E402
 from torchtitan_tp_validate.rules import RULES  # noqa: E402
 from torchtitan_tp_validate.wrappers import TARGETS  # noqa: E402
 

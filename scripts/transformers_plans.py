@@ -15,8 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from torchtitan_tp_validate.hf.plan_table import read_installed, with_release
-from torchtitan_tp_validate.plans import transformers_plans
+from torchtitan_tp_validate.releases import transformers_plans
+from torchtitan_tp_validate.transformers_tp.plan_table import read_installed, with_release
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from torchtitan_tp_validate.wrappers import TARGETS
 from torchtitan_tp_validate.wrappers.guard import Guardable, parallelize_functions
 
 if TYPE_CHECKING:
-    from torchtitan_tp_validate.hf.fix import PlanFix
+    from torchtitan_tp_validate.transformers_tp.fix import PlanFix
 
 Function = Callable[..., Any]
 
@@ -125,7 +125,7 @@ def install(
             n_kv_heads (see ``kv_replication``). It stays on until `uninstall`. A model of 0.3.x that no
             Trainer builds needs the converter ``ReplicateKVHeads``.
         fix_tp_plan: also complete the plans of transformers models that forget their output head, see
-            `torchtitan_tp_validate.hf.ensure_lm_head_plan`.
+            `torchtitan_tp_validate.transformers_tp.ensure_lm_head_plan`.
 
     Raises:
         InstallError: under ``strict``, naming what cannot be guarded: torchtitan and transformers are both
@@ -294,7 +294,7 @@ class Guards:
         """Complete the plan of every transformers model made from now on, once there is such a class."""
         base = getattr(sys.modules.get(_MODEL_MODULE), "PreTrainedModel", None)
         if self.fix_tp_plan and self._plan_fix is None and base is not None:
-            from torchtitan_tp_validate.hf.fix import ensure_lm_head_plan
+            from torchtitan_tp_validate.transformers_tp.fix import ensure_lm_head_plan
 
             self._plan_fix = ensure_lm_head_plan(base)
 
@@ -345,14 +345,14 @@ def _entry_points() -> Iterator[Guardable]:
 
 def _native_tp() -> Iterator[Guardable]:
     """The entry point of transformers' native tensor parallelism, if transformers is installed."""
-    from torchtitan_tp_validate.hf.guard import distributing_functions
+    from torchtitan_tp_validate.transformers_tp.guard import distributing_functions
 
     return distributing_functions()
 
 
 def _problems() -> list[str]:
     """What stands in the way of guarding everything, a sentence each."""
-    from torchtitan_tp_validate.hf.guard import problems as problems_of_native_tp
+    from torchtitan_tp_validate.transformers_tp.guard import problems as problems_of_native_tp
 
     native = problems_of_native_tp()
     unsupported = unsupported_torchtitan()

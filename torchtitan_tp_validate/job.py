@@ -13,7 +13,7 @@ from torchtitan_tp_validate.degrees import Degrees, degrees_of_job
 from torchtitan_tp_validate.errors import PlanError
 from torchtitan_tp_validate.locate import applies_fsdp
 from torchtitan_tp_validate.notices import warn_once
-from torchtitan_tp_validate.plans.torchtitan_0_3 import in_run, refused_by_torchtitan
+from torchtitan_tp_validate.releases.torchtitan_0_3 import find_torchtitan_refusal, in_run
 from torchtitan_tp_validate.validate import judge
 
 
@@ -114,9 +114,9 @@ def check_job(
     problem = unguarded(job, is_guarded=is_guarded)
     if problem is not None:
         if replicate_kv_heads:
-            from torchtitan_tp_validate.kv_replication.support import refuse
+            from torchtitan_tp_validate.kv_replication.support import unsupported_error
 
-            raise refuse(problem.removesuffix("."), "a guarded model")
+            raise unsupported_error(problem.removesuffix("."), "a guarded model")
         _not_validated(problem)
         return
     try:
@@ -128,24 +128,24 @@ def check_job(
     if replicate_kv_heads:
         from torchtitan_tp_validate.kv_replication.job import accept_job
 
-        refuse_replication(job)
+        raise_if_replication_is_unsupported(job)
         accept_job(config)
-    refusal = refused_by_torchtitan(job.subject, job.degrees)
+    refusal = find_torchtitan_refusal(job.subject, job.degrees)
     if refusal is not None:
         _not_validated(f"{job.name}: {refusal}")
 
 
-def refuse_replication(job: Job) -> None:
+def raise_if_replication_is_unsupported(job: Job) -> None:
     """Refuse replication in a job that fits its degrees, where something else of it does not go with it.
 
     Raises:
         KVReplicationError: another function than torchtitan's own parallelizes the model, or Hugging Face
             weights are loaded or saved that would be permuted.
     """
-    from torchtitan_tp_validate.kv_replication.support import refuse_foreign, refuse_permuted_weights
+    from torchtitan_tp_validate.kv_replication.support import raise_if_foreign, raise_if_weights_are_permuted
 
-    refuse_foreign(job.parallelize_fn)
-    refuse_permuted_weights(job.model_config, job.degrees.tp, job.run)
+    raise_if_foreign(job.parallelize_fn)
+    raise_if_weights_are_permuted(job.model_config, job.degrees.tp, job.run)
 
 
 def unguarded(job: Job, *, is_guarded: Callable[[Callable[..., Any]], bool]) -> str | None:

@@ -11,7 +11,7 @@ from torchtitan_tp_validate import advice
 from torchtitan_tp_validate.degrees import Degrees, read_degrees
 from torchtitan_tp_validate.errors import PlanError, Refusal, TPCompatError, Violation
 from torchtitan_tp_validate.plan import Plan, describe_places
-from torchtitan_tp_validate.plans import read_plan
+from torchtitan_tp_validate.releases import read_plan
 
 
 def validate_tp_compat(
@@ -55,21 +55,21 @@ def judge(model_or_config: Any, degrees: Degrees, *, model_name: str | None = No
     if degrees.splits_nothing:
         return None
     plan = read_plan(model_or_config, degrees, model_name=model_name)
-    refuse(plan, degrees)
+    raise_if_incompatible(plan, degrees)
     return plan
 
 
-def refuse(plan: Plan, degrees: Degrees) -> None:
+def raise_if_incompatible(plan: Plan, degrees: Degrees) -> None:
     """Raise what these degrees deserve under ``plan``, which is nothing when they are compatible.
 
     Raises:
         TPCompatError: a degree does not fit.
         PlanError: the plan was not read to the end.
     """
-    error = incompatibility(plan, degrees)
+    error = compat_error(plan, degrees)
     if error is not None:
         raise error.settled()
-    refuse_unread(plan.at(degrees))
+    raise_if_unread(plan.at(degrees))
 
 
 def valid_tp_degrees(
@@ -98,11 +98,11 @@ def valid_tp_degrees(
     degrees = read_degrees(parallel_dims)
     degrees = replace(degrees, seq_len=seq_len, replicate_kv_heads=replicate_kv_heads)
     plan = read_plan(model_or_config, degrees)
-    refuse_unread(plan)
+    raise_if_unread(plan)
     return plan.valid_degrees()
 
 
-def incompatibility(plan: Plan, degrees: Degrees) -> TPCompatError | None:
+def compat_error(plan: Plan, degrees: Degrees) -> TPCompatError | None:
     """Return the error that these degrees deserve under ``plan``, or None when nothing speaks against them.
 
     What the error has to say is worked out when it is asked.
@@ -150,7 +150,7 @@ def _about_replication(plan: Plan, degrees: Degrees, more: Sequence[int]) -> str
     return ""
 
 
-def refuse_unread(plan: Plan) -> None:
+def raise_if_unread(plan: Plan) -> None:
     """Never call a plan compatible that was not read to the end.
 
     Raises:

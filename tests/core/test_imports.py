@@ -17,13 +17,13 @@ ORDER = (
     ("errors", "rules", "models", "release_files", "hardware"),
     ("degrees", "notices", "failure", "locate"),
     ("plan", "supported"),
-    ("plans",),
+    ("releases",),
     ("advice",),
     ("validate",),
     ("job", "registry"),
     ("wrappers",),
     ("guards",),
-    ("hf", "kv_replication"),
+    ("transformers_tp", "kv_replication"),
     ("cli",),
     ("train", "__main__"),
     ("auto",),
@@ -33,7 +33,7 @@ ORDER = (
 A module imports what stands above its own row, or lies in its own folder.
 """
 
-OPT_INS = ("hf", "kv_replication")
+OPT_INS = ("transformers_tp", "kv_replication")
 """Reached by name: whatever stands above them imports them inside a function, when they are asked for."""
 
 HEAVY = ("torch", "torchtitan", "transformers", "spmd_types", "wrapt")

@@ -13,7 +13,7 @@ from tests.core.shapes import attention_layer, config_tree, delta_layer, model_a
 from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.plan import Plan, ShardedDim
 from torchtitan_tp_validate.rules import Otherwise
-from torchtitan_tp_validate.validate import incompatibility, judge
+from torchtitan_tp_validate.validate import compat_error, judge
 
 DIES = Otherwise("dies", "it dies.")
 
@@ -269,7 +269,7 @@ def test_many_degrees_of_many_unequal_layers_are_judged_without_looking_at_each(
     monkeypatch.setattr(ShardedDim, "allows", lambda dim, degree: asked.append(degree) or allows(dim, degree))
     dims = tuple(ShardedDim("TP001", 12 * (index + 1), (index,), DIES) for index in range(5000))
     plan = Plan("Tiny", dims, len(dims), "set {flag} to {degree}")
-    errors = [incompatibility(plan, Degrees(tp=tp)) for tp in range(1, 1001)]
+    errors = [compat_error(plan, Degrees(tp=tp)) for tp in range(1, 1001)]
     assert [tp for tp, error in enumerate(errors, 1) if error is None] == [1, 2, 3, 4, 6, 12]
     assert len(asked) < 2000
     assert errors[4].valid_degrees == [1, 2, 3, 4, 6, 12]

@@ -8,11 +8,11 @@ from importlib.metadata import version
 
 import pytest
 
-from tests.core.plans.published import PUBLISHED
-from tests.core.plans.test_huggingface_sizes import DTENSOR
+from tests.core.releases.published import PUBLISHED
+from tests.core.releases.test_huggingface_sizes import DTENSOR
 from torchtitan_tp_validate.degrees import Axis, Degrees
-from torchtitan_tp_validate.plans import read_plan
-from torchtitan_tp_validate.plans.huggingface import Framework, read
+from torchtitan_tp_validate.releases import read_plan
+from torchtitan_tp_validate.releases.huggingface import Framework, read
 
 if not version("torchtitan").startswith("0.3"):
     pytest.skip("torchtitan 0.2 has other models", allow_module_level=True)

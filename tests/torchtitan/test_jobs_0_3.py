@@ -18,7 +18,7 @@ from tests.torchtitan.optional import needs_torchao
 from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.guards import is_guard, recorded_check
 from torchtitan_tp_validate.job import check_job
-from torchtitan_tp_validate.plans import read_plan
+from torchtitan_tp_validate.releases import read_plan
 
 if not version("torchtitan").startswith("0.3"):
     pytest.skip("0.3.x registers its jobs", allow_module_level=True)

@@ -157,7 +157,7 @@ def tp_arguments(degree: int) -> dict[str, Any]:
     """How the release at hand is asked for native tensor parallelism."""
     from transformers import __version__
 
-    from torchtitan_tp_validate.plans.transformers_plans import release
+    from torchtitan_tp_validate.releases.transformers_plans import release
 
     if release(__version__) < (5, 15):
         return {"tp_plan": "auto"}

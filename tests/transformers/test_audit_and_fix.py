@@ -15,8 +15,8 @@ import torchtitan_tp_validate as tpv
 from tests.transformers.models import EIGHT_OF_5_23, FAMILIES, VOCAB
 from tests.transformers.test_native_tp import RELEASE, SHARDS_EMBEDDINGS, WIPES_CLASS_PLANS
 from torchtitan_tp_validate.cli import main
-from torchtitan_tp_validate.hf import audit_tp_plan, ensure_lm_head_plan
-from torchtitan_tp_validate.hf.audit import NotAudited, audit_installed, audited_classes
+from torchtitan_tp_validate.transformers_tp import audit_tp_plan, ensure_lm_head_plan
+from torchtitan_tp_validate.transformers_tp.audit import NotAudited, audit_installed, audited_classes
 
 
 def tiny(family: str, **text: Any) -> Any:

@@ -12,11 +12,11 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 import torchtitan_tp_validate as tpv
-from tests.core.plans.test_huggingface import plan
-from torchtitan_tp_validate.plans import huggingface
-from torchtitan_tp_validate.plans.huggingface import Framework, layer_heads
-from torchtitan_tp_validate.plans.key_value_heads import N_KV_HEADS, unknown_fields
-from torchtitan_tp_validate.plans.transformers_plans import release
+from tests.core.releases.test_huggingface import plan
+from torchtitan_tp_validate.releases import huggingface
+from torchtitan_tp_validate.releases.huggingface import Framework, layer_heads
+from torchtitan_tp_validate.releases.key_value_heads import N_KV_HEADS, unknown_fields
+from torchtitan_tp_validate.releases.transformers_plans import release
 
 pytestmark = pytest.mark.skipif(
     release(transformers.__version__) < (5, 23), reason="the names are those of the newest release"

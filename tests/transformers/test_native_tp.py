@@ -18,7 +18,7 @@ from tests.torchrun.harness import run_torchrun
 from tests.transformers.models import FAMILIES as MODELS
 from tests.transformers.models import VOCAB
 from torchtitan_tp_validate.cli import main
-from torchtitan_tp_validate.plans.transformers_plans import release
+from torchtitan_tp_validate.releases.transformers_plans import release
 
 RELEASE = release(transformers.__version__)
 # Up to 5.13.1 the instance's plan wipes its class's; 5.14 keeps it, and the tied weight stays whole.

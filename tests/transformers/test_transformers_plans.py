@@ -17,10 +17,10 @@ import transformers
 import torchtitan_tp_validate as tpv
 from tests.transformers.test_native_tp import RELEASE
 from torchtitan_tp_validate.errors import PlanError
-from torchtitan_tp_validate.hf.audit import audited_classes, instantiate
-from torchtitan_tp_validate.hf.model import effective_plan, rule_of
-from torchtitan_tp_validate.hf.plan_table import read_installed
-from torchtitan_tp_validate.plans.transformers_plans import load, plan_at
+from torchtitan_tp_validate.releases.transformers_plans import load, plan_at
+from torchtitan_tp_validate.transformers_tp.audit import audited_classes, instantiate
+from torchtitan_tp_validate.transformers_tp.model import effective_plan, rule_of
+from torchtitan_tp_validate.transformers_tp.plan_table import read_installed
 
 pytestmark = pytest.mark.skipif(RELEASE not in load().releases, reason="this release is not in the table")
 

@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str], theirs: list[str] | None) -> int:
     try:
         options, unknown = build_parser(next(iter(arguments), None)).parse_known_args(arguments)
-        options.parser.refuse_unknown(unknown, getattr(options, "hint", ""))
+        options.parser.raise_if_unknown(unknown, getattr(options, "hint", ""))
         options.torchtitan_arguments = theirs
         if theirs is not None and options.command != "check":
             options.parser.error("only check takes torchtitan's arguments after --")

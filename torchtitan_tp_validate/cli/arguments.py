@@ -75,7 +75,7 @@ class Parser(argparse.ArgumentParser):
         if action.choices is not None and value not in action.choices:
             raise argparse.ArgumentError(action, f"there is no {value!r}; {nearest(value, action.choices)}")
 
-    def refuse_unknown(self, words: Sequence[str], hint: str = "") -> None:
+    def raise_if_unknown(self, words: Sequence[str], hint: str = "") -> None:
         """Complain of words that no argument took; return when there are none.
 
         Args:

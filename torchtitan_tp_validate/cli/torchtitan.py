@@ -15,10 +15,16 @@ from torchtitan_tp_validate.cli.verdicts import Judgement, Location, Report, jud
 from torchtitan_tp_validate.degrees import Axis, Degrees
 from torchtitan_tp_validate.errors import KVReplicationError, PlanError, TPDegreeError, TPValidateError
 from torchtitan_tp_validate.hardware import build_for_its_hardware
-from torchtitan_tp_validate.job import Job, parse_command_line, read_job, refuse_replication, unguarded
+from torchtitan_tp_validate.job import (
+    Job,
+    parse_command_line,
+    raise_if_replication_is_unsupported,
+    read_job,
+    unguarded,
+)
 from torchtitan_tp_validate.kv_replication.job import ask_job
-from torchtitan_tp_validate.plans import read_plan
-from torchtitan_tp_validate.plans.torchtitan_0_3 import refused_by_torchtitan
+from torchtitan_tp_validate.releases import read_plan
+from torchtitan_tp_validate.releases.torchtitan_0_3 import find_torchtitan_refusal
 from torchtitan_tp_validate.wrappers import TARGETS
 
 _TOML_FLAGS = ("--job.config_file", "--job.config-file")
@@ -140,8 +146,8 @@ def judge_job(config: Any, name: str, location: Location | None, replicate_kv_he
         judgements = judge(plan, [degrees])
         if judgements[0].error is None:
             if replicate_kv_heads:
-                refuse_replication(job)
-            if refusal := refused_by_torchtitan(job.subject, degrees):
+                raise_if_replication_is_unsupported(job)
+            if refusal := find_torchtitan_refusal(job.subject, degrees):
                 return Report(name, note=f"Not validated: {refusal}", location=location)
         return Report(name, judgements, plan, location=location)
     except (PlanError, KVReplicationError) as error:

@@ -10,7 +10,7 @@ from typing import Any
 from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.errors import TPCompatError
 from torchtitan_tp_validate.plan import Plan
-from torchtitan_tp_validate.validate import incompatibility, refuse_unread
+from torchtitan_tp_validate.validate import compat_error, raise_if_unread
 
 SCHEMA_VERSION = 1
 """Version of the JSON output; a field that changes its meaning or goes away raises it."""
@@ -119,9 +119,9 @@ def judge(plan: Plan, choices: Iterable[Degrees], world_size: int | None = None)
     """
     judgements = []
     for choice in choices:
-        error = incompatibility(plan, choice)
+        error = compat_error(plan, choice)
         if error is None:
-            refuse_unread(plan.at(choice))
+            raise_if_unread(plan.at(choice))
         judgements.append(Judgement(choice, error, world_size is None or world_size % choice.tp == 0))
     return tuple(judgements)
 

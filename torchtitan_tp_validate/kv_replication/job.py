@@ -8,9 +8,9 @@ from typing import Any
 from torchtitan_tp_validate.degrees import degrees_of_job
 from torchtitan_tp_validate.kv_replication.support import (
     HOW_TO_CONVERT,
-    refuse,
-    refuse_foreign,
-    refuse_untried,
+    raise_if_foreign,
+    raise_if_untried,
+    unsupported_error,
 )
 
 
@@ -25,13 +25,13 @@ def ask_job(config: Any) -> None:
         KVReplicationError: the job asks for something that replication is not supported with.
     """
     if not hasattr(config, "model_spec"):
-        from torchtitan_tp_validate.kv_replication.torchtitan_0_2 import refuse_job
+        from torchtitan_tp_validate.kv_replication.torchtitan_0_2 import raise_if_unsupported
 
-        refuse_job(config)
+        raise_if_unsupported(config)
     elif config.model_spec is not None:
         from torchtitan_tp_validate.kv_replication.torchtitan_0_3 import ReplicateKVHeads
 
-        refuse_untried(config.parallelism, config.compile)
+        raise_if_untried(config.parallelism, config.compile)
         config.model_spec.model = ReplicateKVHeads.Config().build().convert(config.model_spec.model)
 
 
@@ -57,11 +57,14 @@ def ask_call(function: Callable[..., Any], arguments: Mapping[str, Any], tp: int
         KVReplicationError: the function, the model or the job does not go with replication.
     """
     model = arguments["model"]
-    refuse_foreign(function)
+    raise_if_foreign(function)
     if hasattr(model, "model_args"):
-        from torchtitan_tp_validate.kv_replication.torchtitan_0_2 import refuse_job, replicate_kv_heads
+        from torchtitan_tp_validate.kv_replication.torchtitan_0_2 import (
+            raise_if_unsupported,
+            replicate_kv_heads,
+        )
 
-        refuse_job(arguments["job_config"])
+        raise_if_unsupported(arguments["job_config"])
         replicate_kv_heads(model, tp)
     elif not hasattr(model.config, "replicates_kv_heads"):
-        raise refuse(f"{type(model).__name__} was built from a config without it", HOW_TO_CONVERT)
+        raise unsupported_error(f"{type(model).__name__} was built from a config without it", HOW_TO_CONVERT)

@@ -1,6 +1,6 @@
 """What of a run KV-head replication can be had with. Everything else is refused at startup, never tried.
 
-Which models can have it is told by ``plans/kv_replication.py``, since the degrees that work depend on it.
+Which models can have it is told by ``releases/kv_replication.py``, since the degrees that work depend on it.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from torchtitan_tp_validate.errors import KVReplicationError
-from torchtitan_tp_validate.plans.kv_replication import class_name
+from torchtitan_tp_validate.releases.kv_replication import class_name
 
 HOW_TO_CONVERT = "model_registry(..., converters=[ReplicateKVHeads.Config()])"
 
 
-def refuse_untried(parallelism: Any, compiling: Any) -> None:
+def raise_if_untried(parallelism: Any, compiling: Any) -> None:
     """Refuse what replication was not seen to work with, whatever the model.
 
     Args:
@@ -28,26 +28,28 @@ def refuse_untried(parallelism: Any, compiling: Any) -> None:
     for name, section in (("parallelism", parallelism), ("compile", compiling)):
         if getattr(section, "enable_async_tensor_parallel", False):
             flag = f"{name}.enable_async_tensor_parallel"
-            raise refuse(f"{flag} = true fuses wk and wv with the gather before them", f"{flag} = false")
+            raise unsupported_error(
+                f"{flag} = true fuses wk and wv with the gather before them", f"{flag} = false"
+            )
     cp = parallelism.context_parallel_degree
     if cp > 1:
-        raise refuse(
+        raise unsupported_error(
             f"parallelism.context_parallel_degree = {cp} was never tried with it",
             "context_parallel_degree = 1",
         )
 
 
-def refuse_foreign(parallelize_fn: Any) -> None:
+def raise_if_foreign(parallelize_fn: Any) -> None:
     """Refuse a model that another function than torchtitan's own parallelizes, or a guard of one.
 
     Raises:
         KVReplicationError: it belongs to an experiment, or to somebody else.
     """
     if not parallelize_fn.__module__.startswith("torchtitan.models."):
-        raise refuse(f"{parallelize_fn.__module__} parallelizes this model", "torchtitan.models")
+        raise unsupported_error(f"{parallelize_fn.__module__} parallelizes this model", "torchtitan.models")
 
 
-def refuse_permuted_weights(model: Any, tp: int, run: Any) -> None:
+def raise_if_weights_are_permuted(model: Any, tp: int, run: Any) -> None:
     """Refuse to load or save Hugging Face weights of a Llama 3 whose ranks share heads.
 
     Its state-dict adapter, unlike those of the other supported models, permutes the rows of each head of wk,
@@ -78,7 +80,7 @@ def refuse_permuted_weights(model: Any, tp: int, run: Any) -> None:
         (checkpoint.last_save_in_hf, "last_save_in_hf", "after its last"),
     ):
         if asked:
-            raise refuse(
+            raise unsupported_error(
                 f"checkpoint.{flag} = true permutes wk by whole heads, and a rank holds a part of one",
                 f"{flag} = false with torchtitan's scripts/checkpoint_conversion before or after the run",
                 otherwise=f'would die {when} step with "Cannot unflatten unevenly sharded tensor"',
@@ -91,7 +93,7 @@ def _resumes(run: Any) -> bool:
     return any(Path(dump_folder, run.checkpoint.folder).glob("step-*"))
 
 
-def refuse(
+def unsupported_error(
     what: str, instead: str, otherwise: str = "might die in its first forward pass, or train wrongly"
 ) -> KVReplicationError:
     """The error for a run that asks for replication and for something that it does not go with."""

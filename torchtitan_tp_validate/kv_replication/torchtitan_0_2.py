@@ -14,8 +14,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from torchtitan_tp_validate.kv_replication.gather import replicated_linear
-from torchtitan_tp_validate.kv_replication.support import refuse, refuse_untried
-from torchtitan_tp_validate.plans.kv_replication import class_name, supports_args
+from torchtitan_tp_validate.kv_replication.support import raise_if_untried, unsupported_error
+from torchtitan_tp_validate.releases.kv_replication import class_name, supports_args
 
 
 class KVHeadLinear(nn.Linear):  # type: ignore[misc]
@@ -33,7 +33,7 @@ class KVHeadLinear(nn.Linear):  # type: ignore[misc]
         return replicated_linear(input, self.weight, None, n_kv_heads=self.n_kv_heads)
 
 
-def refuse_job(job: Any) -> None:
+def raise_if_unsupported(job: Any) -> None:
     """Refuse what a job config asks for beside replication, before anything is built.
 
     Raises:
@@ -41,10 +41,10 @@ def refuse_job(job: Any) -> None:
     """
     linears = [name for name in job.model.converters if name.startswith("quantize.linear.")]
     if linears:
-        raise refuse(
+        raise unsupported_error(
             f'model.converters has "{linears[0]}", which replaces wk and wv', "high-precision linears"
         )
-    refuse_untried(job.parallelism, job.compile)
+    raise_if_untried(job.parallelism, job.compile)
 
 
 def replicate_kv_heads(model: nn.Module, tp: int) -> None:
@@ -58,7 +58,7 @@ def replicate_kv_heads(model: nn.Module, tp: int) -> None:
         KVReplicationError: wk or wv is not a plain linear.
     """
     if not supports_args(model.model_args):
-        raise refuse(f"{class_name(model)} is not one of llama3, llama4 and qwen3", "those models")
+        raise unsupported_error(f"{class_name(model)} is not one of llama3, llama4 and qwen3", "those models")
     for index, layer in model.layers.items():
         attention = layer.attention
         if attention.n_kv_heads % tp == 0:
@@ -66,7 +66,7 @@ def replicate_kv_heads(model: nn.Module, tp: int) -> None:
         for name in ("wk", "wv"):
             projection = getattr(attention, name)
             if type(projection) is not nn.Linear or projection.bias is not None:
-                raise refuse(
+                raise unsupported_error(
                     f"layers.{index}.attention.{name} is a {class_name(projection)}",
                     "torch.nn.Linear without a bias",
                 )

@@ -36,14 +36,18 @@ from torchtitan_tp_validate.kv_replication.gather import (
     rows_of_own_head,
     tp_axis,
 )
-from torchtitan_tp_validate.kv_replication.support import refuse, refuse_permuted_weights, refuse_untried
-from torchtitan_tp_validate.plans.kv_replication import (
+from torchtitan_tp_validate.kv_replication.support import (
+    raise_if_untried,
+    raise_if_weights_are_permuted,
+    unsupported_error,
+)
+from torchtitan_tp_validate.releases.kv_replication import (
     CONVERTED,
     class_name,
     problem_with_attention,
     projections,
 )
-from torchtitan_tp_validate.plans.torchtitan_0_3 import in_run
+from torchtitan_tp_validate.releases.torchtitan_0_3 import in_run
 from torchtitan_tp_validate.validate import judge
 
 
@@ -110,11 +114,15 @@ class ReplicateKVHeads(ModelConfigConverter):  # type: ignore[misc]
             return model_config
         attentions = list(_attentions(model_config))
         if not attentions:
-            raise refuse(f"{class_name(model_config)} has no key-value heads", "a model with n_kv_heads")
+            raise unsupported_error(
+                f"{class_name(model_config)} has no key-value heads", "a model with n_kv_heads"
+            )
         for path, attention in attentions:
             problem = problem_with_attention(attention)
             if problem is not None:
-                raise refuse(f"{path}: {problem}", "plain projections, in llama3, qwen3, qwen3_5 and gpt_oss")
+                raise unsupported_error(
+                    f"{path}: {problem}", "plain projections, in llama3, qwen3, qwen3_5 and gpt_oss"
+                )
         for _, attention in attentions:
             _convert_attention(attention)
         kind = _replicating(type(model_config))  # type: ignore[arg-type]  # a class is hashable
@@ -154,12 +162,12 @@ class ReplicatingConfig:
                 or does not work.
         """
         parallelism = config.parallelism
-        refuse_untried(parallelism, getattr(config, "compile", None))
+        raise_if_untried(parallelism, getattr(config, "compile", None))
         tp = parallelism.tensor_parallel_degree
         for path, attention in _attentions(self):
             for name, projection in projections(attention).items():
                 if class_name(projection) != CONVERTED:
-                    raise refuse(
+                    raise unsupported_error(
                         f"{path}: after the converter ReplicateKVHeads another one has made {name} a "
                         f"{class_name(projection)}",
                         "ReplicateKVHeads without it",
@@ -167,7 +175,7 @@ class ReplicatingConfig:
         degrees = degrees_of_job(config)
         if tp > 1 and not self._was_accepted(degrees):
             judge(in_run(self, config), degrees)
-            refuse_permuted_weights(self, tp, config)
+            raise_if_weights_are_permuted(self, tp, config)
         self.update_unjudged(config=config, **kwargs)
 
     def update_unjudged(self, *, config: Any, **kwargs: Any) -> None:
@@ -243,7 +251,7 @@ def _base_init(init: Callable[..., Any]) -> Callable[..., Any]:
     elif inspect.isfunction(init):
         base = inspect.getclosurevars(init).nonlocals.get("base_init")
     if base is None:
-        raise refuse(
+        raise unsupported_error(
             f"the fused QKV projection is initialized by {init!r}, which cannot be taken apart",
             "a model config with separate wq and wkv",
         )

@@ -23,7 +23,7 @@ from torchtitan_tp_validate.cli.commands import audit, check
 from torchtitan_tp_validate.cli.formats import FORMATS
 from torchtitan_tp_validate.cli.verdicts import Judgement, Report
 from torchtitan_tp_validate.degrees import Degrees
-from torchtitan_tp_validate.plans import huggingface
+from torchtitan_tp_validate.releases import huggingface
 
 ROOT = Path(__file__).parents[3]
 SCHEMA = json.loads(resources.files("torchtitan_tp_validate.cli").joinpath("schema.json").read_text())

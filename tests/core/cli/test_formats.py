@@ -16,8 +16,8 @@ from torchtitan_tp_validate.cli.commands import audit, hf_audit, table
 from torchtitan_tp_validate.cli.formats import FORMATS, Findings
 from torchtitan_tp_validate.cli.output import Line
 from torchtitan_tp_validate.cli.verdicts import Report
-from torchtitan_tp_validate.hf.audit import HeadAudit, Linear, NotAudited, PlanAudit
 from torchtitan_tp_validate.rules import LINES
+from torchtitan_tp_validate.transformers_tp.audit import HeadAudit, Linear, NotAudited, PlanAudit
 
 COMMANDS = ("check", "table", "audit", "hf-audit", "rule", "rules", "doctor")
 HEAD = HeadAudit("lm_head", (128, 64), None, (), None, 16384)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from torchtitan_tp_validate.cli import main
 from torchtitan_tp_validate.cli.formats import FORMATS
-from torchtitan_tp_validate.plans.huggingface import Framework
+from torchtitan_tp_validate.releases.huggingface import Framework
 
 FUZZ = settings(
     max_examples=1000,

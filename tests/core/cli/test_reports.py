@@ -10,7 +10,7 @@ from torchtitan_tp_validate.cli import reports
 from torchtitan_tp_validate.cli.verdicts import Judgement, Report, Status, as_json, exit_status, judge
 from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.plan import ranges
-from torchtitan_tp_validate.plans.huggingface import Framework, read
+from torchtitan_tp_validate.releases.huggingface import Framework, read
 
 
 def report(n_kv_heads: int, flavor: str = "8B", world_size: int | None = None) -> Report:

@@ -11,7 +11,7 @@ from torchtitan_tp_validate.cli import files, reports
 from torchtitan_tp_validate.cli.arguments import Parser, add_degrees, add_output, degrees, tp_degrees
 from torchtitan_tp_validate.cli.verdicts import Location, Report, judge, unexpected
 from torchtitan_tp_validate.errors import NotAModelConfigError, PlanError
-from torchtitan_tp_validate.plans import huggingface
+from torchtitan_tp_validate.releases import huggingface
 
 _EXAMPLES = """\
 examples:

@@ -12,13 +12,13 @@ from torchtitan_tp_validate.cli.formats import Annotation, Findings
 from torchtitan_tp_validate.cli.output import BAD, GOOD, QUIET, Line
 from torchtitan_tp_validate.cli.verdicts import unexpected
 from torchtitan_tp_validate.errors import TPValidateError
-from torchtitan_tp_validate.hf.audit import (
+from torchtitan_tp_validate.releases.transformers_plans import transformers_version
+from torchtitan_tp_validate.transformers_tp.audit import (
     NotAudited,
     PlanAudit,
     audit_installed,
     audited_classes,
 )
-from torchtitan_tp_validate.plans.transformers_plans import transformers_version
 
 _EXAMPLES = """\
 examples:
@@ -100,7 +100,7 @@ def _fixed(wanted: bool) -> Iterator[None]:
         return
     from transformers import PreTrainedModel
 
-    from torchtitan_tp_validate.hf.fix import ensure_lm_head_plan
+    from torchtitan_tp_validate.transformers_tp.fix import ensure_lm_head_plan
 
     with ensure_lm_head_plan(PreTrainedModel):
         yield

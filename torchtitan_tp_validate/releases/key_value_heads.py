@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torchtitan_tp_validate.errors import PlanError
-from torchtitan_tp_validate.plans.reading import found, head_count, per_layer, shortened
+from torchtitan_tp_validate.releases.reading import found, head_count, per_layer, shortened
 
 N_KV_HEADS = (
     "num_key_value_heads_per_layer",

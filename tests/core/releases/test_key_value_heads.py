@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 import torchtitan_tp_validate as tpv
-from tests.core.plans.test_huggingface import config
-from torchtitan_tp_validate.plans.huggingface import layer_heads
-from torchtitan_tp_validate.plans.key_value_heads import N_KV_HEADS
+from tests.core.releases.test_huggingface import config
+from torchtitan_tp_validate.releases.huggingface import layer_heads
+from torchtitan_tp_validate.releases.key_value_heads import N_KV_HEADS
 
 MHA: dict[str, Any] = {"model_type": "someone_s", "num_attention_heads": 8, "num_hidden_layers": 2}
 

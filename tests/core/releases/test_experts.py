@@ -15,8 +15,8 @@ from tests.core.shapes import model_with_experts
 from torchtitan_tp_validate.degrees import Axis, Degrees, read_degrees
 from torchtitan_tp_validate.job import read_job
 from torchtitan_tp_validate.plan import Plan, PlanBuilder
-from torchtitan_tp_validate.plans import read_plan
-from torchtitan_tp_validate.plans.experts import Experts, note_experts, row_shards
+from torchtitan_tp_validate.releases import read_plan
+from torchtitan_tp_validate.releases.experts import Experts, note_experts, row_shards
 from torchtitan_tp_validate.rules import Line
 from torchtitan_tp_validate.validate import judge
 from torchtitan_tp_validate.wrappers.guard import guard

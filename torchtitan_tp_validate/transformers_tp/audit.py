@@ -14,8 +14,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from torchtitan_tp_validate.errors import TPPlanError
-from torchtitan_tp_validate.hf.model import OutputHead, effective_plan, output_head, rule_of, wildcard
-from torchtitan_tp_validate.plans.transformers_plans import TPPlan, transformers_version
+from torchtitan_tp_validate.releases.transformers_plans import TPPlan, transformers_version
+from torchtitan_tp_validate.transformers_tp.model import (
+    OutputHead,
+    effective_plan,
+    output_head,
+    rule_of,
+    wildcard,
+)
 
 _SUFFIXES = ("ForCausalLM", "ForConditionalGeneration")
 

@@ -17,9 +17,9 @@ from typing import Any
 
 from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.plan import PlanBuilder
-from torchtitan_tp_validate.plans.experts import Experts, note_experts
-from torchtitan_tp_validate.plans.reading import found, head_count, whole_number
-from torchtitan_tp_validate.plans.rows import note_rows, note_sequence
+from torchtitan_tp_validate.releases.experts import Experts, note_experts
+from torchtitan_tp_validate.releases.reading import found, head_count, whole_number
+from torchtitan_tp_validate.releases.rows import note_rows, note_sequence
 
 SHARES_KV_HEADS = frozenset(
     {

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from torchtitan_tp_validate.errors import InstallWarning, TPPlanError
-from torchtitan_tp_validate.hf.model import output_head, rule_of
+from torchtitan_tp_validate.transformers_tp.model import output_head, rule_of
 
 HEAD_STYLE = "colwise_gather_output"
 """What transformers gives output heads: rows split, logits gathered."""

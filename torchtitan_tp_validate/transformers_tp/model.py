@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torchtitan_tp_validate.plans.transformers_plans import TPPlan
+from torchtitan_tp_validate.releases.transformers_plans import TPPlan
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import Any
 from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.errors import PlanError
 from torchtitan_tp_validate.plan import Plan, PlanBuilder
-from torchtitan_tp_validate.plans import torchtitan_0_2, torchtitan_0_3
-from torchtitan_tp_validate.plans.reading import attention_heads, positive_int
+from torchtitan_tp_validate.releases import torchtitan_0_2, torchtitan_0_3
+from torchtitan_tp_validate.releases.reading import attention_heads, positive_int
 from torchtitan_tp_validate.rules import Line
 
 

@@ -11,8 +11,8 @@ import pytest
 import torchtitan_tp_validate as tpv
 from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.plan import Plan
-from torchtitan_tp_validate.plans import read_plan
-from torchtitan_tp_validate.plans.huggingface import Framework, layer_heads, read
+from torchtitan_tp_validate.releases import read_plan
+from torchtitan_tp_validate.releases.huggingface import Framework, layer_heads, read
 
 TEXT = """\
 Tensor parallel degree (4) must divide num_key_value_heads (2). For qwen3_5_moe, max supported TP is 2.

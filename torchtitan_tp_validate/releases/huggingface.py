@@ -22,9 +22,9 @@ from typing import Any
 from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.errors import NotAModelConfigError, PlanError
 from torchtitan_tp_validate.plan import Plan, PlanBuilder
-from torchtitan_tp_validate.plans.huggingface_sizes import SHARES_KV_HEADS, note_sizes
-from torchtitan_tp_validate.plans.key_value_heads import N_KV_HEADS, n_kv_heads
-from torchtitan_tp_validate.plans.reading import (
+from torchtitan_tp_validate.releases.huggingface_sizes import SHARES_KV_HEADS, note_sizes
+from torchtitan_tp_validate.releases.key_value_heads import N_KV_HEADS, n_kv_heads
+from torchtitan_tp_validate.releases.reading import (
     Heads,
     found,
     head_count,
@@ -34,7 +34,7 @@ from torchtitan_tp_validate.plans.reading import (
     value_of,
     whole_number,
 )
-from torchtitan_tp_validate.plans.rows import line_of
+from torchtitan_tp_validate.releases.rows import line_of
 from torchtitan_tp_validate.rules import Line
 
 
@@ -159,7 +159,7 @@ def read(
     Args:
         config: what `find_config` gave.
         model: where its effective plan is asked for when ``tp_plan`` is not given, see
-            `torchtitan_tp_validate.plans.transformers_plans`.
+            `torchtitan_tp_validate.releases.transformers_plans`.
         degrees: of the run. torchtitan's rule also judges experts by expert parallelism, the sequence by
             tensor and context parallelism, and shared key-value heads; transformers' rule knows none of them.
         framework: who splits the model.
@@ -176,7 +176,7 @@ def read(
     caveats: tuple[str, ...] = ()
     if framework is Framework.TRANSFORMERS:
         # Not loaded with this file: torchtitan's rule does not need it.
-        from torchtitan_tp_validate.plans import transformers_plans
+        from torchtitan_tp_validate.releases import transformers_plans
 
         if tp_plan is None:
             decoders = [part for part, _ in _text_parts(config, "")]

@@ -15,9 +15,9 @@ from typing import Any
 
 from torchtitan_tp_validate.degrees import TOKEN_FIELDS, Degrees
 from torchtitan_tp_validate.plan import Plan, PlanBuilder, Split
-from torchtitan_tp_validate.plans.experts import Experts, note_experts, row_shards
-from torchtitan_tp_validate.plans.kv_replication import supports_args
-from torchtitan_tp_validate.plans.reading import (
+from torchtitan_tp_validate.releases.experts import Experts, note_experts, row_shards
+from torchtitan_tp_validate.releases.kv_replication import supports_args
+from torchtitan_tp_validate.releases.reading import (
     Heads,
     attention_heads,
     family_name,

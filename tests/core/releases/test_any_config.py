@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import torchtitan_tp_validate as tpv
-from tests.core.plans.published import PUBLISHED
+from tests.core.releases.published import PUBLISHED
 from torchtitan_tp_validate.degrees import Degrees
-from torchtitan_tp_validate.plans.huggingface import _TEXT_PARTS, Framework, read
-from torchtitan_tp_validate.validate import incompatibility
+from torchtitan_tp_validate.releases.huggingface import _TEXT_PARTS, Framework, read
+from torchtitan_tp_validate.validate import compat_error
 
 JUNK: tuple[Any, ...] = (
     *(0, 1, 3, -1, True, False, 0.5, float("nan"), float("inf"), 10**9, 10**5000),
@@ -77,7 +77,7 @@ def outcome(config: Any, framework: Framework = Framework.TORCHTITAN) -> str:
     except tpv.PlanError as error:
         return str(error)
     assert plan.n_layers
-    incompatibility(plan, degrees)
+    compat_error(plan, degrees)
     return ""
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 import torchtitan_tp_validate as tpv
-from tests.core.plans.published import NOT_A_MODEL_OF_HEADS, PUBLISHED
+from tests.core.releases.published import NOT_A_MODEL_OF_HEADS, PUBLISHED
 from torchtitan_tp_validate.degrees import Degrees
-from torchtitan_tp_validate.plans.huggingface import Framework, read
+from torchtitan_tp_validate.releases.huggingface import Framework, read
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 import torchtitan_tp_validate as tpv
-from tests.core.plans.published import PUBLISHED
+from tests.core.releases.published import PUBLISHED
 from torchtitan_tp_validate.degrees import Axis, Degrees
 from torchtitan_tp_validate.plan import Plan
-from torchtitan_tp_validate.plans.huggingface import Framework, read
-from torchtitan_tp_validate.validate import incompatibility
+from torchtitan_tp_validate.releases.huggingface import Framework, read
+from torchtitan_tp_validate.validate import compat_error
 
 DTENSOR = "partial_dtensor"
 
@@ -52,7 +52,7 @@ def test_experts_are_judged_by_expert_parallelism_in_any_family(name: str) -> No
     config = {**llama(model_type="of_someone"), name: 12}
     assert plan(config, ep=4).valid_degrees(Axis.EP) == [1, 2, 3, 4, 6, 12]
     assert sizes(plan(config), "EP001") == []
-    error = incompatibility(plan(config, ep=8), Degrees(tp=2, ep=8))
+    error = compat_error(plan(config, ep=8), Degrees(tp=2, ep=8))
     assert error is not None
     assert str(error).startswith(
         f"Expert parallel degree (8) must divide {name} (12). For of_someone, max supported EP is 12.\n\n"
@@ -66,7 +66,7 @@ def test_a_dense_model_under_expert_parallelism_says_that_it_has_no_experts() ->
 
 
 def test_nested_experts_are_found_where_they_are() -> None:
-    error = incompatibility(plan(PUBLISHED["Kimi-K2.5"].config, ep=7), Degrees(tp=4, ep=7))
+    error = compat_error(plan(PUBLISHED["Kimi-K2.5"].config, ep=7), Degrees(tp=4, ep=7))
     assert error is not None
     assert "EP001 n_routed_experts = 384 is not a multiple of 7, in text_config:" in str(error)
 
@@ -93,7 +93,7 @@ def test_whole_experts_are_split_in_place_of_their_rows() -> None:
 def test_the_sequence_is_split_over_tensor_and_twice_over_context_parallel_ranks(
     degrees: dict[str, Any], fits: bool
 ) -> None:
-    assert (incompatibility(plan(llama(), **degrees), Degrees(**degrees)) is None) is fits
+    assert (compat_error(plan(llama(), **degrees), Degrees(**degrees)) is None) is fits
 
 
 def test_context_parallelism_without_a_sequence_length_says_so() -> None:
@@ -110,7 +110,7 @@ def test_ranks_may_share_a_key_value_head_where_torchtitan_has_the_model() -> No
     assert plan(llama()).valid_degrees() == [1, 2]
     assert plan(llama()).replication_degrees == [4, 8]
     assert plan(llama(), replicate_kv_heads=True).valid_degrees() == [1, 2, 4, 8]
-    error = incompatibility(plan(llama()), Degrees(tp=4))
+    error = compat_error(plan(llama()), Degrees(tp=4))
     assert error is not None
     assert "KV-head replication (--replicate-kv-heads) adds: 4, 8." in str(error)
 
@@ -148,7 +148,7 @@ def test_a_head_dimension_is_read_or_follows_from_the_hidden_size() -> None:
     ],
 )
 def test_a_size_that_torchtitans_model_splits_must_divide(config: dict[str, Any], code: str) -> None:
-    error = incompatibility(plan(config), Degrees(tp=2))
+    error = compat_error(plan(config), Degrees(tp=2))
     assert error is not None
     assert code in {violation.code for violation in error.violations}
     # A family that torchtitan does not have is judged by its heads.
@@ -170,7 +170,7 @@ def test_behind_dtensor_a_shard_may_be_uneven_but_not_empty() -> None:
 
 def test_the_vision_heads_of_kimi_are_judged_in_every_spelling() -> None:
     k25 = PUBLISHED["Kimi-K2.5"].config
-    error = incompatibility(plan(k25), Degrees(tp=32))
+    error = compat_error(plan(k25), Degrees(tp=32))
     assert error is not None
     assert str(error).startswith(
         "Tensor parallel degree (32) must divide vision_config.vt_num_attention_heads (16). "

@@ -10,7 +10,7 @@ from typing import Any
 from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.errors import PlanError
 from torchtitan_tp_validate.plan import Plan
-from torchtitan_tp_validate.plans.reading import shortened
+from torchtitan_tp_validate.releases.reading import shortened
 
 _NO_DEGREES = Degrees(tp=1)
 
@@ -32,17 +32,17 @@ def read_plan(model_or_config: Any, degrees: Degrees = _NO_DEGREES, *, model_nam
         PlanError: nothing here knows how to read the object, or what it holds is not a head count.
     """
     # Imported when they are needed: what a command line judges by one of them need not load the others.
-    from torchtitan_tp_validate.plans import (
+    from torchtitan_tp_validate.releases import (
         huggingface,
         torchtitan_0_2,
         torchtitan_0_3,
         torchtitan_fork,
-        transformers_backend,
+        torchtitan_transformers,
     )
 
     # Some Hugging Face configs have torchtitan's names: they are recognized first.
     readers: tuple[Any, ...] = (
-        transformers_backend,
+        torchtitan_transformers,
         huggingface,
         torchtitan_0_3,
         torchtitan_fork,

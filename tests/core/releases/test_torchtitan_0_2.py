@@ -6,7 +6,7 @@ from typing import Any
 import torchtitan_tp_validate as tpv
 from tests.core.shapes import attention_layer, model_args
 from torchtitan_tp_validate.degrees import Degrees
-from torchtitan_tp_validate.plans import read_plan
+from torchtitan_tp_validate.releases import read_plan
 
 
 def test_missing_n_kv_heads_means_mla_and_none_means_n_heads() -> None:

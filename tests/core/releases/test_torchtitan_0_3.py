@@ -10,7 +10,7 @@ import torchtitan_tp_validate as tpv
 from tests.core.shapes import attention_layer, config_tree, delta_layer
 from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.plan import Split
-from torchtitan_tp_validate.plans import read_plan
+from torchtitan_tp_validate.releases import read_plan
 
 
 def test_a_model_and_its_config_give_the_same_plan() -> None:

@@ -15,12 +15,12 @@ from typing import Any
 
 from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.errors import NotValidatedWarning, PlanError
-from torchtitan_tp_validate.hf.fix import settle
-from torchtitan_tp_validate.hf.model import effective_plan
 from torchtitan_tp_validate.locate import functions_in, package_folder
-from torchtitan_tp_validate.plans import huggingface
-from torchtitan_tp_validate.plans.transformers_plans import TPPlan, release, transformers_version
-from torchtitan_tp_validate.validate import refuse
+from torchtitan_tp_validate.releases import huggingface
+from torchtitan_tp_validate.releases.transformers_plans import TPPlan, release, transformers_version
+from torchtitan_tp_validate.transformers_tp.fix import settle
+from torchtitan_tp_validate.transformers_tp.model import effective_plan
+from torchtitan_tp_validate.validate import raise_if_incompatible
 from torchtitan_tp_validate.wrappers.guard import Guardable, Switches
 
 FIRST_RELEASE, LAST_RELEASE = (5, 2), (5, 23)
@@ -103,7 +103,8 @@ def guard(
     Args:
         function: transformers' own, with the parameters ``model`` and ``tp_mesh`` or ``device_mesh``.
         active: asked at each call; when it says no, the call goes straight through.
-        fixes: asked at each call: whether plans are being completed, see `torchtitan_tp_validate.hf.fix`.
+        fixes: asked at each call: whether plans are being completed, see
+            `torchtitan_tp_validate.transformers_tp.fix`.
     """
     signature = inspect.signature(function)
     plain = function.__module__ == _PLAIN_BACKEND
@@ -141,7 +142,9 @@ def check(model: Any, plan: TPPlan, tp: int, how_to_change: str | None = None) -
         if config is None:
             raise PlanError(f"{type(model).__name__} has no config.")
         read = huggingface.read(config, model, Degrees(tp=tp), tp_plan=plan)
-        refuse(replace(read, how_to_change=how_to_change or read.how_to_change), Degrees(tp=tp))
+        raise_if_incompatible(
+            replace(read, how_to_change=how_to_change or read.how_to_change), Degrees(tp=tp)
+        )
     except PlanError as error:
         warnings.warn(f"{error} The model is loaded unchecked.", NotValidatedWarning, stacklevel=3)
 

@@ -12,9 +12,9 @@ import pytest
 
 import torchtitan_tp_validate as tpv
 from torchtitan_tp_validate.cli import main
-from torchtitan_tp_validate.hf.plan_table import ReleasePlans, with_release
-from torchtitan_tp_validate.plans import transformers_plans
-from torchtitan_tp_validate.plans.transformers_plans import FILE, decode, load, plan_at, split_by
+from torchtitan_tp_validate.releases import transformers_plans
+from torchtitan_tp_validate.releases.transformers_plans import FILE, decode, load, plan_at, split_by
+from torchtitan_tp_validate.transformers_tp.plan_table import ReleasePlans, with_release
 
 
 @pytest.fixture(autouse=True)
@@ -232,7 +232,7 @@ def test_every_colwise_rule_of_attention_in_the_table_is_understood() -> None:
 
 
 def test_the_table_has_every_release_of_5_from_the_guards_first_to_its_last() -> None:
-    from torchtitan_tp_validate.hf.guard import FIRST_RELEASE, LAST_RELEASE
+    from torchtitan_tp_validate.transformers_tp.guard import FIRST_RELEASE, LAST_RELEASE
 
     releases = load().releases
     assert releases == tuple((5, minor) for minor in range(releases[0][1], releases[-1][1] + 1))

@@ -12,9 +12,9 @@ from typing import Any
 
 from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.plan import Plan, PlanBuilder, Split
-from torchtitan_tp_validate.plans import torchtitan_0_2 as line_0_2
-from torchtitan_tp_validate.plans.reading import attention_heads, family_name, positive_int
-from torchtitan_tp_validate.plans.torchtitan_0_3 import HOW_TO_CHANGE
+from torchtitan_tp_validate.releases import torchtitan_0_2 as line_0_2
+from torchtitan_tp_validate.releases.reading import attention_heads, family_name, positive_int
+from torchtitan_tp_validate.releases.torchtitan_0_3 import HOW_TO_CHANGE
 from torchtitan_tp_validate.rules import Line
 
 

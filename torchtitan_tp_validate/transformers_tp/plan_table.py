@@ -1,7 +1,7 @@
 """Read the tensor parallel plans of the installed transformers, and write them into the shipped table.
 
 For ``scripts/transformers_plans.py`` and the test that holds the table to the installed release. The table is
-read by `torchtitan_tp_validate.plans.transformers_plans`, which says what is in it.
+read by `torchtitan_tp_validate.releases.transformers_plans`, which says what is in it.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from torchtitan_tp_validate.errors import TPPlanError
-from torchtitan_tp_validate.hf.audit import instantiate
-from torchtitan_tp_validate.hf.model import effective_plan
-from torchtitan_tp_validate.plans.transformers_plans import (
+from torchtitan_tp_validate.releases.transformers_plans import (
     TPPlan,
     decode,
     plan_at,
     release,
     transformers_version,
 )
+from torchtitan_tp_validate.transformers_tp.audit import instantiate
+from torchtitan_tp_validate.transformers_tp.model import effective_plan
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from torchtitan_tp_validate.errors import PlanError
-from torchtitan_tp_validate.plans.reading import shortened
+from torchtitan_tp_validate.releases.reading import shortened
 
 TPPlan = Mapping[str, str]
 """Module or parameter name, layer numbers written as ``*``, -> the name of a parallel style."""

@@ -24,16 +24,16 @@ from typing import Any
 from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG, TOKEN_FIELDS, Axis, Degrees, token_field
 from torchtitan_tp_validate.errors import PlanError
 from torchtitan_tp_validate.plan import Plan, PlanBuilder, ShardedDim
-from torchtitan_tp_validate.plans.experts import Experts, note_experts, row_shards
-from torchtitan_tp_validate.plans.kv_replication import problem_with_attention
-from torchtitan_tp_validate.plans.reading import (
+from torchtitan_tp_validate.releases.experts import Experts, note_experts, row_shards
+from torchtitan_tp_validate.releases.kv_replication import problem_with_attention
+from torchtitan_tp_validate.releases.reading import (
     Heads,
     attention_heads,
     family_name,
     positive_int,
     share_kv_heads,
 )
-from torchtitan_tp_validate.plans.rows import (
+from torchtitan_tp_validate.releases.rows import (
     line_of,
     note_rows,
     note_sequence,
@@ -503,7 +503,7 @@ _known: dict[tuple[Any, ...], _Built] = {}
 """The layers of a model are alike: each distinct module is built once, on meta."""
 
 
-def refused_by_torchtitan(model_or_config: Any, degrees: Degrees) -> str | None:
+def find_torchtitan_refusal(model_or_config: Any, degrees: Degrees) -> str | None:
     """Return why torchtitan itself does not take a model with its run, in its own words, or None.
 
     It says so in ``update_from_config``, when its process groups are up: a sequence longer than RoPE, a
@@ -529,7 +529,7 @@ def _with_shardings(config: Any, degrees: Degrees, run: Any) -> Any:
     """The tree with its shardings declared: as it is, or a copy that went through torchtitan's own hands.
 
     torchtitan declares them in ``update_from_config``, just before it builds the model, after checks of its
-    own. Where one of those stops the job (`refused_by_torchtitan` says which), or where there is no job, it
+    own. Where one of those stops the job (`find_torchtitan_refusal` says which), or where there is no job, it
     is told of a run that passes them all and declares the same: the verdict is on every layer, and on more
     than they look at.
 
