@@ -1,10 +1,10 @@
 """Which files of the package a value goes through, traced in a real call.
 
 A file is *entered* when a function of it is called with the value, or with what was made of it, among its
-arguments. Made of it is what a function returns, and what a class constructs, that was given the value; what
-holds it (a tuple, a dict, an object's attribute, a closure) counts as the value itself. Numbers, names and
-other constants cannot be followed. A file *comes back* when it is entered while it and, above it, another file
-of the package stand on the call stack.
+arguments. Made of it is what a function returns, or a class constructs, that was given the value; what holds
+it (a tuple, a dict, an object's attribute, a closure) counts as the value itself. Numbers, names and other
+constants cannot be followed. A file *comes back* when it is entered while it and, above it, another file of
+the package stand on the call stack.
 """
 
 from __future__ import annotations
