@@ -32,7 +32,7 @@ from torchtitan_tp_validate.locate import (  # noqa: E402
     functions_in,
     unbindable,
 )
-from torchtitan_tp_validate.releases.reading import FAMILIES  # noqa: E402
+from torchtitan_tp_validate.models import FAMILY_OF  # noqa: E402
 from torchtitan_tp_validate.rules import RULES  # noqa: E402
 from torchtitan_tp_validate.wrappers import TARGETS  # noqa: E402
 
@@ -309,7 +309,7 @@ def _add_helper(patched: Patched, packages: Set[str]) -> None:
     tree = patched.tree(path)
     if any(_defines(statement, HELPER_NAME) for statement in tree.body):
         raise CannotPatchError(f"{path} defines {HELPER_NAME} already.")
-    names = {package: name for package, name in FAMILIES.items() if package in packages}
+    names = {package: family.title for package, family in FAMILY_OF.items() if package in packages}
     table = "\n".join(f'    "{package}": "{name}",' for package, name in names.items())
     reader = _functions(HELPER / f"read_{patched.generation.name}.py")
     rule = _functions(HELPER / "rule.py")

@@ -174,7 +174,7 @@ def _distance(degrees: Degrees, layout: Degrees) -> tuple[int, bool, bool, float
 def _how(plan: Plan, degrees: Degrees, layout: Degrees) -> str:
     """How to change to a layout, in the spelling of the installed line: every flag."""
     return "\nand: ".join(
-        plan.how_to_change.format(flag=FLAGS[field], degree=getattr(layout, field))
+        "\n  ".join(plan.how_to_change).format(flag=FLAGS[field], degree=getattr(layout, field))
         for field in _changed(degrees, layout)
     )
 

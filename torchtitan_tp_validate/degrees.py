@@ -191,8 +191,7 @@ def degrees_of_job(config: Any) -> Degrees:
         # The number of ranks tells; the guard of the parallelize function hears it.
         del requested[Axis.FSDP.value]
         dp_shard_is_known = False
-    if hasattr(parallelism, "spmd_backend"):
-        requested["spmd_backend"] = parallelism.spmd_backend
+    requested["spmd_backend"] = getattr(parallelism, "spmd_backend", Degrees.spmd_backend)
     return replace(
         read_degrees(SimpleNamespace(**requested)),
         dp_shard_is_known=dp_shard_is_known,

@@ -24,6 +24,7 @@ from torchtitan_tp_validate.failure import recorder
 from torchtitan_tp_validate.job import check_job
 from torchtitan_tp_validate.locate import torchtitan_identity, torchtitan_version
 from torchtitan_tp_validate.notices import forget
+from torchtitan_tp_validate.releases import releases
 from torchtitan_tp_validate.supported import unsupported_torchtitan
 from torchtitan_tp_validate.wrappers import TARGETS
 from torchtitan_tp_validate.wrappers.guard import Guardable, parallelize_functions
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
     from torchtitan_tp_validate.transformers_tp.fix import PlanFix
 
 Function = Callable[..., Any]
-
-# 0.3.x defines the Trainer in the first, 0.2.x in the second.
-_TRAINER_MODULES = ("torchtitan.trainer", "torchtitan.train")
 
 # Where transformers defines PreTrainedModel.
 _MODEL_MODULE = "transformers.modeling_utils"
@@ -262,7 +260,7 @@ class Guards:
         from wrapt import register_post_import_hook
 
         modules = {point.module for point in _entry_points() if point.problem is None}
-        for name in modules.union(_TRAINER_MODULES, {_MODEL_MODULE}) - self._watched:
+        for name in modules.union(_trainer_modules(), {_MODEL_MODULE}) - self._watched:
             if name not in sys.modules:
                 self._watched.add(name)
                 register_post_import_hook(self._on_import, name)
@@ -302,7 +300,7 @@ class Guards:
         """Check the job as the Trainer starts: before its device, process groups and first collective."""
         if unsupported_torchtitan() is not None:
             return
-        for module_name in _TRAINER_MODULES:
+        for module_name in _trainer_modules():
             trainer = getattr(sys.modules.get(module_name), "Trainer", None)
             if not isinstance(trainer, type) or trainer.__module__ != module_name:
                 continue
@@ -335,6 +333,10 @@ def _is_same_job(config: Any, judged: Any) -> bool:
     if judged is None or type(config) is not type(judged):
         return False
     return all(getattr(config, field.name) is getattr(judged, field.name) for field in fields(judged))
+
+
+def _trainer_modules() -> list[str]:
+    return [release.TRAINER_MODULE for release in releases()]
 
 
 def _entry_points() -> Iterator[Guardable]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +12,8 @@ from torchtitan_tp_validate.degrees import Degrees, degrees_of_job
 from torchtitan_tp_validate.errors import PlanError
 from torchtitan_tp_validate.locate import applies_fsdp
 from torchtitan_tp_validate.notices import warn_once
-from torchtitan_tp_validate.releases.torchtitan_0_3 import find_torchtitan_refusal, in_run
+from torchtitan_tp_validate.releases import kv_replication, line_of
+from torchtitan_tp_validate.releases.base import RequestedModel
 from torchtitan_tp_validate.validate import judge
 
 
@@ -22,28 +22,14 @@ class Job:
     """What a torchtitan job is about to parallelize.
 
     Attributes:
-        name: model and flavor as torchtitan calls them.
-        model_config: the model's config (0.3.x) or model args (0.2.x).
+        model: the model that it is about.
         degrees: what it asks for.
-        parallelize_fn: the function that the model's spec names.
-        run: the ``Trainer.Config`` (0.3.x) or ``JobConfig`` (0.2.x) that it is part of, if there is one.
+        subject: what to judge: the model's config, with the run where it decides what the config declares.
     """
 
-    name: str
-    model_config: Any
+    model: RequestedModel
     degrees: Degrees
-    parallelize_fn: Callable[..., Any]
-    run: Any = None
-
-    @property
-    def subject(self) -> Any:
-        """What to judge: the model's config, with the run where it decides what the config declares."""
-        return in_run(self.model_config, self.run)
-
-    @property
-    def splits_nothing(self) -> bool:
-        """Whether it asks for neither tensor nor expert parallelism."""
-        return self.degrees.tp == self.degrees.ep == 1
+    subject: Any
 
 
 def parse_command_line(arguments: Sequence[str] | None = None) -> Any:
@@ -60,28 +46,12 @@ def read_job(config: Any) -> Job | None:
     A job without a model is torchtitan's to complain about, and it does so first thing.
     """
     degrees = degrees_of_job(config)
-    if hasattr(config, "model_spec"):
-        spec = config.model_spec
-        if spec is None:
-            return None
-        return _job(f"{spec.name} {spec.flavor}", spec.model, degrees, spec.parallelize_fn, config)
-    if config.experimental.custom_import:
-        # The Trainer imports it first too: it may register the model.
-        importlib.import_module(config.experimental.custom_import)
-    train_spec = importlib.import_module("torchtitan.protocols.train_spec")
-    try:
-        spec = train_spec.get_train_spec(config.model.name)
-    except ValueError:
+    line = line_of(config)
+    model = line.requested_model(config)
+    if model is None:
         return None
-    args = spec.model_args.get(config.model.flavor)
-    if args is None:
-        return None
-    return _job(f"{config.model.name} {config.model.flavor}", args, degrees, spec.parallelize_fn, config)
-
-
-def _job(name: str, model_config: Any, degrees: Degrees, parallelize_fn: Callable[..., Any], run: Any) -> Job:
-    degrees = replace(degrees, fsdp=applies_fsdp(parallelize_fn))
-    return Job(name, model_config, degrees, parallelize_fn, run)
+    degrees = replace(degrees, fsdp=applies_fsdp(model.parallelize_fn))
+    return Job(model, degrees, line.in_run(model.config, config))
 
 
 def check_job(
@@ -104,16 +74,16 @@ def check_job(
         TPDegreeError: the degree is not a positive whole number.
         KVReplicationError: replication is not supported with this job.
     """
-    if replicate_kv_heads:
-        from torchtitan_tp_validate.kv_replication.job import ask_job
-
-        ask_job(config)
+    line = line_of(config)
+    replication = kv_replication(line) if replicate_kv_heads else None
+    if replication is not None:
+        replication.put_into_job(config)
     job = read_job(config)
-    if job is None or job.splits_nothing:
+    if job is None or job.degrees.splits_nothing:
         return
-    problem = unguarded(job, is_guarded=is_guarded)
+    problem = unguarded(job.model, config, is_guarded=is_guarded)
     if problem is not None:
-        if replicate_kv_heads:
+        if replication is not None:
             from torchtitan_tp_validate.kv_replication.support import unsupported_error
 
             raise unsupported_error(problem.removesuffix("."), "a guarded model")
@@ -123,45 +93,36 @@ def check_job(
         judge(job.subject, replace(job.degrees, replicate_kv_heads=replicate_kv_heads))
     except PlanError as error:
         again = "It is tried again when the model is built."
-        _not_validated(f"{job.name}: {error.reason} {again}", error.reason)
+        _not_validated(f"{job.model.name}: {error.reason} {again}", error.reason)
         return
-    if replicate_kv_heads:
-        from torchtitan_tp_validate.kv_replication.job import accept_job
-
-        raise_if_replication_is_unsupported(job)
-        accept_job(config)
-    refusal = find_torchtitan_refusal(job.subject, job.degrees)
+    if replication is not None:
+        replication.accept(job.model, config)
+    refusal = line.find_torchtitan_refusal(job.subject, job.degrees)
     if refusal is not None:
-        _not_validated(f"{job.name}: {refusal}")
+        _not_validated(f"{job.model.name}: {refusal}")
 
 
-def raise_if_replication_is_unsupported(job: Job) -> None:
-    """Refuse replication in a job that fits its degrees, where something else of it does not go with it.
-
-    Raises:
-        KVReplicationError: another function than torchtitan's own parallelizes the model, or Hugging Face
-            weights are loaded or saved that would be permuted.
-    """
-    from torchtitan_tp_validate.kv_replication.support import raise_if_foreign, raise_if_weights_are_permuted
-
-    raise_if_foreign(job.parallelize_fn)
-    raise_if_weights_are_permuted(job.model_config, job.degrees.tp, job.run)
-
-
-def unguarded(job: Job, *, is_guarded: Callable[[Callable[..., Any]], bool]) -> str | None:
-    """Why nobody here knows what the job's parallelize function shards, or None when it is guarded.
+def unguarded(
+    model: RequestedModel, run: Any = None, *, is_guarded: Callable[[Callable[..., Any]], bool]
+) -> str | None:
+    """Return why nobody here knows what a model's parallelize function shards, or None when it is guarded.
 
     A function that hands on to a guarded one by name (as graph_trainer's do) is as good as guarded, unless
     the job asks it for the other way that it knows: a solver, which shards as it sees fit.
+
+    Args:
+        model: what is parallelized.
+        run: the job, if there is one.
+        is_guarded: whether a function is.
     """
-    function = f"{job.parallelize_fn.__module__}.{job.parallelize_fn.__qualname__}"
-    if is_guarded(job.parallelize_fn):
+    function = f"{model.parallelize_fn.__module__}.{model.parallelize_fn.__qualname__}"
+    if is_guarded(model.parallelize_fn):
         return None
-    if any(is_guarded(candidate) for candidate in _called_by(job.parallelize_fn)):
-        if not getattr(getattr(job.run, "compile", None), "enable_autoparallel", False):
+    if any(is_guarded(candidate) for candidate in _called_by(model.parallelize_fn)):
+        if not getattr(getattr(run, "compile", None), "enable_autoparallel", False):
             return None
         function += " with compile.enable_autoparallel"
-    return f"{job.name} is parallelized by {function}, which is not guarded."
+    return f"{model.name} is parallelized by {function}, which is not guarded."
 
 
 def _called_by(function: Callable[..., Any]) -> list[Any]:

@@ -17,6 +17,8 @@ class Family:
         packages: the packages that define that function, the model's own first; the experiments have copies
             that shard the same dimensions.
         has_moe_title: whether the package holds dense and mixture-of-experts models, told apart by ``-MoE``.
+        shares_kv_heads: the lines of torchtitan in which several ranks can share a key-value head of its
+            models (``kv_replication``).
     """
 
     name: str
@@ -24,6 +26,7 @@ class Family:
     functions: tuple[str, ...]
     packages: tuple[str, ...]
     has_moe_title: bool = False
+    shares_kv_heads: tuple[str, ...] = ()
 
     @property
     def drop_in(self) -> str:
@@ -52,14 +55,22 @@ MODELS = (
             f"{_TOOLKIT}.llama3",
             f"{_GRAPH_TRAINER}.llama3",
         ),
+        shares_kv_heads=("0.2", "0.3"),
     ),
-    Family("llama4", "Llama 4", ("parallelize_llama",), ("torchtitan.models.llama4",)),
+    Family(
+        "llama4",
+        "Llama 4",
+        ("parallelize_llama",),
+        ("torchtitan.models.llama4",),
+        shares_kv_heads=("0.2",),
+    ),
     Family(
         "qwen3",
         "Qwen3",
         ("parallelize_qwen3",),
         ("torchtitan.models.qwen3", "torchtitan.experiments.rl.unified", f"{_GRAPH_TRAINER}.qwen3"),
         has_moe_title=True,
+        shares_kv_heads=("0.2", "0.3"),
     ),
     Family(
         "qwen3_5_moe",
@@ -68,6 +79,7 @@ MODELS = (
         ("parallelize_qwen3_5", "parallelize_qwen3_5_moe"),
         ("torchtitan.models.qwen3_5", "torchtitan.models.qwen3_5_moe"),
         has_moe_title=True,
+        shares_kv_heads=("0.3",),
     ),
     Family(
         "deepseek_v3",
@@ -85,6 +97,7 @@ MODELS = (
         "gpt-oss",
         ("parallelize_gptoss",),
         ("torchtitan.models.gpt_oss", "torchtitan.experiments.gpt_oss"),
+        shares_kv_heads=("0.3",),
     ),
     Family("kimi_k2_7", "Kimi K2", ("parallelize_kimi_k2_5",), ("torchtitan.models.kimi_k2_7",)),
     Family(
@@ -104,3 +117,8 @@ MODELS = (
 
 FAMILY_OF = {package: family for family in MODELS for package in family.model_packages}
 """Package under ``torchtitan.models`` -> its family."""
+
+
+def sharing_kv_heads(line: str) -> tuple[str, ...]:
+    """Return the packages of the families whose key-value heads several ranks can share in a line."""
+    return tuple(family.model_packages[0] for family in MODELS if line in family.shares_kv_heads)

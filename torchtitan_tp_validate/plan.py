@@ -126,7 +126,8 @@ class Plan:
         model: the name to show people, e.g. ``Qwen3.5-MoE``.
         dims: the sharded dimensions.
         n_layers: the number of layers that the layer indices count.
-        how_to_change: template of the advice for this torchtitan line, with ``{flag}`` and ``{degree}``.
+        how_to_change: template of the advice for this torchtitan line, with ``{flag}`` and ``{degree}``,
+            and of what is to be written into a file, a line each.
         unread: what could not be read; a plan that has any can still prove a degree wrong, never right.
         not_judged: rules that were left out for want of an input, e.g. ``TP009: the run has no seq_len``; the
             verdict holds for the others, and says so.
@@ -141,7 +142,7 @@ class Plan:
     model: str
     dims: tuple[ShardedDim, ...]
     n_layers: int
-    how_to_change: str
+    how_to_change: tuple[str, ...]
     unread: tuple[str, ...] = ()
     not_judged: tuple[str, ...] = ()
     shared_kv: tuple[ShardedDim, ...] = ()

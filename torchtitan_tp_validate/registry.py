@@ -1,8 +1,7 @@
 """What a torchtitan, or a user's own package, registers: models, their flavors, and training configs.
 
-0.2.x has a train spec per model (``get_train_spec()``), whose ``model_args`` holds the flavors, and keeps
-its training configs in TOML files. 0.3.x has a ``model_registry(flavor)`` beside a table of flavors, and
-the training configs are functions of a ``config_registry`` module.
+How a package registers its flavors is told by the file of the line in ``releases/``. 0.2.x keeps its training
+configs in TOML files; in 0.3.x they are functions of a ``config_registry`` module.
 
 Source: ``models/__init__.py``, ``experiments/__init__.py`` and ``config/manager.py`` (how ``--module`` is
 found) of torchtitan 0.2.2 and 0.3.0.
@@ -10,18 +9,19 @@ found) of torchtitan 0.2.2 and 0.3.0.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.util
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from torchtitan_tp_validate.errors import TPValidateError
 from torchtitan_tp_validate.locate import package_folder
+from torchtitan_tp_validate.releases import releases
+from torchtitan_tp_validate.releases.base import RequestedModel
 from torchtitan_tp_validate.supported import how_to_get, missing_import, unsupported_torchtitan
 
 _PREFIXES = ("torchtitan.models", "torchtitan.experiments", "torchtitan.experiments.rl.examples")
@@ -52,21 +52,21 @@ class Model:
 
     Attributes:
         name: what torchtitan calls it, e.g. ``llama3`` or ``graph_trainer.llama3``.
-        flavors: flavor -> a callable that gives its spec.
+        flavors: flavor -> a callable that describes it.
     """
 
     name: str
-    flavors: dict[str, Callable[[], Any]]
+    flavors: dict[str, Callable[[], RequestedModel]]
 
-    def spec(self, flavor: str) -> Any:
-        """The spec of one flavor.
+    def spec(self, flavor: str) -> RequestedModel:
+        """Return the model of one flavor.
 
         Raises:
             UnknownNameError: there is no such flavor.
         """
         if flavor not in self.flavors:
             raise UnknownNameError("flavor", flavor, list(self.flavors), self.name)
-        return self.flavors[flavor]()
+        return replace(self.flavors[flavor](), name=f"{self.name} {flavor}")
 
 
 def names() -> list[str]:
@@ -94,21 +94,13 @@ def model(name: str) -> Model:
         UnavailableError: it cannot be imported here, or has no registry of its own.
     """
     package = _package(name, "")
-    if hasattr(package, "get_train_spec"):
-        spec = package.get_train_spec()
-        return Model(name, dict.fromkeys(spec.model_args, lambda: spec))
-    registry = getattr(package, "model_registry", None)
-    if registry is None:
+    ways = (line.flavors(package, lambda: _package(name.rpartition(".")[2], "")) for line in releases())
+    flavors = next((found for found in ways if found is not None), None)
+    if flavors is None:
         raise UnavailableError(f"{name} registers no model of its own.")
-    table = _flavor_table(package) or _flavor_table(_package(name.rpartition(".")[2], ""))
-    if table is None:
+    if not flavors:
         raise UnavailableError(f"{name} has no table of flavors.")
-    return Model(name, {flavor: functools.partial(registry, flavor) for flavor in table})
-
-
-def model_config(spec: Any, flavor: str) -> Any:
-    """The config (0.3.x) or model args (0.2.x) of a flavor's spec."""
-    return spec.model_args[flavor] if hasattr(spec, "model_args") else spec.model
+    return Model(name, flavors)
 
 
 def configs(name: str, *, own: bool = True) -> dict[str, Callable[[], Any]]:
@@ -171,15 +163,6 @@ def _package(name: str, suffix: str) -> ModuleType:
     if is_listed:
         raise UnavailableError(f"this torchtitan lists {name}, but does not ship it.")
     raise UnknownNameError("module" if suffix else "model", name, names(), "torchtitan")
-
-
-def _flavor_table(package: ModuleType) -> dict[str, Any] | None:
-    tables = [
-        value
-        for key, value in vars(package).items()
-        if key.endswith(("_configs", "flavors")) and isinstance(value, dict)
-    ]
-    return tables[0] if len(tables) == 1 else None
 
 
 def _suggestion(name: str, known: list[str]) -> str:

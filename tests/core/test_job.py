@@ -10,8 +10,9 @@ import pytest
 
 import torchtitan_tp_validate as tpv
 from tests.core.shapes import attention_layer, config_tree
-from torchtitan_tp_validate.degrees import Degrees, degrees_of_job
-from torchtitan_tp_validate.job import Job, check_job, unguarded
+from torchtitan_tp_validate.degrees import degrees_of_job
+from torchtitan_tp_validate.job import check_job, unguarded
+from torchtitan_tp_validate.releases.base import RequestedModel
 
 
 def parallelize(model: Any, *, parallel_dims: Any) -> None: ...
@@ -94,9 +95,7 @@ def test_of_many_ranks_the_first_says_it(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_function_that_hands_on_to_a_guarded_one_is_guarded_unless_a_solver_is_asked_for() -> None:
     def problem(function: Any, run: Any = None) -> str | None:
-        return unguarded(
-            Job("mine", None, Degrees(tp=2), function, run), is_guarded=lambda f: f is parallelize
-        )
+        return unguarded(RequestedModel("mine", None, function), run, is_guarded=lambda f: f is parallelize)
 
     solver = NS(compile=NS(enable_autoparallel=True))
     assert problem(parallelize) is problem(hands_on) is problem(parallelize, solver) is None

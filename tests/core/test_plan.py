@@ -21,7 +21,7 @@ DIES = Otherwise("dies", "it dies.")
 
 def plan(*sizes: int) -> Plan:
     dims = tuple(ShardedDim("TP002", size, (index,), DIES) for index, size in enumerate(sizes))
-    return Plan("Tiny", dims, len(sizes), "set {flag} to {degree}")
+    return Plan("Tiny", dims, len(sizes), ("set {flag} to {degree}",))
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 12, 16, 36, 97, 128, 210])
@@ -80,7 +80,7 @@ def test_a_split_allows_what_its_shards_show(split: Split, size: int, degree: in
 
 def test_each_axis_has_its_own_degrees() -> None:
     dims = (ShardedDim("TP002", 8, (0,), DIES), ShardedDim("EP001", 6, (0,), DIES))
-    the_plan = Plan("Tiny", dims, 1, "set {flag} to {degree}")
+    the_plan = Plan("Tiny", dims, 1, ("set {flag} to {degree}",))
     assert the_plan.valid_degrees() == [1, 2, 4, 8]
     assert the_plan.valid_degrees(Axis.EP) == [1, 2, 3, 6]
     assert [dim.code for dim in the_plan.violations(Degrees(tp=3, ep=4))] == ["TP002", "EP001"]
@@ -92,8 +92,8 @@ def test_degrees_of_an_uneven_split_stop_where_a_shard_is_empty() -> None:
         ShardedDim("TP001", 8, (0,), DIES),
         ShardedDim("TP006", 9, (), DIES, split=Split.NOT_EMPTY),
     )
-    assert Plan("Tiny", dims, 1, "{flag} {degree}").valid_degrees() == [1, 2]
-    assert Plan("Tiny", dims[1:], 1, "{flag} {degree}").valid_degrees() == [1, 2, 3, 5, 9]
+    assert Plan("Tiny", dims, 1, ("{flag} {degree}",)).valid_degrees() == [1, 2]
+    assert Plan("Tiny", dims[1:], 1, ("{flag} {degree}",)).valid_degrees() == [1, 2, 3, 5, 9]
 
 
 @pytest.mark.parametrize(

@@ -268,7 +268,7 @@ def test_many_degrees_of_many_unequal_layers_are_judged_without_looking_at_each(
     allows, asked = ShardedDim.allows, []
     monkeypatch.setattr(ShardedDim, "allows", lambda dim, degree: asked.append(degree) or allows(dim, degree))
     dims = tuple(ShardedDim("TP001", 12 * (index + 1), (index,), DIES) for index in range(5000))
-    plan = Plan("Tiny", dims, len(dims), "set {flag} to {degree}")
+    plan = Plan("Tiny", dims, len(dims), ("set {flag} to {degree}",))
     errors = [compat_error(plan, Degrees(tp=tp)) for tp in range(1, 1001)]
     assert [tp for tp, error in enumerate(errors, 1) if error is None] == [1, 2, 3, 4, 6, 12]
     assert len(asked) < 2000

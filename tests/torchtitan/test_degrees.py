@@ -44,7 +44,7 @@ def _for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def subject(family: str, flavor: str) -> Any:
     """The config of 0.3; of 0.2, whose args know no expert's size, the model itself."""
     spec = registry.model(family).spec(flavor)
-    config = registry.model_config(spec, flavor)
+    config = spec.config
     if not IS_0_2:
         return config
     config = copy.copy(config)

@@ -94,7 +94,7 @@ def test_every_registered_flavor_is_read(name: str) -> None:
     for flavor in model.flavors:
         if name == "transformers_modeling_backend" and flavor in ("full", "full_moe", "sft_full"):
             continue  # its counts come from a Hugging Face config that the job names
-        degrees = tpv.valid_tp_degrees(registry.model_config(model.spec(flavor), flavor))
+        degrees = tpv.valid_tp_degrees(model.spec(flavor).config)
         assert degrees[0] == 1, flavor
         if (name, flavor) in PUBLISHED:
             assert degrees == divisors(math.gcd(*PUBLISHED[name, flavor])), flavor
@@ -158,7 +158,7 @@ def test_the_transformers_backend_is_refused_by_the_counts_of_its_hugging_face_c
     (tmp_path / "config.json").write_text(json.dumps(llama))
     spec = registry.model("transformers_modeling_backend").spec("full")
     # The registry hands out one object, which other tests look at as it is.
-    config = copy.deepcopy(registry.model_config(spec, "full"))
+    config = copy.deepcopy(spec.config)
     before = NS(training=NS(seq_len=32), debug=NS(deterministic=False))
     if IS_0_2:
         before.hf_transformers = NS(model=str(tmp_path))

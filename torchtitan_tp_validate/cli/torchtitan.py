@@ -15,16 +15,8 @@ from torchtitan_tp_validate.cli.verdicts import Judgement, Location, Report, jud
 from torchtitan_tp_validate.degrees import Axis, Degrees
 from torchtitan_tp_validate.errors import KVReplicationError, PlanError, TPDegreeError, TPValidateError
 from torchtitan_tp_validate.hardware import build_for_its_hardware
-from torchtitan_tp_validate.job import (
-    Job,
-    parse_command_line,
-    raise_if_replication_is_unsupported,
-    read_job,
-    unguarded,
-)
-from torchtitan_tp_validate.kv_replication.job import ask_job
-from torchtitan_tp_validate.releases import read_plan
-from torchtitan_tp_validate.releases.torchtitan_0_3 import find_torchtitan_refusal
+from torchtitan_tp_validate.job import parse_command_line, read_job, unguarded
+from torchtitan_tp_validate.releases import kv_replication, line_of, read_plan
 from torchtitan_tp_validate.wrappers import TARGETS
 
 _TOML_FLAGS = ("--job.config_file", "--job.config-file")
@@ -105,12 +97,11 @@ def judge_flavor(model: str, flavor: str, choices: Sequence[Degrees], *, listed:
         raise
     except Exception as error:
         return Report(name, group=model, note=f"cannot be built here: {_first_line(error)}", skipped=listed)
-    job = Job(name, registry.model_config(spec, flavor), choices[0], spec.parallelize_fn)
-    problem = unguarded(job, is_guarded=_is_guardable)
+    problem = unguarded(spec, is_guarded=_is_guardable)
     if problem is not None:
         return Report(name, group=model, note=problem, skipped=listed)
     try:
-        plan = read_plan(job.subject, choices[0])
+        plan = read_plan(spec.config, choices[0])
         return Report(name, judge(plan, choices), plan, group=model, listed=listed, assumed=assumed)
     except PlanError as error:
         return Report(name, group=model, note=str(error), skipped=listed)
@@ -123,31 +114,33 @@ def judge_job(config: Any, name: str, location: Location | None, replicate_kv_he
         UnknownNameError: there is no such model or flavor.
         UnavailableError: the model needs a package that is not here.
     """
+    line = line_of(config)
+    replication = kv_replication(line) if replicate_kv_heads else None
     try:
-        if replicate_kv_heads:
-            ask_job(config)
+        if replication is not None:
+            replication.put_into_job(config)
         job = read_job(config)
         if job is None:
-            if not hasattr(config, "model_spec"):  # 0.2.x: say what there is instead
-                registry.model(config.model.name).spec(config.model.flavor)
+            if named := line.named_model(config):  # say what there is instead
+                registry.model(named[0]).spec(named[1])
             return Report(name, note="the job names no model.", location=location)
     except (TPDegreeError, KVReplicationError) as error:
         return Report(name, note=str(error), location=location)
     except ImportError as error:
         raise registry.UnavailableError(f"the job's model cannot be imported here: {error}.") from error
     degrees = replace(job.degrees, replicate_kv_heads=replicate_kv_heads)
-    if job.splits_nothing:
+    if job.degrees.splits_nothing:
         return Report(name, (Judgement(degrees, None),), location=location)
-    problem = unguarded(job, is_guarded=_is_guardable)
+    problem = unguarded(job.model, config, is_guarded=_is_guardable)
     if problem is not None:
         return Report(name, note=problem, location=location)
     try:
         plan = read_plan(job.subject, degrees)
         judgements = judge(plan, [degrees])
         if judgements[0].error is None:
-            if replicate_kv_heads:
-                raise_if_replication_is_unsupported(job)
-            if refusal := find_torchtitan_refusal(job.subject, degrees):
+            if replication is not None:
+                replication.accept(job.model, config)
+            if refusal := line.find_torchtitan_refusal(job.subject, degrees):
                 return Report(name, note=f"Not validated: {refusal}", location=location)
         return Report(name, judgements, plan, location=location)
     except (PlanError, KVReplicationError) as error:

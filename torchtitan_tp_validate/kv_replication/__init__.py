@@ -5,8 +5,7 @@ what they are, in shape, sharding, name and checkpoint; only their forward gathe
 axis and keeps the rows of its own head. Its backward is a reduce-scatter, which sums the gradients of the
 ranks that share a head.
 
-    support.py          what of a run it can be had with, and why not
-    job.py              how a run asks for it
+    support.py          what of a run it can be had with, and why not, in every line
     gather.py           the projection of one rank's own head
     torchtitan_0_2.py   how it goes into a model of torchtitan 0.2.x
     torchtitan_0_3.py   how it goes into a model config of torchtitan 0.3.x: `ReplicateKVHeads`

@@ -5,13 +5,12 @@ Which models can have it is told by ``releases/kv_replication.py``, since the de
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from torchtitan_tp_validate.errors import KVReplicationError
 from torchtitan_tp_validate.releases.kv_replication import class_name
-
-HOW_TO_CONVERT = "model_registry(..., converters=[ReplicateKVHeads.Config()])"
 
 
 def raise_if_untried(parallelism: Any, compiling: Any) -> None:
@@ -49,7 +48,9 @@ def raise_if_foreign(parallelize_fn: Any) -> None:
         raise unsupported_error(f"{parallelize_fn.__module__} parallelizes this model", "torchtitan.models")
 
 
-def raise_if_weights_are_permuted(model: Any, tp: int, run: Any) -> None:
+def raise_if_weights_are_permuted(
+    model: Any, attentions: Iterable[Any], tp: int, checkpoint: Any, dump_folder: str
+) -> None:
     """Refuse to load or save Hugging Face weights of a Llama 3 whose ranks share heads.
 
     Its state-dict adapter, unlike those of the other supported models, permutes the rows of each head of wk,
@@ -58,25 +59,25 @@ def raise_if_weights_are_permuted(model: Any, tp: int, run: Any) -> None:
 
     Args:
         model: the model's args (0.2.x) or config (0.3.x).
+        attentions: what tells the head counts of its layers.
         tp: tensor parallel degree.
-        run: torchtitan's config of the whole run.
+        checkpoint: the run's ``[checkpoint]``, or None.
+        dump_folder: where it keeps its checkpoints. One of its own is loaded in the place of initial weights.
 
     Raises:
         KVReplicationError: the run does that.
 
     Source: ``models/llama3/**/state_dict_adapter.py`` of torchtitan.
     """
-    checkpoint = getattr(run, "checkpoint", None)
     if checkpoint is None or not checkpoint.enable:
         return
     if not class_name(model).startswith("torchtitan.models.llama3."):
         return
-    attentions = [layer.attention for layer in getattr(model, "layers", ())] or [model]
     if all((attention.n_kv_heads or attention.n_heads) % tp == 0 for attention in attentions):
         return
-    loads = checkpoint.initial_load_in_hf and not _resumes(run)
+    resumes = any(Path(dump_folder, checkpoint.folder).glob("step-*"))
     for asked, flag, when in (
-        (loads, "initial_load_in_hf", "before its first"),
+        (checkpoint.initial_load_in_hf and not resumes, "initial_load_in_hf", "before its first"),
         (checkpoint.last_save_in_hf, "last_save_in_hf", "after its last"),
     ):
         if asked:
@@ -85,12 +86,6 @@ def raise_if_weights_are_permuted(model: Any, tp: int, run: Any) -> None:
                 f"{flag} = false with torchtitan's scripts/checkpoint_conversion before or after the run",
                 otherwise=f'would die {when} step with "Cannot unflatten unevenly sharded tensor"',
             )
-
-
-def _resumes(run: Any) -> bool:
-    """Whether the run has a checkpoint of its own, which torchtitan loads in the place of initial weights."""
-    dump_folder = run.dump_folder if hasattr(run, "dump_folder") else run.job.dump_folder
-    return any(Path(dump_folder, run.checkpoint.folder).glob("step-*"))
 
 
 def unsupported_error(

@@ -7,6 +7,7 @@ Source: ``models/{llama3,llama4,qwen3}/infra/parallelize.py`` and ``model/model.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +15,14 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from torchtitan_tp_validate.kv_replication.gather import replicated_linear
-from torchtitan_tp_validate.kv_replication.support import raise_if_untried, unsupported_error
+from torchtitan_tp_validate.kv_replication.support import (
+    raise_if_foreign,
+    raise_if_untried,
+    raise_if_weights_are_permuted,
+    unsupported_error,
+)
+from torchtitan_tp_validate.models import sharing_kv_heads
+from torchtitan_tp_validate.releases.base import RequestedModel
 from torchtitan_tp_validate.releases.kv_replication import class_name, supports_args
 
 
@@ -33,8 +41,8 @@ class KVHeadLinear(nn.Linear):  # type: ignore[misc]
         return replicated_linear(input, self.weight, None, n_kv_heads=self.n_kv_heads)
 
 
-def raise_if_unsupported(job: Any) -> None:
-    """Refuse what a job config asks for beside replication, before anything is built.
+def put_into_job(job: Any) -> None:
+    """Refuse what a ``JobConfig`` asks for beside replication; its model is changed when it is parallelized.
 
     Raises:
         KVReplicationError: float8 or MX linears, async tensor parallelism, or context parallelism.
@@ -45,6 +53,20 @@ def raise_if_unsupported(job: Any) -> None:
             f'model.converters has "{linears[0]}", which replaces wk and wv', "high-precision linears"
         )
     raise_if_untried(job.parallelism, job.compile)
+
+
+def accept(model: RequestedModel, job: Any) -> None:
+    """Let a job start that fits its degrees; see `releases.base.KVReplication`."""
+    raise_if_foreign(model.parallelize_fn)
+    args, tp = model.config, job.parallelism.tensor_parallel_degree
+    raise_if_weights_are_permuted(args, [args], tp, job.checkpoint, job.job.dump_folder)
+
+
+def put_into_call(function: Callable[..., Any], arguments: Mapping[str, Any], tp: int) -> None:
+    """Put it into the model of a parallelize call; see `releases.base.KVReplication`."""
+    raise_if_foreign(function)
+    put_into_job(arguments["job_config"])
+    replicate_kv_heads(arguments["model"], tp)
 
 
 def replicate_kv_heads(model: nn.Module, tp: int) -> None:
@@ -58,7 +80,10 @@ def replicate_kv_heads(model: nn.Module, tp: int) -> None:
         KVReplicationError: wk or wv is not a plain linear.
     """
     if not supports_args(model.model_args):
-        raise unsupported_error(f"{class_name(model)} is not one of llama3, llama4 and qwen3", "those models")
+        *most, last = sharing_kv_heads("0.2")
+        raise unsupported_error(
+            f"{class_name(model)} is not one of {', '.join(most)} and {last}", "those models"
+        )
     for index, layer in model.layers.items():
         attention = layer.attention
         if attention.n_kv_heads % tp == 0:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -37,18 +37,65 @@ from torchtitan_tp_validate.kv_replication.gather import (
     tp_axis,
 )
 from torchtitan_tp_validate.kv_replication.support import (
+    raise_if_foreign,
     raise_if_untried,
     raise_if_weights_are_permuted,
     unsupported_error,
 )
+from torchtitan_tp_validate.models import sharing_kv_heads
+from torchtitan_tp_validate.releases import line_of
+from torchtitan_tp_validate.releases.base import RequestedModel
 from torchtitan_tp_validate.releases.kv_replication import (
     CONVERTED,
     class_name,
     problem_with_attention,
     projections,
 )
-from torchtitan_tp_validate.releases.torchtitan_0_3 import in_run
 from torchtitan_tp_validate.validate import judge
+
+
+def put_into_job(job: Any) -> None:
+    """Convert the model config that a ``Trainer.Config`` carries, or refuse it.
+
+    Raises:
+        KVReplicationError: the job asks for something that replication is not supported with.
+    """
+    if job.model_spec is not None:
+        raise_if_untried(job.parallelism, job.compile)
+        job.model_spec.model = ReplicateKVHeads.Config().build().convert(job.model_spec.model)
+
+
+def accept(model: RequestedModel, job: Any) -> None:
+    """Let a job start, and spare it the verdict that its model config gives by itself at the same degrees.
+
+    See `releases.base.KVReplication`.
+    """
+    raise_if_foreign(model.parallelize_fn)
+    degrees = degrees_of_job(job)
+    _raise_if_weights_are_permuted(model.config, degrees.tp, job)
+    model.config.accept(degrees)
+
+
+def put_into_call(function: Callable[..., Any], arguments: Mapping[str, Any], tp: int) -> None:
+    """See that the model of a parallelize call was built from a converted config.
+
+    See `releases.base.KVReplication`.
+    """
+    del tp
+    model = arguments["model"]
+    raise_if_foreign(function)
+    if not hasattr(model.config, "replicates_kv_heads"):
+        raise unsupported_error(
+            f"{type(model).__name__} was built from a config without it",
+            "model_registry(..., converters=[ReplicateKVHeads.Config()])",
+        )
+
+
+def _raise_if_weights_are_permuted(config: Any, tp: int, run: Any) -> None:
+    attentions = (attention for _, attention in _attentions(config))
+    raise_if_weights_are_permuted(
+        config, attentions, tp, getattr(run, "checkpoint", None), getattr(run, "dump_folder", "")
+    )
 
 
 class KVHeadLinear(Linear):  # type: ignore[misc]
@@ -120,8 +167,9 @@ class ReplicateKVHeads(ModelConfigConverter):  # type: ignore[misc]
         for path, attention in attentions:
             problem = problem_with_attention(attention)
             if problem is not None:
+                *most, last = sharing_kv_heads("0.3")
                 raise unsupported_error(
-                    f"{path}: {problem}", "plain projections, in llama3, qwen3, qwen3_5 and gpt_oss"
+                    f"{path}: {problem}", f"plain projections, in {', '.join(most)} and {last}"
                 )
         for _, attention in attentions:
             _convert_attention(attention)
@@ -174,8 +222,8 @@ class ReplicatingConfig:
                     )
         degrees = degrees_of_job(config)
         if tp > 1 and not self._was_accepted(degrees):
-            judge(in_run(self, config), degrees)
-            raise_if_weights_are_permuted(self, tp, config)
+            judge(line_of(config).in_run(self, config), degrees)
+            _raise_if_weights_are_permuted(self, tp, config)
         self.update_unjudged(config=config, **kwargs)
 
     def update_unjudged(self, *, config: Any, **kwargs: Any) -> None:

@@ -1,8 +1,13 @@
-"""From a real object to the `Plan` of what its parallelization shards, or a clear "not validated"."""
+"""All that differs between upstream releases, and the way from a real object to its `Plan`.
+
+A release is added here by its name. What the files know is in `base`; each is loaded when it is needed, and
+none of them loads torch or torchtitan by that.
+"""
 
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,9 +15,50 @@ from typing import Any
 from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.errors import PlanError
 from torchtitan_tp_validate.plan import Plan
+from torchtitan_tp_validate.releases.base import KVReplication, Reader, Release
 from torchtitan_tp_validate.releases.reading import shortened
 
 _NO_DEGREES = Degrees(tp=1)
+
+
+def readers() -> tuple[Reader, ...]:
+    """Return what describes models, in the order of recognition."""
+    from torchtitan_tp_validate.releases import (
+        huggingface,
+        torchtitan_0_2,
+        torchtitan_0_3,
+        torchtitan_fork,
+        torchtitan_transformers,
+    )
+
+    # Some Hugging Face configs have torchtitan's names: they are recognized first.
+    return torchtitan_transformers, huggingface, torchtitan_0_3, torchtitan_fork, torchtitan_0_2
+
+
+def releases() -> tuple[Release, ...]:
+    """Return the lines of torchtitan, the newest first."""
+    from torchtitan_tp_validate.releases import torchtitan_0_2, torchtitan_0_3
+
+    return torchtitan_0_3, torchtitan_0_2
+
+
+def line_of(job_or_model: Any) -> Release:
+    """Return the line of torchtitan whose parsed job, or whose model, this is.
+
+    Raises:
+        PlanError: it is of none that is known.
+    """
+    for release in releases():
+        if release.is_job(job_or_model) or release.find_config(job_or_model) is not None:
+            return release
+    raise PlanError(f"{_describe(job_or_model)} is neither a job nor a model of a torchtitan that is known.")
+
+
+def kv_replication(release: Release) -> KVReplication:
+    """Return how KV-head replication goes into a run of a line; it is loaded now."""
+    module: Any = importlib.import_module(release.KV_REPLICATION)
+    replication: KVReplication = module
+    return replication
 
 
 def read_plan(model_or_config: Any, degrees: Degrees = _NO_DEGREES, *, model_name: str | None = None) -> Plan:
@@ -31,28 +77,11 @@ def read_plan(model_or_config: Any, degrees: Degrees = _NO_DEGREES, *, model_nam
     Raises:
         PlanError: nothing here knows how to read the object, or what it holds is not a head count.
     """
-    # Imported when they are needed: what a command line judges by one of them need not load the others.
-    from torchtitan_tp_validate.releases import (
-        huggingface,
-        torchtitan_0_2,
-        torchtitan_0_3,
-        torchtitan_fork,
-        torchtitan_transformers,
-    )
-
-    # Some Hugging Face configs have torchtitan's names: they are recognized first.
-    readers: tuple[Any, ...] = (
-        torchtitan_transformers,
-        huggingface,
-        torchtitan_0_3,
-        torchtitan_fork,
-        torchtitan_0_2,
-    )
-    for reader in readers:
+    for reader in readers():
         config = reader.find_config(model_or_config)
         if config is not None:
-            bind = getattr(reader, "bind", functools.partial(functools.partial, reader.read))
-            return bound(bind(config, model_or_config), model_name=model_name)(degrees)
+            read = functools.partial(reader.read, config, model_or_config)
+            return bound(read, model_name=model_name)(degrees)
     raise PlanError(
         f"cannot find head counts in {_describe(model_or_config)}. Expected a torchtitan "
         "model, its config (0.3.x: with .layers) or its model args (0.2.x: with .n_heads), or a Hugging Face "

@@ -120,9 +120,11 @@ _LABELS = {
 }
 
 _HOW_TO_CHANGE = {
-    Framework.TORCHTITAN: "--parallelism.{flag} {degree}",
-    Framework.TRANSFORMERS: "tp_size={degree}, as in from_pretrained(...,\n"
-    "  distributed_config=DistributedConfig(tp_size={degree}))",
+    Framework.TORCHTITAN: ("--parallelism.{flag} {degree}",),
+    Framework.TRANSFORMERS: (
+        "tp_size={degree}, as in from_pretrained(...,",
+        "distributed_config=DistributedConfig(tp_size={degree}))",
+    ),
 }
 _HOW_TO_REPLICATE = "--replicate-kv-heads"
 _LINE = {Framework.TORCHTITAN: Line.ANY_TORCHTITAN, Framework.TRANSFORMERS: Line.TRANSFORMERS}

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-_MODELS_0_2 = tuple(f"torchtitan.models.{name}." for name in ("llama3", "llama4", "qwen3"))
+from torchtitan_tp_validate.models import sharing_kv_heads
+
+_MODELS_0_2 = tuple(f"torchtitan.models.{name}." for name in sharing_kv_heads("0.2"))
 
 _ATTENTIONS_0_3 = (
     "torchtitan.models.common.attention.GQAttention.Config",

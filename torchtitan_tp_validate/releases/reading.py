@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torchtitan_tp_validate.errors import PlanError
+from torchtitan_tp_validate.models import FAMILY_OF
 from torchtitan_tp_validate.plan import PlanBuilder, Split
 from torchtitan_tp_validate.rules import Line
 
@@ -14,21 +15,6 @@ Heads = dict[str, int]
 
 # No model has more; a damaged file may say anything.
 _MOST_HEADS = 1_000_000
-
-# Packages under torchtitan.models and torchtitan.experiments, as their authors write the model's name.
-FAMILIES = {
-    "llama3": "Llama 3",
-    "llama4": "Llama 4",
-    "qwen3": "Qwen3",
-    "qwen3_5": "Qwen3.5",
-    "qwen3_5_moe": "Qwen3.5",
-    "deepseek_v3": "DeepSeek-V3",
-    "gpt_oss": "gpt-oss",
-    "kimi_k2_7": "Kimi K2",
-    "muse_glimmer": "Muse Glimmer",
-}
-# Families with dense and mixture-of-experts models in one package.
-_DENSE_AND_MOE = {"qwen3", "qwen3_5", "qwen3_5_moe"}
 
 
 def positive_int(holder: Any, field: str, where: str) -> int:
@@ -140,8 +126,10 @@ def share_kv_heads(shared: PlanBuilder, n_kv_heads: int, head_dim: int, layers: 
 
 def family_name(config: Any, *, has_experts: bool) -> str:
     """The model's name for people: of the family that its module belongs to, else of its class."""
-    family = next((part for part in reversed(type(config).__module__.split(".")) if part in FAMILIES), None)
+    family = next(
+        (FAMILY_OF[p] for p in reversed(type(config).__module__.split(".")) if p in FAMILY_OF), None
+    )
     if family is None:
         # A 0.3.x config is a nested class: MyModel.Config describes MyModel.
         return type(config).__qualname__.removesuffix(".Config")
-    return FAMILIES[family] + ("-MoE" if has_experts and family in _DENSE_AND_MOE else "")
+    return f"{family.title}-MoE" if has_experts and family.has_moe_title else family.title

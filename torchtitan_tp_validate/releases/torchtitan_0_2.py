@@ -10,11 +10,15 @@ torchtitan 0.2.0, 0.2.1 and 0.2.2.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 from torchtitan_tp_validate.degrees import TOKEN_FIELDS, Degrees
 from torchtitan_tp_validate.plan import Plan, PlanBuilder, Split
+from torchtitan_tp_validate.releases.base import RequestedModel
 from torchtitan_tp_validate.releases.experts import Experts, note_experts, row_shards
 from torchtitan_tp_validate.releases.kv_replication import supports_args
 from torchtitan_tp_validate.releases.reading import (
@@ -28,12 +32,67 @@ from torchtitan_tp_validate.releases.reading import (
 from torchtitan_tp_validate.rules import Line
 
 HOW_TO_CHANGE = (
-    "--parallelism.{flag} {degree}, or in the job's TOML file:\n  [parallelism]\n  {flag} = {degree}"
+    "--parallelism.{flag} {degree}, or in the job's TOML file:",
+    "[parallelism]",
+    "{flag} = {degree}",
 )
+KV_REPLICATION = "torchtitan_tp_validate.kv_replication.torchtitan_0_2"
+TRAINER_MODULE = "torchtitan.train"
+
 _HOW_TO_REPLICATE = "--replicate-kv-heads, or install(replicate_kv_heads=True)"
 
 _HIDDEN_ROWS = ("w1", "w3", "mlp1_weight", "mlp1_bias")
 """The weights of routed experts whose second dimension is the hidden one."""
+
+
+def is_job(job: Any) -> bool:
+    """Return whether this is a ``JobConfig``."""
+    return hasattr(job, "model") and hasattr(job, "experimental")
+
+
+def named_model(job: Any) -> tuple[str, str]:
+    """Return the model and the flavor that a job names."""
+    return job.model.name, job.model.flavor
+
+
+def requested_model(job: Any) -> RequestedModel | None:
+    """Return the model that a job names, or None when torchtitan has none of that name and flavor."""
+    if job.experimental.custom_import:
+        # The Trainer imports it first too: it may register the model.
+        importlib.import_module(job.experimental.custom_import)
+    train_spec = importlib.import_module("torchtitan.protocols.train_spec")
+    try:
+        spec = train_spec.get_train_spec(job.model.name)
+    except ValueError:
+        return None
+    args = spec.model_args.get(job.model.flavor)
+    if args is None:
+        return None
+    return RequestedModel(f"{job.model.name} {job.model.flavor}", args, spec.parallelize_fn)
+
+
+def in_run(config: Any, run: Any) -> Any:
+    """Return the model args: no run changes what they describe."""
+    del run
+    return config
+
+
+def find_torchtitan_refusal(model_or_config: Any, degrees: Degrees) -> None:
+    """Return None: torchtitan has no check of its own."""
+
+
+def flavors(
+    package: ModuleType, model_package: Callable[[], ModuleType]
+) -> dict[str, Callable[[], RequestedModel]] | None:
+    """Return the flavors of a package's train spec; see `releases.base.Release`."""
+    del model_package
+    if not hasattr(package, "get_train_spec"):
+        return None
+    spec = package.get_train_spec()
+    return {
+        flavor: partial(RequestedModel, flavor, args, spec.parallelize_fn)
+        for flavor, args in spec.model_args.items()
+    }
 
 
 def find_config(model_or_config: Any) -> Any | None:

@@ -26,7 +26,7 @@ def find_config(model_or_config: Any) -> Any | None:
 
 
 def read(config: Any, model: Any, degrees: Degrees) -> Plan:
-    """The plan of ``parallelize_hf_transformers``, which splits q_proj, k_proj and v_proj by columns."""
+    """Return the plan of ``parallelize_hf_transformers``, which splits q, k and v_proj by columns."""
     del model, degrees
     name = type(config).__qualname__
     model_type = getattr(config, "model_type", "")

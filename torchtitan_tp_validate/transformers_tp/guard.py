@@ -36,7 +36,7 @@ _WHERE = (
 _MESHES = ("tp_mesh", "device_mesh")
 
 # Up to 5.14 the size is an argument of its own.
-_TP_SIZE = 'tp_size={degree}, as in from_pretrained(..., tp_plan="auto", tp_size={degree})'
+_TP_SIZE = ('tp_size={degree}, as in from_pretrained(..., tp_plan="auto", tp_size={degree})',)
 
 
 class DistributingFunction(Guardable):
@@ -124,7 +124,7 @@ def guard(
     return guarded
 
 
-def check(model: Any, plan: TPPlan, tp: int, how_to_change: str | None = None) -> None:
+def check(model: Any, plan: TPPlan, tp: int, how_to_change: tuple[str, ...] | None = None) -> None:
     """Refuse a degree that the heads of a model do not fit under this plan.
 
     A model that cannot be read is let through with a warning: a guard must not stop a run that may well work.

@@ -20,6 +20,7 @@ from torchtitan_tp_validate.locate import (
     unbindable_function,
 )
 from torchtitan_tp_validate.notices import warn_once
+from torchtitan_tp_validate.releases import kv_replication, line_of
 from torchtitan_tp_validate.validate import judge
 from torchtitan_tp_validate.wrappers import TARGETS
 
@@ -128,9 +129,8 @@ def guard(
             )
             check(arguments["model"], degrees, of_a_run=training_of_call(arguments) is not None)
             if degrees.replicate_kv_heads and degrees.tp > 1:
-                from torchtitan_tp_validate.kv_replication.job import ask_call
-
-                ask_call(function, arguments, degrees.tp)
+                replication = kv_replication(line_of(arguments["model"]))
+                replication.put_into_call(function, arguments, degrees.tp)
         return function(*args, **kwargs)
 
     return guarded

@@ -28,7 +28,7 @@ def plan(degrees: Degrees, *, grouped: bool = False, shards: Fraction | None = N
     findings = PlanBuilder(Line.SPMD_TYPES)
     read = Experts(36, (HIDDEN, ("dim", 64, False), HIDDEN), grouped)
     note_experts(findings, read, degrees, (0,), tp=degrees.tp, row_shards=shards)
-    return Plan("Tiny", findings.dims(), 1, "set {flag} to {degree}", degrees=degrees)
+    return Plan("Tiny", findings.dims(), 1, ("set {flag} to {degree}",), degrees=degrees)
 
 
 def sizes(the_plan: Plan) -> list[tuple[str, int]]:
