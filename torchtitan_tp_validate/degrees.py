@@ -7,9 +7,10 @@ is loaded for it, neither torch nor torchtitan; what a loaded torchtitan has dec
 
 from __future__ import annotations
 
+import inspect
 import operator
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from types import SimpleNamespace
@@ -199,6 +200,16 @@ def degrees_of_job(config: Any) -> Degrees:
         sequence_parallel=getattr(parallelism, "enable_sequence_parallel", True),
         in_trainer=True,
     )
+
+
+def applies_fsdp(function: Callable[..., Any]) -> bool:
+    """Return whether a parallelize function shards the data by torchtitan's own ``apply_fsdp``.
+
+    The models' functions do. The experiments' copies have means of their own (simple_fsdp), which cut
+    other dimensions, and cut them unevenly too.
+    """
+    module: str = inspect.unwrap(function).__module__
+    return module.startswith("torchtitan.models.")
 
 
 def device_type() -> str:

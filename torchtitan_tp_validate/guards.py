@@ -144,16 +144,18 @@ def installed() -> Installation:
     return Installation()
 
 
-def is_guard(function: object) -> bool:
-    """Whether this very object is one of the guards in place."""
-    return _guards.holds(function)
+def guards_in_place() -> list[Function]:
+    """Return the guards that stand in the place of upstream's functions."""
+    return _guards.in_place
 
 
 def recorded_check(config: Any) -> None:
     """`check_job`, whose refusal torchrun's own failure summary shows."""
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    check = functools.partial(check_job, is_guarded=is_guard, replicate_kv_heads=_guards.replicate_kv_heads)
+    check = functools.partial(
+        check_job, guarded=_guards.in_place, replicate_kv_heads=_guards.replicate_kv_heads
+    )
     record(check, recorder())(config)
 
 
@@ -170,6 +172,7 @@ class Guards:
         active: whether they are in place; each guard asks at each call, as it does for the next two.
         replicate_kv_heads: whether ranks may share key-value heads.
         fix_tp_plan: whether the plans of transformers models are completed.
+        in_place: the guards that stand in the place of upstream's functions; it grows with their modules.
         handed_over: the job that the launcher has judged, until a Trainer starts.
     """
 
@@ -178,6 +181,7 @@ class Guards:
         self.active = False
         self.replicate_kv_heads = False
         self.fix_tp_plan = False
+        self.in_place: list[Function] = []
         self.handed_over: Any = None
         self._plan_fix: PlanFix | None = None
         # id(original) -> (original, guard): ids, since a callable need not hash.
@@ -217,12 +221,9 @@ class Guards:
                 if trainer.__dict__.get("__init__") is guarded:
                     setattr(trainer, "__init__", original)  # noqa: B010
             self._functions.clear()
+            self.in_place.clear()
             self._trainers.clear()
             forget()
-
-    def holds(self, function: object) -> bool:
-        """Whether this very object is one of the guards in place."""
-        return any(function is guarded for _, guarded in self._functions.values())
 
     def states(self) -> Iterator[TargetState]:
         """The state of every entry point, and of every model that this torchtitan does not have."""
@@ -250,7 +251,7 @@ class Guards:
             return TargetState(model, name, False, "not installed")
         if entry_point.module not in sys.modules:
             return TargetState(model, name, True, "guarded when its module is imported")
-        if self.holds(entry_point.bound):
+        if entry_point.bound in self.in_place:
             return TargetState(model, name, True, f"guarded{entry_point.beside_the_check(self)}")
         return TargetState(model, name, False, "replaced by somebody else after install()", faulty=True)
 
@@ -274,7 +275,9 @@ class Guards:
             self._guard_trainer()
             self._guard_loaded(module.__name__)
             for point in _entry_points():
-                if point.module == module.__name__ and (problem := point.obstacle) is not None:
+                if point.module != module.__name__ or point.bound in self.in_place:
+                    continue
+                if (problem := point.obstacle) is not None:
                     # The import itself must not fail for it.
                     warnings.warn(f"{point} is not guarded: {problem}.", InstallWarning, stacklevel=2)
 
@@ -282,10 +285,12 @@ class Guards:
         """Guard the entry points whose modules are loaded, everywhere they are bound."""
         for point in _entry_points():
             function = point.bound
-            if function is None or point.obstacle is not None or only not in (None, point.module):
+            if function is None or function in self.in_place or only not in (None, point.module):
                 continue
-            if not self.holds(function) and id(function) not in self._functions:
-                self._functions[id(function)] = (function, point.guard(function, self))
+            if point.obstacle is None and id(function) not in self._functions:
+                guarded = point.guard(function, self)
+                self._functions[id(function)] = (function, guarded)
+                self.in_place.append(guarded)
         _replace({id(original): guarded for original, guarded in self._functions.values()})
 
     def _fix_plans(self) -> None:

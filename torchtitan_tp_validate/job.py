@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torchtitan_tp_validate.degrees import Degrees, degrees_of_job
+from torchtitan_tp_validate.degrees import Degrees, applies_fsdp, degrees_of_job
 from torchtitan_tp_validate.errors import PlanError
-from torchtitan_tp_validate.locate import applies_fsdp
 from torchtitan_tp_validate.notices import warn_once
-from torchtitan_tp_validate.releases import kv_replication, line_of
+from torchtitan_tp_validate.releases import kv_replication_of, line_of
 from torchtitan_tp_validate.releases.base import RequestedModel
+from torchtitan_tp_validate.releases.kv_replication import unsupported_error
 from torchtitan_tp_validate.validate import judge
 
 
@@ -55,7 +55,7 @@ def read_job(config: Any) -> Job | None:
 
 
 def check_job(
-    config: Any, *, is_guarded: Callable[[Callable[..., Any]], bool], replicate_kv_heads: bool = False
+    config: Any, *, guarded: Collection[Callable[..., Any]], replicate_kv_heads: bool = False
 ) -> None:
     """Refuse a job whose degree does not fit its model, before a device or process group exists.
 
@@ -66,7 +66,7 @@ def check_job(
 
     Args:
         config: the job. Replication apart, it is left as it is.
-        is_guarded: whether a parallelize function is.
+        guarded: the parallelize functions that are guarded.
         replicate_kv_heads: ask for KV-head replication; in 0.3.x this converts the job's model config.
 
     Raises:
@@ -75,17 +75,15 @@ def check_job(
         KVReplicationError: replication is not supported with this job.
     """
     line = line_of(config)
-    replication = kv_replication(line) if replicate_kv_heads else None
+    replication = kv_replication_of(line) if replicate_kv_heads else None
     if replication is not None:
         replication.put_into_job(config)
     job = read_job(config)
     if job is None or job.degrees.splits_nothing:
         return
-    problem = unguarded(job.model, config, is_guarded=is_guarded)
+    problem = unguarded(job.model, config, guarded=guarded)
     if problem is not None:
         if replication is not None:
-            from torchtitan_tp_validate.kv_replication.support import unsupported_error
-
             raise unsupported_error(problem.removesuffix("."), "a guarded model")
         _not_validated(problem)
         return
@@ -103,7 +101,7 @@ def check_job(
 
 
 def unguarded(
-    model: RequestedModel, run: Any = None, *, is_guarded: Callable[[Callable[..., Any]], bool]
+    model: RequestedModel, run: Any = None, *, guarded: Collection[Callable[..., Any]]
 ) -> str | None:
     """Return why nobody here knows what a model's parallelize function shards, or None when it is guarded.
 
@@ -113,16 +111,16 @@ def unguarded(
     Args:
         model: what is parallelized.
         run: the job, if there is one.
-        is_guarded: whether a function is.
+        guarded: the functions that are.
     """
-    function = f"{model.parallelize_fn.__module__}.{model.parallelize_fn.__qualname__}"
-    if is_guarded(model.parallelize_fn):
+    name = f"{model.parallelize_fn.__module__}.{model.parallelize_fn.__qualname__}"
+    if model.parallelize_fn in guarded:
         return None
-    if any(is_guarded(candidate) for candidate in _called_by(model.parallelize_fn)):
+    if any(called is function for called in _called_by(model.parallelize_fn) for function in guarded):
         if not getattr(getattr(run, "compile", None), "enable_autoparallel", False):
             return None
-        function += " with compile.enable_autoparallel"
-    return f"{model.name} is parallelized by {function}, which is not guarded."
+        name += " with compile.enable_autoparallel"
+    return f"{model.name} is parallelized by {name}, which is not guarded."
 
 
 def _called_by(function: Callable[..., Any]) -> list[Any]:

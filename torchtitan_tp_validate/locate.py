@@ -128,16 +128,6 @@ def unbindable_function(function: Callable[..., Any]) -> str | None:
     )
 
 
-def applies_fsdp(function: Callable[..., Any]) -> bool:
-    """Whether a parallelize function shards the data by torchtitan's own ``apply_fsdp``.
-
-    The models' functions do. The experiments' copies have means of their own (simple_fsdp), which cut
-    other dimensions, and cut them unevenly too.
-    """
-    module: str = inspect.unwrap(function).__module__
-    return module.startswith("torchtitan.models.")
-
-
 def torchtitan_version() -> str | None:
     """The version of the installed torchtitan, or None when there is none (or it is not declared)."""
     try:

@@ -45,7 +45,7 @@ def test_main_refuses_tokens_that_do_not_divide_too() -> None:
         config_tree(attention_layer(8, 4)), 4, training=NS(num_tokens_per_microbatch_per_dp_rank=4098)
     )
     with pytest.raises(tpv.TPCompatError, match="TP009"):
-        check_job(config, is_guarded=lambda function: True)
+        check_job(config, guarded=[config.model_spec.parallelize_fn])
 
 
 @pytest.mark.parametrize("backend", ["spmd_types", "partial_dtensor", "full_dtensor"])
@@ -58,10 +58,10 @@ def test_the_trainer_refuses_an_uneven_sequence_on_every_backend(
     config.parallelism.spmd_backend = backend
     config.parallelism.enable_sequence_parallel = sequence_parallel
     if not sequence_parallel:
-        check_job(config, is_guarded=lambda function: True)
+        check_job(config, guarded=[config.model_spec.parallelize_fn])
         return
     with pytest.raises(tpv.TPCompatError) as error:
-        check_job(config, is_guarded=lambda function: True)
+        check_job(config, guarded=[config.model_spec.parallelize_fn])
     assert [violation.code for violation in error.value.violations] == ["TP009"]
     assert "the Trainer refuses it when the process groups are up" in str(error.value)
     # Without a Trainer, a script's own parallelize call: DTensor takes uneven parts.
@@ -77,7 +77,7 @@ def told(config: Any, times: int = 1) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(times):
-            check_job(config, is_guarded=lambda function: True)
+            check_job(config, guarded=[config.model_spec.parallelize_fn])
     return [str(warning.message) for warning in caught]
 
 
@@ -95,7 +95,7 @@ def test_of_many_ranks_the_first_says_it(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_function_that_hands_on_to_a_guarded_one_is_guarded_unless_a_solver_is_asked_for() -> None:
     def problem(function: Any, run: Any = None) -> str | None:
-        return unguarded(RequestedModel("mine", None, function), run, is_guarded=lambda f: f is parallelize)
+        return unguarded(RequestedModel("mine", None, function), run, guarded=[parallelize])
 
     solver = NS(compile=NS(enable_autoparallel=True))
     assert problem(parallelize) is problem(hands_on) is problem(parallelize, solver) is None

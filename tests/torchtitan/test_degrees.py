@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from importlib.metadata import version
 from types import SimpleNamespace as NS
 from typing import Any
@@ -49,8 +50,9 @@ def subject(family: str, flavor: str) -> Any:
         return config
     config = copy.copy(config)
     config.moe_impl = "standard"  # deepseek_v3 of 0.2.2 hears it from the job
+    train_spec = importlib.import_module("torchtitan.protocols.train_spec").get_train_spec(family)
     with torch.device("meta"):
-        return spec.model_cls(config)
+        return train_spec.model_cls(config)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -18,9 +18,8 @@ import torch
 import torchtitan_tp_validate as tpv
 from tests.torchtitan.optional import missing_for_qwen3_5
 from torchtitan_tp_validate import registry
-from torchtitan_tp_validate.degrees import Degrees
-from torchtitan_tp_validate.guards import is_guard
-from torchtitan_tp_validate.job import Job, unguarded
+from torchtitan_tp_validate.guards import guards_in_place
+from torchtitan_tp_validate.job import unguarded
 from torchtitan_tp_validate.locate import Identity, torchtitan_identity
 from torchtitan_tp_validate.plan import divisors
 from torchtitan_tp_validate.wrappers import TARGETS
@@ -77,9 +76,10 @@ def test_every_registered_model_is_guarded_or_listed_with_a_reason(
     if name in NOT_GUARDED:
         pytest.skip(NOT_GUARDED[name])
     model = _model(name)
-    function = model.spec(next(iter(model.flavors))).parallelize_fn
-    assert unguarded(Job(name, None, Degrees(tp=2), function), is_guarded=is_guard) is None
-    if not is_guard(function):
+    spec = model.spec(next(iter(model.flavors)))
+    assert unguarded(spec, guarded=guards_in_place()) is None
+    function = spec.parallelize_fn
+    if function not in guards_in_place():
         # graph_trainer wraps its own copy, which is the one that is guarded.
         function = next(f for key, f in function.__globals__.items() if key.startswith("parallelize_"))
     model = NS(config=NS(layers=[NS(attention=NS(n_heads=8, n_kv_heads=2))]))
@@ -134,7 +134,7 @@ def test_a_spec_built_before_install_is_guarded_and_then_restored() -> None:
     spec = _model(name).spec(flavor)
     keep = [spec.parallelize_fn]
     with tpv.installed():
-        assert is_guard(spec.parallelize_fn)
+        assert spec.parallelize_fn in guards_in_place()
         assert spec.parallelize_fn.__wrapped__ is keep[0]
     assert spec.parallelize_fn is keep[0]
 
@@ -167,7 +167,11 @@ def test_the_transformers_backend_is_refused_by_the_counts_of_its_hugging_face_c
         before.hf_model, before.loss, before.parallelism = str(tmp_path), NS(), NS(expert_parallel_degree=1)
         config.update_from_config(config=before)
     with torch.device("meta"):
-        model = spec.model_cls(config) if IS_0_2 else config.build()
+        if IS_0_2:
+            train_spec = importlib.import_module("torchtitan.protocols.train_spec")
+            model = train_spec.get_train_spec("transformers_modeling_backend").model_cls(config)
+        else:
+            model = config.build()
 
     assert tpv.valid_tp_degrees(model) == tpv.valid_tp_degrees(config) == [1, 2]
     others = inspect.signature(spec.parallelize_fn).parameters.keys() - {"model", "parallel_dims"}

@@ -16,7 +16,7 @@ import torchtitan_tp_validate as tpv
 from tests.core.cli.conftest import Program
 from tests.torchtitan.optional import needs_torchao
 from torchtitan_tp_validate.degrees import Degrees
-from torchtitan_tp_validate.guards import is_guard, recorded_check
+from torchtitan_tp_validate.guards import guards_in_place, recorded_check
 from torchtitan_tp_validate.job import check_job
 from torchtitan_tp_validate.releases import read_plan
 
@@ -46,7 +46,7 @@ def launched(*arguments: str, change: Callable[[Any], None] = lambda config: Non
     with tpv.installed(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         recorded_check(config)
-        check_job(config, is_guarded=is_guard)  # as the Trainer starts
+        check_job(config, guarded=guards_in_place())  # as the Trainer starts
     assert repr(config) == before
     return [str(w.message) for w in caught if w.category is tpv.NotValidatedWarning]
 
@@ -123,12 +123,16 @@ def test_graph_trainer_is_refused_by_check_and_launcher_alike(
     assert launched(*run, TP, "2") == []
 
 
+def check_as_guarded(config: Any) -> None:
+    check_job(config, guarded=[config.model_spec.parallelize_fn], replicate_kv_heads=True)
+
+
 def test_graph_trainer_is_refused_shared_heads_by_both(tp_validate: Program) -> None:
     run = ("--module", "graph_trainer.llama3", "--config", "graph_trainer_llama3_8b", TP, "16")
     with pytest.raises(
         tpv.KVReplicationError, match=r"graph_trainer.llama3 parallelizes this model"
     ) as caught:
-        check_job(parse_command_line(run), is_guarded=lambda f: True, replicate_kv_heads=True)
+        check_as_guarded(parse_command_line(run))
     status, out, _ = tp_validate("check", "--replicate-kv-heads", "--", *run)
     assert (status, out) == (2, f"this run: {caught.value}\n")
 
@@ -155,11 +159,11 @@ def test_a_model_that_is_known_when_it_is_built_says_so_once() -> None:
 def test_a_later_sharding_of_a_converted_config_is_judged_once_more_by_its_own_run() -> None:
     config = parse_command_line([*MINIMAL, TP, "2", EP, "2", *RECOMPUTE])
     plain = parse_command_line(["--module", "llama3", "--config", "llama3_8b", TP, "16"])
-    check_job(plain, is_guarded=lambda f: True, replicate_kv_heads=True)
+    check_as_guarded(plain)
     plain.model_spec.model.update_from_config(config=plain)
     assert plain.model_spec.model.layers[0].attention.n_kv_heads == 8
     with pytest.raises(tpv.KVReplicationError):
-        check_job(config, is_guarded=lambda f: True, replicate_kv_heads=True)
+        check_as_guarded(config)
 
 
 @needs_torchao

@@ -16,8 +16,8 @@ from torchtitan_tp_validate.degrees import Axis, Degrees
 from torchtitan_tp_validate.errors import KVReplicationError, PlanError, TPDegreeError, TPValidateError
 from torchtitan_tp_validate.hardware import build_for_its_hardware
 from torchtitan_tp_validate.job import parse_command_line, read_job, unguarded
-from torchtitan_tp_validate.releases import kv_replication, line_of, read_plan
-from torchtitan_tp_validate.wrappers import TARGETS
+from torchtitan_tp_validate.releases import kv_replication_of, line_of, read_plan
+from torchtitan_tp_validate.wrappers.guard import parallelize_functions
 
 _TOML_FLAGS = ("--job.config_file", "--job.config-file")
 
@@ -97,7 +97,7 @@ def judge_flavor(model: str, flavor: str, choices: Sequence[Degrees], *, listed:
         raise
     except Exception as error:
         return Report(name, group=model, note=f"cannot be built here: {_first_line(error)}", skipped=listed)
-    problem = unguarded(spec, is_guarded=_is_guardable)
+    problem = unguarded(spec, guarded=_guardable())
     if problem is not None:
         return Report(name, group=model, note=problem, skipped=listed)
     try:
@@ -115,7 +115,7 @@ def judge_job(config: Any, name: str, location: Location | None, replicate_kv_he
         UnavailableError: the model needs a package that is not here.
     """
     line = line_of(config)
-    replication = kv_replication(line) if replicate_kv_heads else None
+    replication = kv_replication_of(line) if replicate_kv_heads else None
     try:
         if replication is not None:
             replication.put_into_job(config)
@@ -131,7 +131,7 @@ def judge_job(config: Any, name: str, location: Location | None, replicate_kv_he
     degrees = replace(job.degrees, replicate_kv_heads=replicate_kv_heads)
     if job.degrees.splits_nothing:
         return Report(name, (Judgement(degrees, None),), location=location)
-    problem = unguarded(job.model, config, is_guarded=_is_guardable)
+    problem = unguarded(job.model, config, guarded=_guardable())
     if problem is not None:
         return Report(name, note=problem, location=location)
     try:
@@ -147,14 +147,12 @@ def judge_job(config: Any, name: str, location: Location | None, replicate_kv_he
         return Report(name, note=str(error), location=location)
 
 
-def _is_guardable(function: Any) -> bool:
-    """Whether `install` guards this function.
+def _guardable() -> list[Any]:
+    """The functions that `install` would guard, as far as they are loaded; nothing is installed for it.
 
-    By name, so that nothing has to be installed: that would look through every object of the process.
+    That would look through every object of the process.
     """
-    name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
-    points = (point for target in TARGETS.values() for point in target.entry_points())
-    return any(point.problem is None and str(point) == name for point in points)
+    return [point.bound for point in parallelize_functions() if point.bound and not point.obstacle]
 
 
 def _parsed(arguments: Sequence[str]) -> tuple[Any, str]:

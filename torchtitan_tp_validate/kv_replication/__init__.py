@@ -5,10 +5,11 @@ what they are, in shape, sharding, name and checkpoint; only their forward gathe
 axis and keeps the rows of its own head. Its backward is a reduce-scatter, which sums the gradients of the
 ranks that share a head.
 
-    support.py          what of a run it can be had with, and why not, in every line
     gather.py           the projection of one rank's own head
     torchtitan_0_2.py   how it goes into a model of torchtitan 0.2.x
     torchtitan_0_3.py   how it goes into a model config of torchtitan 0.3.x: `ReplicateKVHeads`
+
+What it can be had with is told by ``releases/kv_replication.py``, since the degrees that work depend on it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torchtitan_tp_validate.kv_replication import torchtitan_0_2, torchtitan_0_3
     from torchtitan_tp_validate.kv_replication.torchtitan_0_3 import ReplicateKVHeads
+    from torchtitan_tp_validate.releases.base import KVReplication
+
+    _BY_LINE: tuple[KVReplication, ...] = (torchtitan_0_2, torchtitan_0_3)
 
 __all__ = ["ReplicateKVHeads"]
 

@@ -15,15 +15,16 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from torchtitan_tp_validate.kv_replication.gather import replicated_linear
-from torchtitan_tp_validate.kv_replication.support import (
+from torchtitan_tp_validate.models import sharing_kv_heads
+from torchtitan_tp_validate.releases.base import RequestedModel
+from torchtitan_tp_validate.releases.kv_replication import (
+    class_name,
     raise_if_foreign,
     raise_if_untried,
     raise_if_weights_are_permuted,
+    supports_args,
     unsupported_error,
 )
-from torchtitan_tp_validate.models import sharing_kv_heads
-from torchtitan_tp_validate.releases.base import RequestedModel
-from torchtitan_tp_validate.releases.kv_replication import class_name, supports_args
 
 
 class KVHeadLinear(nn.Linear):  # type: ignore[misc]

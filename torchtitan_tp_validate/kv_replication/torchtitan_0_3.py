@@ -36,12 +36,6 @@ from torchtitan_tp_validate.kv_replication.gather import (
     rows_of_own_head,
     tp_axis,
 )
-from torchtitan_tp_validate.kv_replication.support import (
-    raise_if_foreign,
-    raise_if_untried,
-    raise_if_weights_are_permuted,
-    unsupported_error,
-)
 from torchtitan_tp_validate.models import sharing_kv_heads
 from torchtitan_tp_validate.releases import line_of
 from torchtitan_tp_validate.releases.base import RequestedModel
@@ -50,6 +44,10 @@ from torchtitan_tp_validate.releases.kv_replication import (
     class_name,
     problem_with_attention,
     projections,
+    raise_if_foreign,
+    raise_if_untried,
+    raise_if_weights_are_permuted,
+    unsupported_error,
 )
 from torchtitan_tp_validate.validate import judge
 
@@ -222,7 +220,7 @@ class ReplicatingConfig:
                     )
         degrees = degrees_of_job(config)
         if tp > 1 and not self._was_accepted(degrees):
-            judge(line_of(config).in_run(self, config), degrees)
+            judge(line_of(self).in_run(self, config), degrees)
             _raise_if_weights_are_permuted(self, tp, config)
         self.update_unjudged(config=config, **kwargs)
 

@@ -54,7 +54,7 @@ def line_of(job_or_model: Any) -> Release:
     raise PlanError(f"{_describe(job_or_model)} is neither a job nor a model of a torchtitan that is known.")
 
 
-def kv_replication(release: Release) -> KVReplication:
+def kv_replication_of(release: Release) -> KVReplication:
     """Return how KV-head replication goes into a run of a line; it is loaded now."""
     module: Any = importlib.import_module(release.KV_REPLICATION)
     replication: KVReplication = module

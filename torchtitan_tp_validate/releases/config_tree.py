@@ -60,11 +60,6 @@ def _is_plain(annotation: Any) -> bool:
     return all(part.strip() in ("int", "float", "bool", "str", "None") for part in text.split("|"))
 
 
-def is_tree(config: Any) -> bool:
-    """Return whether this is the root of a tree."""
-    return isinstance(getattr(config, "layers", None), (list, tuple))
-
-
 def parts(config: Any) -> Iterator[tuple[str, Any]]:
     """Return ``(name, value)`` of every field of a config that can hold other configs."""
     return ((name, getattr(config, name)) for name in _kind(config).children)

@@ -9,46 +9,25 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG, TOKEN_FIELDS, Axis, Degrees
 from torchtitan_tp_validate.errors import PlanError
-from torchtitan_tp_validate.releases.config_tree import declares_shardings, is_tree, nodes
+from torchtitan_tp_validate.releases.config_tree import declares_shardings, nodes
 
 _REFUSED = "torchtitan itself refuses this run when it builds the model: {}"
 
 
-@dataclass(frozen=True)
-class InRun:
-    """A model's config together with the run that it is for, to be judged in the place of a model.
-
-    Attributes:
-        config: the config tree, as a model has one.
-        run: ``Trainer.Config``, whose sections decide which shardings the tree declares. Never changed.
-    """
-
-    config: Any
-    run: Any
-
-
-def in_run(config: Any, run: Any) -> Any:
-    """Return what to judge of a job: its model's config, with its run where that makes a difference."""
-    return InRun(config, run) if run is not None and declares_later(config) else config
-
-
-def find_torchtitan_refusal(model_or_config: Any, degrees: Degrees) -> str | None:
-    """Return why torchtitan itself does not take a model with its run, in its own words, or None.
+def refusal(config: Any, run: Any, degrees: Degrees) -> str | None:
+    """Return why torchtitan itself does not take a model's config with its run, in its own words, or None.
 
     It says so in ``update_from_config``, when its process groups are up: a sequence longer than RoPE, a
     dispatcher without room for a rank's tokens. Heads that do not divide are among its reasons, so ask
     after the verdict.
     """
-    if not isinstance(model_or_config, InRun):
-        return None
     try:
-        _declared(model_or_config.config, model_or_config.run, degrees)
+        _declared(config, run, degrees)
     except Exception as error:
         return _REFUSED.format(error)
     return None
@@ -56,13 +35,13 @@ def find_torchtitan_refusal(model_or_config: Any, degrees: Degrees) -> str | Non
 
 def declares_later(config: Any) -> bool:
     """Return whether a tree has its shardings still to come, in ``update_from_config``."""
-    return is_tree(config) and hasattr(config, "update_from_config") and not declares_shardings(config)
+    return hasattr(config, "update_from_config") and not declares_shardings(config)
 
 
 def with_shardings(config: Any, degrees: Degrees, run: Any) -> Any:
     """Return a copy of a tree with its shardings declared, which went through torchtitan's own hands.
 
-    Where one of torchtitan's checks stops the job (`find_torchtitan_refusal` says which), or where there is
+    Where one of torchtitan's checks stops the job (`refusal` says which), or where there is
     no job, it is told of a run that passes them all and declares the same: the verdict is on every layer, and
     on more than they look at.
 

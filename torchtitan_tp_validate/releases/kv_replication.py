@@ -1,12 +1,16 @@
-"""Which models KV-head replication can be had with, told by the names of their classes.
+"""What KV-head replication can be had with: which models, and which runs. All else is refused at startup.
 
-So that the engine can ask without torch or torchtitan, and without loading what replicates.
+Models are told by the names of their classes, so that the engine can ask without torch or torchtitan, and
+without loading what replicates.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+from torchtitan_tp_validate.errors import KVReplicationError
 from torchtitan_tp_validate.models import sharing_kv_heads
 
 _MODELS_0_2 = tuple(f"torchtitan.models.{name}." for name in sharing_kv_heads("0.2"))
@@ -57,3 +61,90 @@ def projections(attention: Any) -> dict[str, Any]:
     holder = getattr(attention, "qkv_linear", attention)
     names = ("wk", "wv", "wkv", "wqkv")
     return {name: getattr(holder, name) for name in names if hasattr(holder, name)}
+
+
+def raise_if_untried(parallelism: Any, compiling: Any) -> None:
+    """Refuse what replication was not seen to work with, whatever the model.
+
+    Args:
+        parallelism: the run's ``[parallelism]``; in 0.2.x it holds the switch of async TP.
+        compiling: the run's ``[compile]``, which holds it in 0.3.x; None where there is none.
+
+    Raises:
+        KVReplicationError: asynchronous tensor parallelism, which rewrites the gather before wk and wv, or
+            context parallelism, which nobody tried.
+    """
+    for name, section in (("parallelism", parallelism), ("compile", compiling)):
+        if getattr(section, "enable_async_tensor_parallel", False):
+            flag = f"{name}.enable_async_tensor_parallel"
+            raise unsupported_error(
+                f"{flag} = true fuses wk and wv with the gather before them", f"{flag} = false"
+            )
+    cp = parallelism.context_parallel_degree
+    if cp > 1:
+        raise unsupported_error(
+            f"parallelism.context_parallel_degree = {cp} was never tried with it",
+            "context_parallel_degree = 1",
+        )
+
+
+def raise_if_foreign(parallelize_fn: Any) -> None:
+    """Refuse a model that another function than torchtitan's own parallelizes, or a guard of one.
+
+    Raises:
+        KVReplicationError: it belongs to an experiment, or to somebody else.
+    """
+    if not parallelize_fn.__module__.startswith("torchtitan.models."):
+        raise unsupported_error(f"{parallelize_fn.__module__} parallelizes this model", "torchtitan.models")
+
+
+def raise_if_weights_are_permuted(
+    model: Any, attentions: Iterable[Any], tp: int, checkpoint: Any, dump_folder: str
+) -> None:
+    """Refuse to load or save Hugging Face weights of a Llama 3 whose ranks share heads.
+
+    Its state-dict adapter, unlike those of the other supported models, permutes the rows of each head of wk,
+    for which DTensor wants whole heads on every rank. The run ends with ``Cannot unflatten unevenly sharded
+    tensor``, at its start or after its last step.
+
+    Args:
+        model: the model's args (0.2.x) or config (0.3.x).
+        attentions: what tells the head counts of its layers.
+        tp: tensor parallel degree.
+        checkpoint: the run's ``[checkpoint]``, or None.
+        dump_folder: where it keeps its checkpoints. One of its own is loaded in the place of initial weights.
+
+    Raises:
+        KVReplicationError: the run does that.
+
+    Source: ``models/llama3/**/state_dict_adapter.py`` of torchtitan.
+    """
+    if checkpoint is None or not checkpoint.enable:
+        return
+    if not class_name(model).startswith("torchtitan.models.llama3."):
+        return
+    if all((attention.n_kv_heads or attention.n_heads) % tp == 0 for attention in attentions):
+        return
+    resumes = any(Path(dump_folder, checkpoint.folder).glob("step-*"))
+    for asked, flag, when in (
+        (checkpoint.initial_load_in_hf and not resumes, "initial_load_in_hf", "before its first"),
+        (checkpoint.last_save_in_hf, "last_save_in_hf", "after its last"),
+    ):
+        if asked:
+            raise unsupported_error(
+                f"checkpoint.{flag} = true permutes wk by whole heads, and a rank holds a part of one",
+                f"{flag} = false with torchtitan's scripts/checkpoint_conversion before or after the run",
+                otherwise=f'would die {when} step with "Cannot unflatten unevenly sharded tensor"',
+            )
+
+
+def unsupported_error(
+    what: str, instead: str, otherwise: str = "might die in its first forward pass, or train wrongly"
+) -> KVReplicationError:
+    """The error for a run that asks for replication and for something that it does not go with."""
+    return KVReplicationError(
+        f"KV-head replication is not supported here: {what}.\n"
+        f"Without this check the run {otherwise}.\n"
+        f"What works: {instead}, or a tensor parallel degree that divides n_kv_heads without "
+        "--replicate-kv-heads."
+    )

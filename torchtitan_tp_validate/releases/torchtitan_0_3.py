@@ -46,9 +46,6 @@ _EXPERTS = "routed_experts.inner_experts"
 _HAS_ONE_FSDP_AXIS = "partial_dtensor"
 """The backend whose FSDP mesh is that of the data alone; the others hand FSDP the TP axis too."""
 
-in_run = declarations.in_run
-find_torchtitan_refusal = declarations.find_torchtitan_refusal
-
 
 def is_job(job: Any) -> bool:
     """Return whether this is a ``Trainer.Config``."""
@@ -94,14 +91,39 @@ def _described(spec: Any) -> RequestedModel:
     return RequestedModel(f"{spec.name} {spec.flavor}", spec.model, spec.parallelize_fn)
 
 
+@dataclass(frozen=True)
+class InRun:
+    """A model's config together with the run that it is for, to be judged in the place of a model.
+
+    Attributes:
+        config: the config tree, as a model has one.
+        run: ``Trainer.Config``, whose sections decide which shardings the tree declares. Never changed.
+    """
+
+    config: Any
+    run: Any
+
+
+def in_run(config: Any, run: Any) -> Any:
+    """Return what to judge of a job: its model's config, with its run where that can make a difference."""
+    return InRun(config, run) if _is_tree(config) else config
+
+
+def find_torchtitan_refusal(model_or_config: Any, degrees: Degrees) -> str | None:
+    """Return why torchtitan itself does not take a model with its run, in its own words, or None."""
+    if not isinstance(model_or_config, InRun) or not declarations.declares_later(model_or_config.config):
+        return None
+    return declarations.refusal(model_or_config.config, model_or_config.run, degrees)
+
+
 def find_config(model_or_config: Any) -> ConfigTree | None:
     """Return the config tree of a model, or the tree itself, or None when this is neither.
 
     Modules are built from the tree, so the tree is the truth: nothing else of a model is looked at.
     """
     config = getattr(model_or_config, "config", model_or_config)
-    run = model_or_config.run if isinstance(model_or_config, declarations.InRun) else None
-    return ConfigTree(config, run) if config_tree.is_tree(config) else None
+    run = model_or_config.run if isinstance(model_or_config, InRun) else None
+    return ConfigTree(config, run) if _is_tree(config) else None
 
 
 def read(tree: ConfigTree, model: Any, degrees: Degrees) -> Plan:
@@ -352,3 +374,7 @@ def _projected_heads(delta_net: Any, projection: str, head_dim: str, where: str)
 
 def _has_experts(config: Any) -> bool:
     return any(getattr(layer, "moe", None) is not None for layer in config.layers)
+
+
+def _is_tree(config: Any) -> bool:
+    return isinstance(getattr(config, "layers", None), (list, tuple))

@@ -10,17 +10,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from torchtitan_tp_validate.degrees import Degrees, degrees_of_call, training_of_call
+from torchtitan_tp_validate.degrees import Degrees, applies_fsdp, degrees_of_call, training_of_call
 from torchtitan_tp_validate.errors import InstallError, PlanError
 from torchtitan_tp_validate.locate import (
     REQUIRED_PARAMETERS,
     EntryPoint,
-    applies_fsdp,
     torchtitan_version,
     unbindable_function,
 )
 from torchtitan_tp_validate.notices import warn_once
-from torchtitan_tp_validate.releases import kv_replication, line_of
+from torchtitan_tp_validate.releases import kv_replication_of, line_of
 from torchtitan_tp_validate.validate import judge
 from torchtitan_tp_validate.wrappers import TARGETS
 
@@ -129,7 +128,7 @@ def guard(
             )
             check(arguments["model"], degrees, of_a_run=training_of_call(arguments) is not None)
             if degrees.replicate_kv_heads and degrees.tp > 1:
-                replication = kv_replication(line_of(arguments["model"]))
+                replication = kv_replication_of(line_of(arguments["model"]))
                 replication.put_into_call(function, arguments, degrees.tp)
         return function(*args, **kwargs)
 

@@ -1,29 +1,35 @@
-"""Start one real job by the launcher, as one rank of a fake process group, and count what is done to it.
+"""Start one real job by the launcher, as one rank of a fake process group, and see what is done to it.
 
     python -m tests.torchtitan.kv_replication.count_judgements --module ... --config ...
 
 Prints as JSON how often its model was judged and converted, by the time that its Trainer starts, that its
-model is built, and that it is parallelized. The Trainer is cut short: nothing is allocated.
+model is built, and that it is parallelized; and the walk of ``--replicate-kv-heads`` from the launcher to the
+forward of the first gathering linear. The Trainer is cut short: nothing is allocated.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torchtitan.train
+from torch.distributed.tensor import DTensor, Replicate
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torchtitan.distributed import ParallelDims, parallel_dims
 from torchtitan.distributed.utils import set_spmd_backend
 from torchtitan.tools import utils
 from torchtitan.trainer import Trainer
 
-from torchtitan_tp_validate import job, train
+from tests.core.walks import walk
+from torchtitan_tp_validate import degrees, job, train, validate
 from torchtitan_tp_validate.kv_replication import torchtitan_0_3
+from torchtitan_tp_validate.kv_replication.torchtitan_0_3 import KVHeadLinear, ReplicatingConfig
+from torchtitan_tp_validate.releases import releases
 from torchtitan_tp_validate.wrappers import guard
 
 DONE = {"judged": 0, "converted": 0}
@@ -53,7 +59,7 @@ def start(self: Any, config: Any) -> None:
     with torch.device("meta"):
         model = spec.model.build()
     note()
-    spec.parallelize_fn(
+    model = spec.parallelize_fn(
         model,
         parallel_dims=ParallelDims.from_config(config.parallelism, world_size),
         training=config.training,
@@ -63,8 +69,22 @@ def start(self: Any, config: Any) -> None:
         dump_folder="",
     )
     note()
-    print(json.dumps(SEEN), flush=True)
+    for linear in [module for module in model.modules() if isinstance(module, KVHeadLinear)][:1]:
+        mesh, (_, in_features) = linear.weight.device_mesh, linear.weight.shape
+        x = torch.empty(1, 8, in_features, device="meta", dtype=linear.weight.dtype)
+        KVHeadLinear.forward(linear, DTensor.from_local(x, mesh, [Replicate()] * mesh.ndim))
     raise SystemExit(0)
+
+
+def is_asked_for(name: str, value: Any) -> bool:
+    """Whether an argument is the flag, or a config or module that was made for it."""
+    made = isinstance(value, (ReplicatingConfig, KVHeadLinear, KVHeadLinear.Config))
+    return made or (name == "replicate_kv_heads" and value is True)
+
+
+def launch() -> None:
+    with contextlib.suppress(SystemExit):
+        train.main()
 
 
 def main() -> None:
@@ -75,8 +95,12 @@ def main() -> None:
     converter = torchtitan_0_3.ReplicateKVHeads
     converter.convert = counted("converted", converter.convert)
     train.runpy.run_module = lambda *args, **kwargs: torchtitan.train.main()  # with what is counted here
-    train.main()
+    # What a run asks for, and whether it fits, is the first walk.
+    asked = (degrees.degrees_of_job, degrees.degrees_of_call, degrees.training_of_call, degrees.applies_fsdp)
+    answered = (validate.judge, *(line.find_torchtitan_refusal for line in releases()))
+    taken = walk(launch, is_asked_for, without=(*asked, *answered))
+    print(json.dumps({"seen": SEEN, **dataclasses.asdict(taken)}), flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

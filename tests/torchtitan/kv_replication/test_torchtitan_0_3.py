@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 import torchtitan_tp_validate as tpv
+from tests.core.walks import in_the_map
 from tests.torchtitan.kv_replication.refusals import PERMUTED, assert_refuses_permuted_weights
 from tests.torchtitan.optional import missing_for_qwen3_5, needs_qwen3_5
-from torchtitan_tp_validate.guards import is_guard
+from torchtitan_tp_validate.guards import guards_in_place
 from torchtitan_tp_validate.job import check_job
 
 pytestmark = pytest.mark.skipif(not version("torchtitan").startswith("0.3"), reason="torchtitan 0.3.x")
@@ -230,9 +231,9 @@ def test_a_job_is_converted_before_it_is_checked() -> None:
 
     with tpv.installed():
         with pytest.raises(tpv.TPCompatError):
-            check_job(qwen35_122b_a10b(), is_guarded=is_guard)
+            check_job(qwen35_122b_a10b(), guarded=guards_in_place())
         config = qwen35_122b_a10b()
-        check_job(config, is_guarded=is_guard, replicate_kv_heads=True)
+        check_job(config, guarded=guards_in_place(), replicate_kv_heads=True)
     assert config.model_spec.model.replicates_kv_heads
 
 
@@ -277,7 +278,13 @@ def test_a_job_of_the_launcher_is_judged_and_converted_once_until_it_is_parallel
     assert result.returncode == 0, result.stdout + result.stderr
     converted = len(more)
     # (judged, converted); the guard of the parallelize call knows the data degree that the ranks leave.
-    assert json.loads(result.stdout.splitlines()[-1]) == [[1, converted], [1, converted], [2, converted]]
+    done = json.loads(result.stdout.splitlines()[-1])
+    assert done["seen"] == [[1, converted], [1, converted], [2, converted]]
+    if more:
+        assert ["train.py", *(file for file in done["files"] if file != "train.py")] == in_the_map(
+            "--replicate-kv-heads"
+        )
+    assert done["back"] == []
 
 
 def test_an_accepted_config_is_judged_again_when_it_is_copied_or_asked_for_something_else() -> None:
