@@ -24,7 +24,8 @@ class Copy:
         self.folder = folder
         for name in (PACKAGE, "tests", "docs"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "pyproject.toml", folder)
+        for name in ("pyproject.toml", *(page.name for page in ROOT.glob("*.md"))):
+            shutil.copy(ROOT / name, folder)
 
     def add(self, file: str, text: str) -> None:
         (self.folder / file).write_text(textwrap.dedent(text), encoding="utf-8")
