@@ -162,6 +162,16 @@ def test_the_core_loads_no_opt_in() -> None:
     assert wrong == []
 
 
+def test_nothing_outside_releases_knows_a_line_of_torchtitan_by_name() -> None:
+    lines = f"{PACKAGE}.releases.torchtitan_"
+    wrong = [
+        str(found)
+        for found in ours()
+        if found.imported.startswith(lines) and top(found.importer) != "releases"
+    ]
+    assert wrong == []
+
+
 def test_torch_and_torchtitan_are_loaded_by_nothing_but_what_is_made_of_them() -> None:
     at_once = {
         found.importer for found in imports() if found.at_once and found.imported.partition(".")[0] in HEAVY
