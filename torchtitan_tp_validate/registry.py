@@ -1,7 +1,6 @@
 """What a torchtitan, or a user's own package, registers: models, their flavors, and training configs.
 
-How a package registers its flavors is told by the file of the line in ``releases/``. 0.2.x keeps its training
-configs in TOML files; in 0.3.x they are functions of a ``config_registry`` module.
+How a package registers them is told by the file of the line in ``releases/``.
 
 Source: ``models/__init__.py``, ``experiments/__init__.py`` and ``config/manager.py`` (how ``--module`` is
 found) of torchtitan 0.2.2 and 0.3.0.
@@ -25,7 +24,6 @@ from torchtitan_tp_validate.releases.base import RequestedModel
 from torchtitan_tp_validate.supported import how_to_get, missing_import, unsupported_torchtitan
 
 _PREFIXES = ("torchtitan.models", "torchtitan.experiments", "torchtitan.experiments.rl.examples")
-_CONFIGS = "config_registry"
 
 
 class UnknownNameError(TPValidateError):
@@ -93,8 +91,8 @@ def model(name: str) -> Model:
         UnknownNameError: there is no such model.
         UnavailableError: it cannot be imported here, or has no registry of its own.
     """
-    package = _package(name, "")
-    ways = (line.flavors(package, lambda: _package(name.rpartition(".")[2], "")) for line in releases())
+    package = _package(name)
+    ways = (line.flavors(package, lambda: _package(name.rpartition(".")[2])) for line in releases())
     flavors = next((found for found in ways if found is not None), None)
     if flavors is None:
         raise UnavailableError(f"{name} registers no model of its own.")
@@ -113,7 +111,7 @@ def configs(name: str, *, own: bool = True) -> dict[str, Callable[[], Any]]:
         UnknownNameError: there is no such module.
         UnavailableError: it cannot be imported here, or registers no config.
     """
-    module = _package(name, f".{_CONFIGS}")
+    module = _package(name, *(f".{registry}" for registry in _config_registries()))
     found: dict[str, Callable[[], Any]] = {
         key: value
         for key, value in vars(module).items()
@@ -130,7 +128,15 @@ def has_configs() -> bool:
     """Whether the installed torchtitan registers its training configs as functions (0.3.x)."""
     spec = importlib.util.find_spec("torchtitan")
     folders = (spec.submodule_search_locations or ()) if spec else ()
-    return any(next(Path(folder, "models").glob(f"*/{_CONFIGS}.py"), None) for folder in folders)
+    return any(
+        next(Path(folder, "models").glob(f"*/{registry}.py"), None)
+        for folder in folders
+        for registry in _config_registries()
+    )
+
+
+def _config_registries() -> list[str]:
+    return [line.CONFIG_REGISTRY for line in releases() if line.CONFIG_REGISTRY]
 
 
 def _listed(kind: str) -> frozenset[str]:
@@ -142,14 +148,17 @@ def _listed(kind: str) -> frozenset[str]:
     return listed
 
 
-def _package(name: str, suffix: str) -> ModuleType:
+def _package(name: str, *suffixes: str) -> ModuleType:
     """The module that torchtitan means by a name, or the one with this dotted path."""
     is_listed = name in names()
     if is_listed:
         shipped = [f"{prefix}.{name}" for prefix in _PREFIXES if package_folder(f"{prefix}.{name}")]
-        candidates = [f"{package}{suffix}" for package in shipped]
+        candidates = [f"{package}{suffix}" for package in shipped for suffix in suffixes or ("",)]
     else:
-        candidates = [f"{name}{suffix}", name]  # a package, or a config module itself
+        candidates = [
+            *(f"{name}{suffix}" for suffix in suffixes),
+            name,
+        ]  # a package, or a config module itself
     for candidate in candidates:
         try:
             return importlib.import_module(candidate)
@@ -162,7 +171,7 @@ def _package(name: str, suffix: str) -> ModuleType:
             raise UnavailableError(f"{candidate} cannot be imported: {error}") from error
     if is_listed:
         raise UnavailableError(f"this torchtitan lists {name}, but does not ship it.")
-    raise UnknownNameError("module" if suffix else "model", name, names(), "torchtitan")
+    raise UnknownNameError("module" if suffixes else "model", name, names(), "torchtitan")
 
 
 def _suggestion(name: str, known: list[str]) -> str:

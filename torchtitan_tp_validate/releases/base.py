@@ -53,10 +53,13 @@ class Release(Reader, Protocol):
     """A line of torchtitan: its models, its jobs, what it registers.
 
     Attributes:
+        CONFIG_REGISTRY: the module of a model's package whose functions build its training configs; empty
+            where those are TOML files.
         TRAINER_MODULE: the module that defines its ``Trainer``.
         KV_REPLICATION: the name of the module that is its `KVReplication`, loaded when it is asked for.
     """
 
+    CONFIG_REGISTRY: str
     TRAINER_MODULE: str
     KV_REPLICATION: str
 

@@ -36,6 +36,7 @@ HOW_TO_CHANGE = (
     "[parallelism]",
     "{flag} = {degree}",
 )
+CONFIG_REGISTRY = ""
 KV_REPLICATION = "torchtitan_tp_validate.kv_replication.torchtitan_0_2"
 TRAINER_MODULE = "torchtitan.train"
 

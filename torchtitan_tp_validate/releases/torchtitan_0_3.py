@@ -35,6 +35,7 @@ HOW_TO_CHANGE = (
     "--parallelism.{flag} {degree}, or in the config registry:",
     "parallelism=ParallelismConfig({flag}={degree})",
 )
+CONFIG_REGISTRY = "config_registry"
 KV_REPLICATION = "torchtitan_tp_validate.kv_replication.torchtitan_0_3"
 TRAINER_MODULE = "torchtitan.trainer"
 
