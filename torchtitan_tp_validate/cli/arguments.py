@@ -9,16 +9,11 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from torchtitan_tp_validate.cli import formats
-from torchtitan_tp_validate.cli.escape import terminal
+from torchtitan_tp_validate.cli.formats import terminal
 from torchtitan_tp_validate.degrees import Degrees
-from torchtitan_tp_validate.errors import TPValidateError
 
 _MOST_DEGREES = 4096
 _LARGEST = 1 << 30
-
-
-class UsageError(TPValidateError):
-    """The command line asks for something that cannot be done; the text says what to do."""
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -33,22 +28,13 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 class _Collect(argparse.Action):
-    """A list, to which every further use of the option adds."""
+    """Degrees, to which every further use of the option adds; they stand in order, each once."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
     ) -> None:
-        setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or ()), *values])
-
-
-class _CollectDegrees(_Collect):
-    """The same for degrees, which stand in order, each once."""
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
-    ) -> None:
-        super().__call__(parser, namespace, values, option)
-        setattr(namespace, self.dest, tuple(sorted(set(getattr(namespace, self.dest)))))
+        before = getattr(namespace, self.dest) or ()
+        setattr(namespace, self.dest, tuple(sorted({*before, *values})))
 
 
 class _Once(argparse.Action):
@@ -68,7 +54,6 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, "formatter_class": _Formatter, **kwargs})
         self.register("action", "collect", _Collect)
-        self.register("action", "collect_degrees", _CollectDegrees)
         self.register("action", "once", _Once)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

@@ -11,9 +11,18 @@ from typing import Any
 
 from torchtitan_tp_validate import registry
 from torchtitan_tp_validate.cli import files
-from torchtitan_tp_validate.cli.verdicts import Judgement, Location, Report, judge
+from torchtitan_tp_validate.cli.formats import Location
+from torchtitan_tp_validate.cli.verdicts import Judgement, Report, judge
 from torchtitan_tp_validate.degrees import Axis, Degrees
-from torchtitan_tp_validate.errors import KVReplicationError, PlanError, TPDegreeError, TPValidateError
+from torchtitan_tp_validate.errors import (
+    KVReplicationError,
+    NotReadError,
+    PlanError,
+    TPDegreeError,
+    TPValidateError,
+    UnavailableError,
+    UnknownNameError,
+)
 from torchtitan_tp_validate.hardware import build_for_its_hardware
 from torchtitan_tp_validate.job import (
     Job,
@@ -28,10 +37,6 @@ from torchtitan_tp_validate.releases.torchtitan_0_3 import find_torchtitan_refus
 from torchtitan_tp_validate.wrappers import TARGETS
 
 _TOML_FLAGS = ("--job.config_file", "--job.config-file")
-
-
-class NotReadError(TPValidateError):
-    """torchtitan does not read what it was given; the text says why."""
 
 
 @contextlib.contextmanager
@@ -67,7 +72,7 @@ def judge_toml(path: str, replicate_kv_heads: bool) -> Report:
         location = Location(path, files.line_of(text, Axis.TP.flag))
         config, assumed = _parsed([_TOML_FLAGS[0], path])
         return replace(judge_job(config, path, location, replicate_kv_heads), assumed=assumed)
-    except registry.UnavailableError as error:
+    except UnavailableError as error:
         return Report(path, note=str(error), skipped=True, location=Location(path))
     except TPValidateError as error:
         return Report(path, note=str(error), location=Location(path))
@@ -101,7 +106,7 @@ def judge_flavor(model: str, flavor: str, choices: Sequence[Degrees], *, listed:
     name, found = f"{model} {flavor}", registry.model(model)
     try:
         spec, assumed = build_for_its_hardware(lambda: found.spec(flavor))
-    except registry.UnknownNameError:
+    except UnknownNameError:
         raise
     except Exception as error:
         return Report(name, group=model, note=f"cannot be built here: {_first_line(error)}", skipped=listed)
@@ -134,7 +139,7 @@ def judge_job(config: Any, name: str, location: Location | None, replicate_kv_he
     except (TPDegreeError, KVReplicationError) as error:
         return Report(name, note=str(error), location=location)
     except ImportError as error:
-        raise registry.UnavailableError(f"the job's model cannot be imported here: {error}.") from error
+        raise UnavailableError(f"the job's model cannot be imported here: {error}.") from error
     degrees = replace(job.degrees, replicate_kv_heads=replicate_kv_heads)
     if job.splits_nothing:
         return Report(name, (Judgement(degrees, None),), location=location)
@@ -182,7 +187,7 @@ def _check_names(arguments: Sequence[str]) -> Location | None:
     if module is not None and config is not None and registry.has_configs():
         known = registry.configs(module, own=False)
         if config not in known:
-            raise registry.UnknownNameError("config", config, list(known), module)
+            raise UnknownNameError("config", config, list(known), module)
     return None
 
 
