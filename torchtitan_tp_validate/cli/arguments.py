@@ -28,13 +28,13 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 class _Collect(argparse.Action):
-    """Degrees, to which every further use of the option adds; they stand in order, each once."""
+    """A list, to which every further use of the option adds; degrees stand in order, each once."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
     ) -> None:
-        before = getattr(namespace, self.dest) or ()
-        setattr(namespace, self.dest, tuple(sorted({*before, *values})))
+        found = [*(getattr(namespace, self.dest) or ()), *values]
+        setattr(namespace, self.dest, tuple(sorted(set(found))) if self.type is tp_degrees else found)
 
 
 class _Once(argparse.Action):

@@ -259,16 +259,17 @@ def github(findings: Findings[_T], thing: _T) -> Iterator[str]:
         where["file"] = annotation.location.file
         if annotation.location.line is not None:
             where["line"] = str(annotation.location.line)
-    fields = ",".join(f"{key}={percent(visible(value), _PROPERTY)}" for key, value in where.items())
-    message = "\n".join(map(visible, annotation.message.split("\n")))
-    yield f"::{annotation.level} {fields}::{percent(message, _MESSAGE)}\n"
+    properties = {key: _percent(visible(value), "%\r\n:,") for key, value in where.items()}
+    fields = ",".join(f"{key}={value}" for key, value in properties.items())
+    yield f"::{annotation.level} {fields}::{github_message(annotation.message)}\n"
 
 
-_MESSAGE, _PROPERTY = "%\r\n", "%\r\n:,"
+def github_message(text: str) -> str:
+    """Return the text as the message of a workflow command; its line breaks are kept."""
+    return _percent("\n".join(map(visible, text.split("\n"))))
 
 
-def percent(text: str, characters: str) -> str:
-    """Return the text with these characters as GitHub has them spelled."""
+def _percent(text: str, characters: str = "%\r\n") -> str:
     for character in characters:
         text = text.replace(character, f"%{ord(character):02X}")
     return text

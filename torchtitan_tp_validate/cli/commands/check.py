@@ -69,7 +69,7 @@ def add_parser(commands: Any) -> None:
     what.add_argument("--flavor", action="once", help="which of its flavors")
     what.add_argument(
         "--hf-config",
-        action="extend",
+        action="collect",
         nargs="+",
         metavar="PATH",
         help="config.json files, folders that hold one, or - for standard input; neither torch nor "
