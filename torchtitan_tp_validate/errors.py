@@ -169,7 +169,7 @@ _WIDTH = 103
 
 
 def _wrapped(text: str) -> str:
-    """The same in lines that fit; an error message that it quotes stays whole, to be searched for."""
+    """Return the same in lines that fit; an error message that it quotes stays whole, to be searched for."""
     import textwrap  # not for those that have nothing to refuse
 
     unbroken = re.sub(r'"[^"]*"', lambda quoted: quoted[0].replace(" ", _NO_BREAK), text)

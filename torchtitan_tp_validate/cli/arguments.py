@@ -98,7 +98,7 @@ def nearest(word: Any, known: Any) -> str:
 
 
 def add_degrees(parser: Parser) -> None:
-    """The degrees other than TP that decide what is split."""
+    """Add the degrees other than TP that decide what is split."""
     group = parser.add_argument_group("other degrees of the run")
     group.add_argument("--ep", type=positive, action="once", metavar="N", help="expert parallel degree")
     group.add_argument("--cp", type=positive, action="once", metavar="N", help="context parallel degree")
@@ -115,7 +115,7 @@ def add_degrees(parser: Parser) -> None:
 
 
 def add_replication(parser: Any) -> None:
-    """The flag of the launcher."""
+    """Add the flag of the launcher."""
     parser.add_argument(
         "--replicate-kv-heads",
         action="store_true",
@@ -124,7 +124,7 @@ def add_replication(parser: Any) -> None:
 
 
 def degrees(options: argparse.Namespace, tp: int) -> Degrees:
-    """What the command line asks for, at one TP degree."""
+    """Return what the command line asks for, at one TP degree."""
     given = {name: getattr(options, name) for name in ("ep", "cp", "spmd_backend", "seq_len")}
     return Degrees(
         tp=tp,
@@ -170,7 +170,7 @@ def tp_degrees(text: str) -> tuple[int, ...]:
 
 
 def _range(part: str, text: str) -> tuple[int, int]:
-    """The first and the last degree of one part of the text."""
+    """Return the first and the last degree of one part of the text."""
     first, dash, last = part.partition("-")
     if not part:
         where = "" if not text else f" in {_shortened(text)}, beside a comma"
@@ -190,7 +190,7 @@ def _range(part: str, text: str) -> tuple[int, int]:
 
 
 def positive(text: str) -> int:
-    """A degree, or a number of ranks or tokens.
+    """Return a degree, or a number of ranks or tokens.
 
     Raises:
         argparse.ArgumentTypeError: it is no positive whole number, or beyond all reason.

@@ -41,7 +41,7 @@ _TOML_FLAGS = ("--job.config_file", "--job.config-file")
 
 @contextlib.contextmanager
 def installed() -> Iterator[None]:
-    """The torchtitan that is installed, its own output kept away from standard output.
+    """Use the torchtitan that is installed, its own output kept away from standard output.
 
     Raises:
         UnavailableError: there is no torchtitan.
@@ -52,7 +52,7 @@ def installed() -> Iterator[None]:
 
 
 def judge_run(arguments: Sequence[str], replicate_kv_heads: bool) -> Report:
-    """The verdict on the run that torchtitan makes of these arguments.
+    """Return the verdict on the run that torchtitan makes of these arguments.
 
     Raises:
         UnknownNameError: there is no such module or config.
@@ -66,7 +66,7 @@ def judge_run(arguments: Sequence[str], replicate_kv_heads: bool) -> Report:
 
 
 def judge_toml(path: str, replicate_kv_heads: bool) -> Report:
-    """The verdict on the run that a TOML file of 0.2.x describes."""
+    """Return the verdict on the run that a TOML file of 0.2.x describes."""
     try:
         _, text = files.read_toml(path)
         location = Location(path, files.line_of(text, Axis.TP.flag))
@@ -82,7 +82,7 @@ def judge_toml(path: str, replicate_kv_heads: bool) -> Report:
 
 
 def judge_config(name: str, build: Callable[[], Any], group: str, replicate_kv_heads: bool) -> Report:
-    """The verdict on a training config of 0.3.x; what cannot be built here is skipped."""
+    """Return the verdict on a training config of 0.3.x; what cannot be built here is skipped."""
     code = getattr(build, "__code__", None)
     location = Location(_relative(code.co_filename), code.co_firstlineno) if code else None
     try:
@@ -94,7 +94,7 @@ def judge_config(name: str, build: Callable[[], Any], group: str, replicate_kv_h
 
 
 def judge_flavor(model: str, flavor: str, choices: Sequence[Degrees], *, listed: bool = False) -> Report:
-    """The verdict on a flavor at some degrees.
+    """Return the verdict on a flavor at some degrees.
 
     Args:
         listed: whether it is only shown: what cannot be read is then skipped.
@@ -122,7 +122,7 @@ def judge_flavor(model: str, flavor: str, choices: Sequence[Degrees], *, listed:
 
 
 def judge_job(config: Any, name: str, location: Location | None, replicate_kv_heads: bool) -> Report:
-    """The verdict on a job that torchtitan parsed; the same as the launcher's.
+    """Return the verdict on a job that torchtitan parsed; the same as the launcher's.
 
     Raises:
         UnknownNameError: there is no such model or flavor.
@@ -170,7 +170,7 @@ def _is_guardable(function: Any) -> bool:
 
 
 def _parsed(arguments: Sequence[str]) -> tuple[Any, str]:
-    """The job, and the hardware that was taken for granted when torchtitan made it of its arguments."""
+    """Return the job, and the hardware that was taken for granted when it was made of its arguments."""
     try:
         return build_for_its_hardware(lambda: parse_command_line(arguments))
     except Exception as error:  # torchtitan's own complaints have many types, Exception among them

@@ -376,7 +376,7 @@ def possessive(name: str) -> str:
 
 
 def _requested(report: Report, judgement: Judgement) -> str:
-    """The degrees that the verdict is about: EP only where experts were judged by it."""
+    """Return the degrees that the verdict is about: EP only where experts were judged by it."""
     degrees = judgement.degrees
     judged = report.plan is None or _has_experts(report.plan)
     return f"TP {degrees.tp}" + (f" with EP {degrees.ep}" if degrees.ep > 1 and judged else "")

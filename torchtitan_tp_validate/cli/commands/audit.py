@@ -122,7 +122,7 @@ def _toml_files(path: str) -> list[str]:
 
 
 def _module_jobs(name: str, replicate: bool, *, named: bool) -> Iterator[_Job]:
-    """The configs of a module; one that cannot be imported is skipped, unless it was named."""
+    """Yield the configs of a module; one that cannot be imported is skipped, unless it was named."""
     from torchtitan_tp_validate import registry
     from torchtitan_tp_validate.cli import torchtitan
 

@@ -213,7 +213,7 @@ def _file(name: str) -> str:
 
 
 def _about_the_hub(name: str) -> str:
-    """What to say of a missing file whose name may be that of a model on the Hugging Face Hub."""
+    """Return what to say of a missing file whose name may be that of a model on the Hugging Face Hub."""
     if not _HUB_ID.fullmatch(name) or name.endswith(".json"):
         return ""
     folder = name.rpartition("/")[2]

@@ -111,7 +111,7 @@ def _guards() -> Any:
 
 
 def _versions() -> dict[str, str | None]:
-    """What is installed: its name -> its version, or None."""
+    """Return what is installed: its name -> its version, or None."""
     import platform
     from importlib import metadata
 

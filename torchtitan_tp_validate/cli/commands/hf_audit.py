@@ -97,7 +97,7 @@ class _Class:
 
 
 def _audited(name: str) -> _Class:
-    """The audit of one class, whatever happens: the others are audited all the same."""
+    """Return the audit of one class, whatever happens: the others are audited all the same."""
     from torchtitan_tp_validate.transformers_tp.audit import NotAudited, audit_installed
 
     try:

@@ -50,7 +50,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _code(text: str) -> str:
-    """The code of a rule, in capitals.
+    """Return the code of a rule, in capitals.
 
     Raises:
         argparse.ArgumentTypeError: there is no such rule; the text says which one may be meant.

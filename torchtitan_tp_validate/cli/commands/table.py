@@ -115,7 +115,7 @@ def survey(options: Any) -> Iterator[Report]:
 
 
 def _judged(name: str, flavor: str, choices: Sequence[Degrees]) -> Report:
-    """The verdict on one flavor, whatever happens: the others are shown all the same."""
+    """Return the verdict on one flavor, whatever happens: the others are shown all the same."""
     from torchtitan_tp_validate.cli import torchtitan
 
     try:
@@ -166,7 +166,7 @@ def matrix(reports: Sequence[Report], asked: Sequence[int], world_size: int | No
 
 
 def _plain(reports: Sequence[Report], asked: Sequence[int], world_size: int | None) -> Iterator[Line]:
-    """The same without color: `yes` where a degree works, `-` where not, brackets outside the world."""
+    """Yield the same without color: `yes` where a degree works, `-` where not, brackets outside the world."""
     headings, rows = _cells(reports, asked)
     texts = [headings]
     for report, names, sizes, behind in rows:
@@ -185,7 +185,7 @@ _Row = tuple[Report, list[str], list[str], list[str]]
 
 
 def _cells(reports: Sequence[Report], asked: Sequence[int]) -> tuple[list[str], list[_Row]]:
-    """The headings; and of each report that was read its names, its sizes and what is behind the degrees."""
+    """Return the headings; and of each report that was read its names, its sizes and what is behind them."""
     plans = [(report, report.plan) for report in reports if report.plan is not None]
     present = {dim.code for _, plan in plans for dim in plan.dims}
     codes = [code for code in _HEADINGS if code in present]
