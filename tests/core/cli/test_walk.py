@@ -17,7 +17,6 @@ FITS = [
     "cli/commands/check.py",
     "cli/files.py",
     "releases/huggingface.py",
-    "releases/reading.py",
     "releases/key_value_heads.py",
     "releases/huggingface_sizes.py",
     "cli/verdicts.py",
