@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import enum
 import functools
+import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType, MethodType, ModuleType
@@ -21,6 +22,7 @@ from typing import Any
 import torchtitan_tp_validate
 
 PACKAGE = Path(torchtitan_tp_validate.__file__).parent
+MAP = PACKAGE.parent / "docs" / "architecture.md"
 _CONSTANTS = (type(None), bool, int, float, enum.Enum, type, ModuleType)
 
 
@@ -48,7 +50,7 @@ def walk(
 
     Args:
         call: raises nothing that the caller does not expect.
-        is_value: whether an argument of this name is the value.
+        is_value: whether an argument, or an attribute, of this name is the value.
         until: the function at which the walk ends.
         without: functions at which other walks begin: what they call is left out.
     """
@@ -59,6 +61,14 @@ def walk(
     finally:
         sys.setprofile(None)
     return tracer.walk
+
+
+def in_the_map(value: str) -> list[str]:
+    """Return the walk of a value that docs/architecture.md draws, indented below its name."""
+    (drawn,) = re.findall(
+        rf"^{re.escape(value)} *\n((?:    .*\n)+)", MAP.read_text("utf-8"), flags=re.MULTILINE
+    )
+    return re.findall(r"[\w/]+\.py", drawn)
 
 
 class _Tracer:
@@ -92,9 +102,9 @@ class _Tracer:
         count = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & 4) + bool(code.co_flags & 8)
         given = {name: frame.f_locals[name] for name in code.co_varnames[:count] if name in frame.f_locals}
         entered = not self._left_out and any(
-            self._is_value(name, part) or id(part) in self._made
+            self._is_value(called, part) or id(part) in self._made
             for name, value in given.items()
-            for part in (value, *_parts(value))
+            for called, part in ((name, value), *_parts(value))
         )
         self._stack.append((frame, [id(value) for value in given.values()] if entered else None))
         if not entered:
@@ -122,20 +132,23 @@ class _Tracer:
             self._made[id(value)] = value
 
 
-def _parts(value: Any) -> Iterator[Any]:
-    """What a value holds, one level deep."""
-    if isinstance(value, Mapping):
-        yield from value.values()
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    """What a value holds, one level deep, with its name where it has one."""
+    held: dict[Any, Any] = {}
+    if isinstance(value, dict):
+        held = value
     elif isinstance(value, (tuple, list, set, frozenset)):
-        yield from value
+        held = dict(enumerate(value))
     elif isinstance(value, functools.partial):
-        yield from (value.func, *value.args, *value.keywords.values())
+        held = {**dict(enumerate(value.args)), **value.keywords, "func": value.func}
     elif isinstance(value, MethodType):
-        yield value.__self__
+        held = {"self": value.__self__}
     elif isinstance(value, FunctionType):
-        yield from (cell.cell_contents for cell in value.__closure__ or () if "empty" not in repr(cell))
+        cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
+        held = {name: cell.cell_contents for name, cell in cells if "empty" not in repr(cell)}
     elif not isinstance(value, _CONSTANTS):
-        yield from getattr(value, "__dict__", {}).values()
+        held = dict(getattr(value, "__dict__", {}))
+    yield from ((str(name), part) for name, part in held.items())
 
 
 @functools.cache

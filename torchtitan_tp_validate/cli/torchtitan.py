@@ -31,7 +31,6 @@ from torchtitan_tp_validate.job import (
     read_job,
     unguarded,
 )
-from torchtitan_tp_validate.kv_replication.job import ask_job
 from torchtitan_tp_validate.releases import read_plan
 from torchtitan_tp_validate.releases.torchtitan_0_3 import find_torchtitan_refusal
 from torchtitan_tp_validate.wrappers import TARGETS
@@ -130,6 +129,8 @@ def judge_job(config: Any, name: str, location: Location | None, replicate_kv_he
     """
     try:
         if replicate_kv_heads:
+            from torchtitan_tp_validate.kv_replication.job import ask_job
+
             ask_job(config)
         job = read_job(config)
         if job is None:
