@@ -52,6 +52,55 @@ class InstallError(TPValidateError):
     """``install(strict=True)`` found an entry point that it cannot guard."""
 
 
+class UnavailableError(TPValidateError):
+    """Something is registered, but cannot be imported here; the text says why."""
+
+
+class UnknownNameError(TPValidateError):
+    """No model, flavor or config of this name.
+
+    Attributes:
+        name: what was asked for.
+        known: what there is.
+    """
+
+    def __init__(self, kind: str, name: str, known: list[str], where: str) -> None:
+        import difflib  # not for those that know the names
+
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        there_is = f"; there is {', '.join(sorted(known))}." if known else "."
+        meant = f"; did you mean {' or '.join(close)}?" if close else there_is
+        super().__init__(f"{where} has no {kind} {name!r}{meant}")
+        self.name = name
+        self.known = known
+
+
+class UsageError(TPValidateError):
+    """The command line asks for something that cannot be done; the text says what to do."""
+
+
+class NotReadError(TPValidateError):
+    """torchtitan does not read what it was given; the text says why."""
+
+
+class UnreadableError(TPValidateError):
+    """A file cannot be read as what it should be, or not be written; the text names it.
+
+    Attributes:
+        text: the file's text, where it is text and the language alone is wrong.
+        missing: whether there is no such file.
+    """
+
+    def __init__(self, message: str, *, text: str | None = None, missing: bool = False) -> None:
+        super().__init__(message)
+        self.text = text
+        self.missing = missing
+
+
+class OutputError(TPValidateError):
+    """Standard output does not take the result; the text says why."""
+
+
 class NotValidatedWarning(UserWarning):
     """Something was let through without a verdict; the text says what and why."""
 
@@ -120,7 +169,7 @@ _WIDTH = 103
 
 
 def _wrapped(text: str) -> str:
-    """The same in lines that fit; an error message that it quotes stays whole, to be searched for."""
+    """Return the same in lines that fit; an error message that it quotes stays whole, to be searched for."""
     import textwrap  # not for those that have nothing to refuse
 
     unbroken = re.sub(r'"[^"]*"', lambda quoted: quoted[0].replace(" ", _NO_BREAK), text)

@@ -17,31 +17,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torchtitan_tp_validate.errors import TPValidateError
+from torchtitan_tp_validate.errors import UnavailableError, UnknownNameError
 from torchtitan_tp_validate.locate import package_folder
 from torchtitan_tp_validate.releases import releases
 from torchtitan_tp_validate.releases.base import RequestedModel
 from torchtitan_tp_validate.supported import how_to_get, missing_import, unsupported_torchtitan
 
 _PREFIXES = ("torchtitan.models", "torchtitan.experiments", "torchtitan.experiments.rl.examples")
-
-
-class UnknownNameError(TPValidateError):
-    """No model, flavor or config of this name.
-
-    Attributes:
-        name: what was asked for.
-        known: what there is.
-    """
-
-    def __init__(self, kind: str, name: str, known: list[str], where: str) -> None:
-        self.name = name
-        self.known = known
-        super().__init__(f"{where} has no {kind} {name!r}{_suggestion(name, known)}")
-
-
-class UnavailableError(TPValidateError):
-    """Something is registered, but cannot be imported here; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -172,12 +154,3 @@ def _package(name: str, *suffixes: str) -> ModuleType:
     if is_listed:
         raise UnavailableError(f"this torchtitan lists {name}, but does not ship it.")
     raise UnknownNameError("module" if suffixes else "model", name, names(), "torchtitan")
-
-
-def _suggestion(name: str, known: list[str]) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    if close:
-        return f"; did you mean {' or '.join(close)}?"
-    return f"; there is {', '.join(sorted(known))}." if known else "."

@@ -16,7 +16,7 @@ import sys
 from datetime import timedelta
 from typing import Any
 
-from torchtitan_tp_validate.cli.escape import block
+from torchtitan_tp_validate.cli.formats import block
 from torchtitan_tp_validate.errors import KVReplicationError, TPCompatError, TPDegreeError
 from torchtitan_tp_validate.guards import hand_over, install, recorded_check
 from torchtitan_tp_validate.job import parse_command_line

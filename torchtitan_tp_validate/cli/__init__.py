@@ -39,7 +39,7 @@ _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status.
+    """Run the command line, and return the exit status.
 
     Args:
         argv: the arguments, this process's by default. What follows ``--`` is torchtitan's.
@@ -87,7 +87,7 @@ def _run(arguments: list[str], theirs: list[str] | None) -> int:
 
 
 def _complain(message: str) -> None:
-    from torchtitan_tp_validate.cli.escape import terminal
+    from torchtitan_tp_validate.cli.formats import terminal
 
     if sys.stderr is not None:
         sys.stderr.write(f"tp-validate: {terminal(message)}\n")
@@ -103,7 +103,7 @@ def _forget_output() -> None:
 
 
 def build_parser(command: str | None = None) -> Parser:
-    """The parser of the whole command line, or of one subcommand: the others need not be imported."""
+    """Return the parser of the whole command line, or of one subcommand: the others need not be imported."""
     from importlib import import_module
 
     from torchtitan_tp_validate import __version__

@@ -9,16 +9,11 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from torchtitan_tp_validate.cli import formats
-from torchtitan_tp_validate.cli.escape import terminal
+from torchtitan_tp_validate.cli.formats import terminal
 from torchtitan_tp_validate.degrees import Degrees
-from torchtitan_tp_validate.errors import TPValidateError
 
 _MOST_DEGREES = 4096
 _LARGEST = 1 << 30
-
-
-class UsageError(TPValidateError):
-    """The command line asks for something that cannot be done; the text says what to do."""
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -33,22 +28,13 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 class _Collect(argparse.Action):
-    """A list, to which every further use of the option adds."""
+    """A list, to which every further use of the option adds; degrees stand in order, each once."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
     ) -> None:
-        setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or ()), *values])
-
-
-class _CollectDegrees(_Collect):
-    """The same for degrees, which stand in order, each once."""
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
-    ) -> None:
-        super().__call__(parser, namespace, values, option)
-        setattr(namespace, self.dest, tuple(sorted(set(getattr(namespace, self.dest)))))
+        found = [*(getattr(namespace, self.dest) or ()), *values]
+        setattr(namespace, self.dest, tuple(sorted(set(found))) if self.type is tp_degrees else found)
 
 
 class _Once(argparse.Action):
@@ -68,7 +54,6 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, "formatter_class": _Formatter, **kwargs})
         self.register("action", "collect", _Collect)
-        self.register("action", "collect_degrees", _CollectDegrees)
         self.register("action", "once", _Once)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -113,7 +98,7 @@ def nearest(word: Any, known: Any) -> str:
 
 
 def add_degrees(parser: Parser) -> None:
-    """The degrees other than TP that decide what is split."""
+    """Add the degrees other than TP that decide what is split."""
     group = parser.add_argument_group("other degrees of the run")
     group.add_argument("--ep", type=positive, action="once", metavar="N", help="expert parallel degree")
     group.add_argument("--cp", type=positive, action="once", metavar="N", help="context parallel degree")
@@ -130,7 +115,7 @@ def add_degrees(parser: Parser) -> None:
 
 
 def add_replication(parser: Any) -> None:
-    """The flag of the launcher."""
+    """Add the flag of the launcher."""
     parser.add_argument(
         "--replicate-kv-heads",
         action="store_true",
@@ -139,7 +124,7 @@ def add_replication(parser: Any) -> None:
 
 
 def degrees(options: argparse.Namespace, tp: int) -> Degrees:
-    """What the command line asks for, at one TP degree."""
+    """Return what the command line asks for, at one TP degree."""
     given = {name: getattr(options, name) for name in ("ep", "cp", "spmd_backend", "seq_len")}
     return Degrees(
         tp=tp,
@@ -185,7 +170,7 @@ def tp_degrees(text: str) -> tuple[int, ...]:
 
 
 def _range(part: str, text: str) -> tuple[int, int]:
-    """The first and the last degree of one part of the text."""
+    """Return the first and the last degree of one part of the text."""
     first, dash, last = part.partition("-")
     if not part:
         where = "" if not text else f" in {_shortened(text)}, beside a comma"
@@ -205,7 +190,7 @@ def _range(part: str, text: str) -> tuple[int, int]:
 
 
 def positive(text: str) -> int:
-    """A degree, or a number of ranks or tokens.
+    """Return a degree, or a number of ranks or tokens.
 
     Raises:
         argparse.ArgumentTypeError: it is no positive whole number, or beyond all reason.

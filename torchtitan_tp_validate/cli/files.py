@@ -1,15 +1,15 @@
-"""Files that people hand over: read to the end as what they should be, or refused with the reason."""
+"""Files that people hand over: read to the end, and written whole, or refused with the reason."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TextIO
 
-from torchtitan_tp_validate.cli.escape import visible
-from torchtitan_tp_validate.errors import TPValidateError
+from torchtitan_tp_validate.errors import TPValidateError, UnreadableError
 
 STDIN = "-"
 """What stands for standard input where a file is named."""
@@ -27,16 +27,11 @@ _KINDS = {
 }
 
 
-class UnreadableError(TPValidateError):
-    """A file cannot be read as what it should be; the text names it.
-
-    Attributes:
-        text: the file's text, where it is text and the language alone is wrong.
-        missing: whether there is no such file.
-    """
-
-    text: str | None = None
-    missing: bool = False
+def visible(text: str) -> str:
+    """Return the text with what does not print (control characters, bidi marks, line breaks) spelled out."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def shown(path: str) -> str:
@@ -73,7 +68,7 @@ def read_toml(path: str) -> tuple[dict[str, Any], str]:
 
 
 def line_of(text: str, word: str) -> int | None:
-    """The first line, counted from 1, that has the word; None when there is none."""
+    """Return the first line, counted from 1, that has the word; None when there is none."""
     position = text.find(word)
     return None if position < 0 else text.count("\n", 0, position) + 1
 
@@ -103,8 +98,9 @@ def check_not_an_input(target: str | None, inputs: Iterable[str]) -> None:
             )
 
 
-def write(path: str, lines: Iterable[str]) -> None:
-    """Write a result, whole or not at all: until it is complete the file is what it was.
+@contextlib.contextmanager
+def replacing(path: str) -> Iterator[TextIO]:
+    """Give a stream for a result, which is written whole or not at all: until then the file is what it was.
 
     What is no regular file (``/dev/stdout``, a pipe) is written to as it is.
 
@@ -114,18 +110,17 @@ def write(path: str, lines: Iterable[str]) -> None:
     try:
         target = os.path.realpath(path)  # a link stays one
         mode = os.stat(target).st_mode if os.path.exists(target) else None
-        if os.path.abspath(path).startswith(_OPEN_ALREADY) or not (mode is None or stat.S_ISREG(mode)):
-            with open(path, "a", encoding="utf-8") as file:
-                file.writelines(lines)
-        else:
-            _replace(target, lines, mode)
-    except TPValidateError:  # of whoever makes the lines
+        as_it_is = os.path.abspath(path).startswith(_OPEN_ALREADY) or not (mode is None or stat.S_ISREG(mode))
+        with open(path, "a", encoding="utf-8") if as_it_is else _replacement(target, mode) as stream:
+            yield stream
+    except TPValidateError:  # of whoever writes
         raise
     except (OSError, ValueError) as error:
         raise UnreadableError(f"{shown(path)} cannot be written: {reason(error)}") from error
 
 
-def _replace(target: str, lines: Iterable[str], mode: int | None) -> None:
+@contextlib.contextmanager
+def _replacement(target: str, mode: int | None) -> Iterator[TextIO]:
     import tempfile
 
     if mode is not None and not os.access(target, os.W_OK):
@@ -133,8 +128,8 @@ def _replace(target: str, lines: Iterable[str], mode: int | None) -> None:
     folder, name = os.path.split(target)
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name[:100]}.")
     try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.writelines(lines)
+        with open(handle, "w", encoding="utf-8") as stream:
+            yield stream
         os.chmod(temporary, _new_mode() if mode is None else stat.S_IMODE(mode))
         os.replace(temporary, target)
     except BaseException:
@@ -155,26 +150,20 @@ def _parse(path: str, parse: Callable[[str], Any], language: str) -> tuple[dict[
     except RecursionError:
         raise UnreadableError(f"{shown(path)} is not read: its {language} is nested too deeply.") from None
     except ValueError as error:  # what both parsers raise, and int() for thousands of digits
-        raise _wrong(f"{shown(path)} is not valid {language}: {reason(error)}", text) from error
+        message = f"{shown(path)} is not valid {language}: {reason(error)}"
+        raise UnreadableError(message, text=text) from error
     if not isinstance(content, dict):
         kind = type(content).__name__
-        raise _wrong(f"{shown(path)} holds a {language} {kind}, not an object of names.", text)
+        raise UnreadableError(f"{shown(path)} holds a {language} {kind}, not an object of names.", text=text)
     return content, text
-
-
-def _wrong(message: str, text: str) -> UnreadableError:
-    error = UnreadableError(message)
-    error.text = text
-    return error
 
 
 def _text(path: str, language: str) -> str:
     try:
         content = b"".join(_chunks(path))
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        unreadable = UnreadableError(f"{shown(path)} cannot be read: {reason(error)}")
-        unreadable.missing = isinstance(error, FileNotFoundError)
-        raise unreadable from error
+        missing = isinstance(error, FileNotFoundError)
+        raise UnreadableError(f"{shown(path)} cannot be read: {reason(error)}", missing=missing) from error
     if len(content) > _MOST_BYTES:
         raise UnreadableError(f"{shown(path)} is not read: it is larger than {_MOST_BYTES >> 20} MiB.")
     try:

@@ -11,9 +11,18 @@ from typing import Any
 
 from torchtitan_tp_validate import registry
 from torchtitan_tp_validate.cli import files
-from torchtitan_tp_validate.cli.verdicts import Judgement, Location, Report, judge
+from torchtitan_tp_validate.cli.formats import Location
+from torchtitan_tp_validate.cli.verdicts import Judgement, Report, judge
 from torchtitan_tp_validate.degrees import Axis, Degrees
-from torchtitan_tp_validate.errors import KVReplicationError, PlanError, TPDegreeError, TPValidateError
+from torchtitan_tp_validate.errors import (
+    KVReplicationError,
+    NotReadError,
+    PlanError,
+    TPDegreeError,
+    TPValidateError,
+    UnavailableError,
+    UnknownNameError,
+)
 from torchtitan_tp_validate.hardware import build_for_its_hardware
 from torchtitan_tp_validate.job import parse_command_line, read_job, unguarded
 from torchtitan_tp_validate.releases import kv_replication_of, line_of, read_plan
@@ -22,13 +31,9 @@ from torchtitan_tp_validate.wrappers.guard import parallelize_functions
 _TOML_FLAGS = ("--job.config_file", "--job.config-file")
 
 
-class NotReadError(TPValidateError):
-    """torchtitan does not read what it was given; the text says why."""
-
-
 @contextlib.contextmanager
 def installed() -> Iterator[None]:
-    """The torchtitan that is installed, its own output kept away from standard output.
+    """Use the torchtitan that is installed, its own output kept away from standard output.
 
     Raises:
         UnavailableError: there is no torchtitan.
@@ -39,7 +44,7 @@ def installed() -> Iterator[None]:
 
 
 def judge_run(arguments: Sequence[str], replicate_kv_heads: bool) -> Report:
-    """The verdict on the run that torchtitan makes of these arguments.
+    """Return the verdict on the run that torchtitan makes of these arguments.
 
     Raises:
         UnknownNameError: there is no such module or config.
@@ -53,13 +58,13 @@ def judge_run(arguments: Sequence[str], replicate_kv_heads: bool) -> Report:
 
 
 def judge_toml(path: str, replicate_kv_heads: bool) -> Report:
-    """The verdict on the run that a TOML file of 0.2.x describes."""
+    """Return the verdict on the run that a TOML file of 0.2.x describes."""
     try:
         _, text = files.read_toml(path)
         location = Location(path, files.line_of(text, Axis.TP.flag))
         config, assumed = _parsed([_TOML_FLAGS[0], path])
         return replace(judge_job(config, path, location, replicate_kv_heads), assumed=assumed)
-    except registry.UnavailableError as error:
+    except UnavailableError as error:
         return Report(path, note=str(error), skipped=True, location=Location(path))
     except TPValidateError as error:
         return Report(path, note=str(error), location=Location(path))
@@ -69,7 +74,7 @@ def judge_toml(path: str, replicate_kv_heads: bool) -> Report:
 
 
 def judge_config(name: str, build: Callable[[], Any], group: str, replicate_kv_heads: bool) -> Report:
-    """The verdict on a training config of 0.3.x; what cannot be built here is skipped."""
+    """Return the verdict on a training config of 0.3.x; what cannot be built here is skipped."""
     code = getattr(build, "__code__", None)
     location = Location(_relative(code.co_filename), code.co_firstlineno) if code else None
     try:
@@ -81,7 +86,7 @@ def judge_config(name: str, build: Callable[[], Any], group: str, replicate_kv_h
 
 
 def judge_flavor(model: str, flavor: str, choices: Sequence[Degrees], *, listed: bool = False) -> Report:
-    """The verdict on a flavor at some degrees.
+    """Return the verdict on a flavor at some degrees.
 
     Args:
         listed: whether it is only shown: what cannot be read is then skipped.
@@ -93,7 +98,7 @@ def judge_flavor(model: str, flavor: str, choices: Sequence[Degrees], *, listed:
     name, found = f"{model} {flavor}", registry.model(model)
     try:
         spec, assumed = build_for_its_hardware(lambda: found.spec(flavor))
-    except registry.UnknownNameError:
+    except UnknownNameError:
         raise
     except Exception as error:
         return Report(name, group=model, note=f"cannot be built here: {_first_line(error)}", skipped=listed)
@@ -108,7 +113,7 @@ def judge_flavor(model: str, flavor: str, choices: Sequence[Degrees], *, listed:
 
 
 def judge_job(config: Any, name: str, location: Location | None, replicate_kv_heads: bool) -> Report:
-    """The verdict on a job that torchtitan parsed; the same as the launcher's.
+    """Return the verdict on a job that torchtitan parsed; the same as the launcher's.
 
     Raises:
         UnknownNameError: there is no such model or flavor.
@@ -127,7 +132,7 @@ def judge_job(config: Any, name: str, location: Location | None, replicate_kv_he
     except (TPDegreeError, KVReplicationError) as error:
         return Report(name, note=str(error), location=location)
     except ImportError as error:
-        raise registry.UnavailableError(f"the job's model cannot be imported here: {error}.") from error
+        raise UnavailableError(f"the job's model cannot be imported here: {error}.") from error
     degrees = replace(job.degrees, replicate_kv_heads=replicate_kv_heads)
     if job.degrees.splits_nothing:
         return Report(name, (Judgement(degrees, None),), location=location)
@@ -156,7 +161,7 @@ def _guardable() -> list[Any]:
 
 
 def _parsed(arguments: Sequence[str]) -> tuple[Any, str]:
-    """The job, and the hardware that was taken for granted when torchtitan made it of its arguments."""
+    """Return the job, and the hardware that was taken for granted when it was made of its arguments."""
     try:
         return build_for_its_hardware(lambda: parse_command_line(arguments))
     except Exception as error:  # torchtitan's own complaints have many types, Exception among them
@@ -173,7 +178,7 @@ def _check_names(arguments: Sequence[str]) -> Location | None:
     if module is not None and config is not None and registry.has_configs():
         known = registry.configs(module, own=False)
         if config not in known:
-            raise registry.UnknownNameError("config", config, list(known), module)
+            raise UnknownNameError("config", config, list(known), module)
     return None
 
 

@@ -23,17 +23,8 @@ from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.errors import NotAModelConfigError, PlanError
 from torchtitan_tp_validate.plan import Plan, PlanBuilder
 from torchtitan_tp_validate.releases.huggingface_sizes import SHARES_KV_HEADS, note_sizes
-from torchtitan_tp_validate.releases.key_value_heads import N_KV_HEADS, n_kv_heads
-from torchtitan_tp_validate.releases.reading import (
-    Heads,
-    found,
-    head_count,
-    per_layer,
-    share_kv_heads,
-    shortened,
-    value_of,
-    whole_number,
-)
+from torchtitan_tp_validate.releases.key_value_heads import N_KV_HEADS, found, n_kv_heads, per_layer, value_of
+from torchtitan_tp_validate.releases.reading import Heads, head_count, share_kv_heads, shortened, whole_number
 from torchtitan_tp_validate.releases.rows import line_of
 from torchtitan_tp_validate.rules import Line
 

@@ -18,7 +18,8 @@ from typing import Any
 from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.plan import PlanBuilder
 from torchtitan_tp_validate.releases.experts import Experts, note_experts
-from torchtitan_tp_validate.releases.reading import found, head_count, whole_number
+from torchtitan_tp_validate.releases.key_value_heads import found
+from torchtitan_tp_validate.releases.reading import head_count, whole_number
 from torchtitan_tp_validate.releases.rows import note_rows, note_sequence
 
 SHARES_KV_HEADS = frozenset(

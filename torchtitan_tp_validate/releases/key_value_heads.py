@@ -1,4 +1,4 @@
-"""How many key-value heads a Hugging Face config gives its layers, whatever it calls them.
+"""The numbers that a Hugging Face config gives its layers, whatever it calls them: above all key-value heads.
 
 A name that is not known must not pass for "every query head has its own": that would accept degrees at
 which the run dies. What merely looks like a count of shared heads is "not validated".
@@ -10,11 +10,11 @@ beside the weights of models whose code is not in transformers.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torchtitan_tp_validate.errors import PlanError
-from torchtitan_tp_validate.releases.reading import found, head_count, per_layer, shortened
+from torchtitan_tp_validate.releases.reading import head_count, shortened
 
 N_KV_HEADS = (
     "num_key_value_heads_per_layer",
@@ -47,6 +47,38 @@ _ANOTHER_THING = re.compile(
 )
 """Names of something else: caches, latents, sizes, other parts of the model."""
 _SAYS_SHARED = re.compile(r"multi[_-]?query|group(ed)?[_-]?query|\b(gqa|mqa)\b", re.IGNORECASE)
+
+
+def found(config: Mapping[str, Any], names: Iterable[str]) -> tuple[str, Any] | None:
+    """Return the first of these names that has a value, and the value."""
+    return next(((name, config[name]) for name in names if config.get(name) is not None), None)
+
+
+def value_of(config: Mapping[str, Any], names: Iterable[str]) -> Any:
+    """Return the value of the first of these names that has one, or None."""
+    first = found(config, names)
+    return None if first is None else first[1]
+
+
+def per_layer(config: Mapping[str, Any], names: Sequence[str], n_layers: int, where: str) -> list[int] | None:
+    """Return a number of heads for each layer, given as one number for all of them or as a list.
+
+    Args:
+        names: what the field may be called.
+        where: path of ``config`` in its file, with a dot.
+
+    Raises:
+        PlanError: it is not a number of heads, or the list is not as long as the model.
+    """
+    first = found(config, names)
+    if first is None:
+        return None
+    name, value = first
+    if not isinstance(value, (list, tuple)):
+        return [head_count(value, f"{where}{name}")] * n_layers
+    if len(value) != n_layers:
+        raise PlanError(f"{where}{name} counts {len(value)} layers, but the model has {n_layers}.")
+    return [head_count(count, f"{where}{name}[{index}]") for index, count in enumerate(value)]
 
 
 def n_kv_heads(config: Mapping[str, Any], n_heads: Sequence[int], where: str) -> list[int] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from torchtitan_tp_validate.errors import PlanError
@@ -55,17 +55,6 @@ def shortened(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def found(config: Mapping[str, Any], names: Iterable[str]) -> tuple[str, Any] | None:
-    """Return the first of these names that has a value, and the value."""
-    return next(((name, config[name]) for name in names if config.get(name) is not None), None)
-
-
-def value_of(config: Mapping[str, Any], names: Iterable[str]) -> Any:
-    """Return the value of the first of these names that has one, or None."""
-    first = found(config, names)
-    return None if first is None else first[1]
-
-
 def head_count(value: Any, name: str) -> int:
     """Return ``value`` as a number of heads.
 
@@ -73,27 +62,6 @@ def head_count(value: Any, name: str) -> int:
         PlanError: it is none, or more than any model has.
     """
     return whole_number(value, name, at_most=_MOST_HEADS)
-
-
-def per_layer(config: Mapping[str, Any], names: Sequence[str], n_layers: int, where: str) -> list[int] | None:
-    """Return a number of heads for each layer, given as one number for all of them or as a list.
-
-    Args:
-        names: what the field may be called.
-        where: path of ``config`` in its file, with a dot.
-
-    Raises:
-        PlanError: it is not a number of heads, or the list is not as long as the model.
-    """
-    first = found(config, names)
-    if first is None:
-        return None
-    name, value = first
-    if not isinstance(value, (list, tuple)):
-        return [head_count(value, f"{where}{name}")] * n_layers
-    if len(value) != n_layers:
-        raise PlanError(f"{where}{name} counts {len(value)} layers, but the model has {n_layers}.")
-    return [head_count(count, f"{where}{name}[{index}]") for index, count in enumerate(value)]
 
 
 def attention_heads(holder: Any, where: str) -> Heads:

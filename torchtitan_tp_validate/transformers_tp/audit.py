@@ -130,7 +130,7 @@ class NotAudited:
 
 
 def audit_tp_plan(model_or_class: Any, config: Any = None) -> PlanAudit:
-    """What the tensor parallel plan of a transformers model leaves whole on every rank.
+    """Return what the tensor parallel plan of a transformers model leaves whole on every rank.
 
     Args:
         model_or_class: a model, or a class of which an instance is made on the meta device.
@@ -152,7 +152,7 @@ def audit_tp_plan(model_or_class: Any, config: Any = None) -> PlanAudit:
 
 
 def instantiate(cls: Any, config: Any = None) -> Any:
-    """An instance on the meta device: modules, names, ties and plans, but no memory.
+    """Return an instance on the meta device: modules, names, ties and plans, but no memory.
 
     Raises:
         TPPlanError: making it, or its default configuration, raised.
@@ -178,7 +178,7 @@ def instantiate(cls: Any, config: Any = None) -> Any:
 
 
 def audited_classes() -> list[str]:
-    """Every generating class of the installed transformers, by name."""
+    """Return every generating class of the installed transformers, by name."""
     import transformers
 
     names = (name for name in dir(transformers) if name.endswith(_SUFFIXES))

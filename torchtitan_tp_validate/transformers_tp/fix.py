@@ -80,7 +80,7 @@ def ensure_lm_head_plan(model_or_class: Any) -> PlanFix:
 
 
 def missing_rules(model: Any) -> dict[str, str]:
-    """The rules that its plan needs so that the output head is sharded, and sharded correctly."""
+    """Return the rules that its plan needs so that the output head is sharded, and sharded correctly."""
     plan = model._tp_plan
     head = output_head(model) if plan else None
     if head is None:
@@ -90,7 +90,7 @@ def missing_rules(model: Any) -> dict[str, str]:
 
 
 def added_rules(model: Any) -> dict[str, str]:
-    """The rules that were added to a model's plan, also by way of the models inside it."""
+    """Return the rules that were added to a model's plan, also by way of the models inside it."""
     return {
         f"{prefix}.{name}" if prefix else name: style
         for prefix, module in model.named_modules()

@@ -56,7 +56,7 @@ class DistributingFunction(Guardable):
         return guard(function, active=lambda: switches.active, fixes=lambda: switches.fix_tp_plan)
 
     def beside_the_check(self, switches: Switches) -> str:
-        """What else is done to its calls, in words that follow "guarded"."""
+        """Return what else is done to its calls, in words that follow "guarded"."""
         return ", and plans are completed" if switches.fix_tp_plan else ""
 
 
@@ -76,7 +76,7 @@ def distributing_functions() -> Iterator[DistributingFunction]:
 
 
 def problems() -> list[str]:
-    """What speaks against the guard in the installed transformers, a sentence each."""
+    """Return what speaks against the guard in the installed transformers, a sentence each."""
     version = transformers_version()
     found = [
         f"{point} is not guarded: {point.problem}."
@@ -98,7 +98,7 @@ def guard(
     active: Callable[[], bool] = lambda: True,
     fixes: Callable[[], bool] = lambda: False,
 ) -> Callable[..., Any]:
-    """The same function, with the check in front of it.
+    """Return the same function, with the check in front of it.
 
     Args:
         function: transformers' own, with the parameters ``model`` and ``tp_mesh`` or ``device_mesh``.
@@ -150,7 +150,7 @@ def check(model: Any, plan: TPPlan, tp: int, how_to_change: tuple[str, ...] | No
 
 
 def _plan(arguments: dict[str, Any]) -> TPPlan:
-    """The plan that a call is about to apply: its own argument, else the model's."""
+    """Return the plan that a call is about to apply: its own argument, else the model's."""
     model, plan, config = (arguments.get(name) for name in ("model", "tp_plan", "distributed_config"))
     # Up to 5.14 the config is set on the model, and so asked, only inside the call.
     expert = config.get if isinstance(config, dict) else functools.partial(getattr, config)

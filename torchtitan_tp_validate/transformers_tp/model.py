@@ -30,7 +30,7 @@ class OutputHead:
 
 
 def effective_plan(model: Any) -> TPPlan:
-    """The plan that loading this instance with ``tp_plan="auto"`` would follow; empty when it has none.
+    """Return the plan that loading it with ``tp_plan="auto"`` would follow; empty when it has none.
 
     Source: ``PreTrainedModel.tp_plan`` (from 5.15 ``DistributedMixin.tp_plan``).
     """
@@ -38,7 +38,7 @@ def effective_plan(model: Any) -> TPPlan:
 
 
 def rule_of(name: str, plan: TPPlan) -> str | None:
-    """The style that the plan gives the weight of a module, or None when every rank holds all of it.
+    """Return the style that the plan gives the weight of a module, or None when every rank holds all of it.
 
     A rule may name the parameter itself or its module, layer numbers as ``*``.
 
@@ -50,12 +50,12 @@ def rule_of(name: str, plan: TPPlan) -> str | None:
 
 
 def wildcard(name: str) -> str:
-    """The name with its layer numbers as ``*``, as plans write it."""
+    """Return the name with its layer numbers as ``*``, as plans write it."""
     return re.sub(r"\.\d+(?=\.|$)", ".*", name)
 
 
 def output_head(model: Any) -> OutputHead | None:
-    """The output head that the model itself names; None when it has none, or several, as audio codecs do."""
+    """Return the output head that the model itself names; None for none, or several, as audio codecs have."""
     module = model.get_output_embeddings()
     if getattr(module, "weight", None) is None:
         return None
@@ -66,7 +66,7 @@ def output_head(model: Any) -> OutputHead | None:
 
 
 def _tied_to(weight: str, ties: Mapping[str, str]) -> tuple[str, ...]:
-    """The modules that share a weight, of ``PreTrainedModel.all_tied_weights_keys`` (target -> source).
+    """Return what shares a weight, of ``PreTrainedModel.all_tied_weights_keys`` (target -> source).
 
     The parameters themselves are no help: `from_pretrained` ties them after the model is distributed.
     """

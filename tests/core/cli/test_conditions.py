@@ -18,11 +18,12 @@ import jsonschema
 import pytest
 
 from tests.core.cli.conftest import Program
-from torchtitan_tp_validate.cli import files, verdicts
+from torchtitan_tp_validate.cli import files
 from torchtitan_tp_validate.cli.commands import audit, check
 from torchtitan_tp_validate.cli.formats import FORMATS
 from torchtitan_tp_validate.cli.verdicts import Judgement, Report
 from torchtitan_tp_validate.degrees import Degrees
+from torchtitan_tp_validate.errors import UnreadableError
 from torchtitan_tp_validate.releases import huggingface
 
 ROOT = Path(__file__).parents[3]
@@ -200,12 +201,13 @@ def test_a_result_that_cannot_be_finished_leaves_the_old_one(tmp_path: Path) -> 
     target = tmp_path / "result"
     target.write_text("old")
 
-    def lines() -> Any:
-        yield "new\n" * 100_000
-        raise OSError(28, "No space left on device")
+    def write() -> None:
+        with files.replacing(str(target)) as stream:
+            stream.write("new\n" * 100_000)
+            raise OSError(28, "No space left on device")
 
-    with pytest.raises(files.UnreadableError, match=r"result cannot be written: No space left on device\.$"):
-        files.write(str(target), lines())
+    with pytest.raises(UnreadableError, match=r"result cannot be written: No space left on device\.$"):
+        write()
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
 
@@ -234,7 +236,7 @@ def test_only_regular_files_are_read(tp_validate: Program, tmp_path: Path) -> No
         for path, reason in reasons.items():
             status, out, _ = tp_validate("check", "--hf-config", path, "--tp", "2")
             assert (status, out) == (2, f"{path}: {path} cannot be read: it is {reason}\n")
-            with pytest.raises(files.UnreadableError, match="not a regular file"):
+            with pytest.raises(UnreadableError, match="not a regular file"):
                 files.read_toml(str(path))
     finally:
         listener.close()
@@ -297,19 +299,18 @@ def test_a_result_is_written_before_the_next_thing_is_judged(
         assert (len(document["results"]), document["summary"]["incompatible"]) == (40, 40)
 
 
-def test_the_streamed_document_is_the_whole_one(tp_validate: Program, config_file: Path) -> None:
+def test_a_document_ends_with_its_summary_however_few_its_results(
+    tp_validate: Program, config_file: Path
+) -> None:
     missing = config_file.parent / "missing.json"
-    command = ("check", "--tp", "1-4", "--output-format", "json", "--hf-config", config_file, missing)
-    streamed = json.loads(tp_validate(*command).out)
-    reports = [
-        check._hf_config(str(path), check_options(config_file, missing)) for path in (config_file, missing)
-    ]
-    assert streamed == json.loads(json.dumps(verdicts.as_json("check", reports)))
-    assert list(streamed)[-1] == "summary"
-
-
-def check_options(*paths: Path) -> Any:
-    from torchtitan_tp_validate.cli import build_parser
-
-    words = ["check", "--tp", "1-4", "--hf-config", *map(str, paths)]
-    return build_parser("check").parse_args(words)
+    command = ("check", "--tp", "1-4", "--output-format", "json", "--hf-config")
+    both, one, other = (
+        json.loads(tp_validate(*command, *paths).out)
+        for paths in ((config_file, missing), (config_file,), (missing,))
+    )
+    assert both["results"] == one["results"] + other["results"]
+    assert list(both) == ["schema_version", "tool", "command", "results", "summary"]
+    assert {name: count for name, count in both["summary"].items() if count} == {
+        "incompatible": 1,
+        "not_validated": 1,
+    }

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from tests.core.cli.conftest import Program
-from torchtitan_tp_validate.cli import escape, reports
-from torchtitan_tp_validate.cli.verdicts import Report
+from torchtitan_tp_validate.cli import formats
+from torchtitan_tp_validate.cli.verdicts import Report, Verdicts
 
 ROOT = Path(__file__).parents[3]
 ESC, OVERRIDE = "\x1b[2J", "\u202egnp.exe"
@@ -109,7 +109,7 @@ def test_a_complaint_is_a_line_of_text(tp_validate: Program, tmp_path: Path, nam
 
 @given(TEXTS)
 def test_any_text_is_one_printable_line_for_a_terminal(text: str) -> None:
-    shown = escape.terminal(text)
+    shown = formats.terminal(text)
     assert shown.isprintable()
     assert not is_a_command(shown)
     assert shown == text or not text.isprintable() or is_a_command(text) or "##" in text
@@ -117,7 +117,7 @@ def test_any_text_is_one_printable_line_for_a_terminal(text: str) -> None:
 
 @given(TEXTS)
 def test_any_text_is_literal_in_markdown(text: str) -> None:
-    row = f"| a | b |\n| --- | --- |\n| {escape.markdown(text)} | end |\n"
+    row = f"| a | b |\n| --- | --- |\n| {formats.literal(text)} | end |\n"
     tokens = MarkdownIt("gfm-like", {"linkify": False}).parse(row)
     cells = [token for token in tokens if token.type == "inline"]
     assert len(cells) == 4, row
@@ -130,14 +130,15 @@ def test_any_text_is_literal_in_markdown(text: str) -> None:
     "text", ["llama3_8b", "a/b-c/config.json", "Not validated: x has no heads (nor y). Why?", "TP 2 = 4"]
 )
 def test_what_needs_no_escape_has_none(text: str) -> None:
-    for function in (escape.terminal, escape.github, escape.markdown):
+    for function in (formats.terminal, formats.github_message, formats.literal):
         assert function(text) == text
 
 
 def test_reasons_of_several_lines_keep_them_where_there_is_room(tp_validate: Program) -> None:
     report = Report("a\nb", note="first:\n  second")
-    assert [line for line, _ in reports.verdicts([report])] == ["a\\nb: first:", "  second"]
-    assert reports.concise(report) == "a\nb: not validated: first:   second"
+    verdicts = Verdicts("check", many=False)
+    assert [line for line, _ in verdicts.full(report)] == ["a\\nb: first:", "  second"]
+    assert verdicts.line(report) == "a\nb: not validated: first:   second"
 
 
 def test_the_launcher_says_it_as_harmlessly() -> None:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+import os
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.core.cli.conftest import Program
-from torchtitan_tp_validate.cli import formats, torchtitan
+from torchtitan_tp_validate.cli import torchtitan
 from torchtitan_tp_validate.cli.commands import audit, hf_audit, table
-from torchtitan_tp_validate.cli.formats import FORMATS, Findings
-from torchtitan_tp_validate.cli.output import Line
+from torchtitan_tp_validate.cli.formats import FORMATS
 from torchtitan_tp_validate.cli.verdicts import Report
 from torchtitan_tp_validate.rules import LINES
+from torchtitan_tp_validate.transformers_tp import audit as plans
 from torchtitan_tp_validate.transformers_tp.audit import HeadAudit, Linear, NotAudited, PlanAudit
 
+ROOT = Path(__file__).parents[3]
+UNTOLD = "docs/cli.md names other formats than cli/formats.py has"
 COMMANDS = ("check", "table", "audit", "hf-audit", "rule", "rules", "doctor")
 HEAD = HeadAudit("lm_head", (128, 64), None, (), None, 16384)
 PLANS = {
@@ -36,8 +41,8 @@ def command_lines(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> dict[st
     monkeypatch.setattr(audit, "_jobs", lambda options: [audit._Job("debug 8B", lambda: found)])
     monkeypatch.setattr(table, "survey", lambda options: iter([found]))
     monkeypatch.setattr(hf_audit, "transformers_version", lambda: "5.9")
-    monkeypatch.setattr(hf_audit, "audit_installed", lambda names: iter([PLANS[name] for name in names]))
-    monkeypatch.setattr(hf_audit, "audited_classes", lambda: list(PLANS))
+    monkeypatch.setattr(plans, "audit_installed", lambda names: iter([PLANS[name] for name in names]))
+    monkeypatch.setattr(plans, "audited_classes", lambda: list(PLANS))
     return {
         "check": ["check", "--hf-config", str(config_file), "--tp", "4"],
         "rule": ["rule", "TP002"],
@@ -45,57 +50,70 @@ def command_lines(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> dict[st
     }
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_new_format_is_one_function(
-    tp_validate: Program,
-    command_lines: dict[str, list[str]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    command: str,
-) -> None:
-    monkeypatch.setattr(formats, "FORMATS", dict(FORMATS))
+BULLETS = """
 
-    @formats.output_format("bullets between cells")
-    def bullets(findings: Findings[Any]) -> Iterator[Line]:
-        yield "\N{BULLET}".join(findings.columns), ""
-        for thing in findings.things:
-            yield "\N{BULLET}".join(text for text, _ in findings.cells(thing)), ""
+@output_format("bullets between cells")
+def bullets(findings: Findings[_T], thing: _T) -> Iterator[Line]:
+    yield " \\N{BULLET} ".join(text for text, _ in findings.cells(thing)), ""
+"""
 
-    words = command_lines[command]
-    assert "bullets (bullets between cells)" in tp_validate(command, "--help").out.replace(
-        "\n" + " " * 24, " "
+
+def test_a_new_format_is_one_function(tmp_path: Path) -> None:
+    """In a copy of the package and of these tests, which hold every command to every format."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "torchtitan_tp_validate", tmp_path / "torchtitan_tp_validate", ignore=ignored)
+    shutil.copytree(ROOT / "tests" / "core" / "cli", tmp_path / "tests" / "core" / "cli", ignore=ignored)
+    (tmp_path / "docs").mkdir()
+    shutil.copy(ROOT / "docs" / "cli.md", tmp_path / "docs")
+    with (tmp_path / "torchtitan_tp_validate" / "cli" / "formats.py").open("a") as file:
+        file.write(BULLETS)
+    command = [sys.executable, "-m", "pytest", "-q", "-rfp", "-p", "no:cacheprovider"]
+    ended = subprocess.run(
+        [*command, "-k", "test_every_command or formats_are_told", str(Path(__file__).relative_to(ROOT))],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "COLUMNS": "400"},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
-    status, out, _ = tp_validate(*words, "--output-format", "bullets")
-    assert status == tp_validate(*words).status
-    lines = out.splitlines()
-    assert len(lines) > 1
-    assert {line.count("\N{BULLET}") for line in lines} == {lines[0].count("\N{BULLET}")}
-    file = tmp_path / "result"
-    assert tp_validate(*words, "--output-format", "bullets", "--output-file", file) == (status, "", "")
-    assert file.read_text(encoding="utf-8") == out
+    passed = re.findall(r"^PASSED .*prints_every_format\[bullets-(\S+)\]", ended.stdout, re.MULTILINE)
+    assert set(passed) == set(COMMANDS), ended.stdout
+    # Whoever forgets the page is told which.
+    failed = re.findall(r"^FAILED .*::(\S+) - AssertionError: (.*)", ended.stdout, re.MULTILINE)
+    assert failed == [("test_the_formats_are_told_on_the_page", UNTOLD)]
+
+
+def test_the_formats_are_told_on_the_page() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    (told,) = re.findall(r"\(`--output-format (.*?); every command", page, re.DOTALL)
+    assert re.findall(r"(\w+)`", told) == list(FORMATS), UNTOLD
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_the_same_formats(
-    tp_validate: Program, command_lines: dict[str, list[str]], command: str
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_command_prints_every_format(
+    tp_validate: Program, command_lines: dict[str, list[str]], tmp_path: Path, command: str, name: str
 ) -> None:
-    for name in FORMATS:
-        status, out, err = tp_validate(*command_lines[command], "--output-format", name)
-        if name == "github" and command in ("rule", "rules"):  # nothing of theirs stands in anybody's file
-            assert (status, "there is no 'github'; choose from full, concise, json, markdown" in err) == (
-                2,
-                True,
-            )
-            continue
-        assert status == tp_validate(*command_lines[command]).status
-        if name == "json":
-            assert json.loads(out)["schema_version"] == 1
-        elif name == "github":
-            assert all(line.startswith(("::error ", "::notice ")) for line in out.splitlines())
-        elif name == "markdown":
-            head, rule, *rows = out.splitlines()
-            assert rule == "|" + " --- |" * (head.count("|") - 1)
-            assert rows
+    words = command_lines[command]
+    status, out, err = tp_validate(*words, "--output-format", name)
+    if name == "github" and command in ("rule", "rules"):  # nothing of theirs stands in anybody's file
+        assert (status, out) == (2, "")
+        assert "there is no 'github'; choose from full, concise, json, markdown" in err
+        return
+    assert name in tp_validate(command, "--help").out
+    assert status == tp_validate(*words).status
+    assert out or name == "github"
+    file = tmp_path / "result"
+    assert tp_validate(*words, "--output-format", name, "--output-file", file) == (status, "", "")
+    assert file.read_text(encoding="utf-8") == out
+    if name == "json":
+        assert json.loads(out)["schema_version"] == 1
+    elif name == "github":
+        assert all(line.startswith(("::error ", "::notice ")) for line in out.splitlines())
+    elif name == "markdown":
+        head, rule, *rows = out.splitlines()
+        assert rule == "|" + " --- |" * (head.count("|") - 1)
+        assert rows
 
 
 def test_an_audit_of_plans_in_every_format(tp_validate: Program, command_lines: dict[str, list[str]]) -> None:

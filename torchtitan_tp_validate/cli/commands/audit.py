@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torchtitan_tp_validate.cli import files, output, reports
+from torchtitan_tp_validate.cli import files, formats, output
 from torchtitan_tp_validate.cli.arguments import Parser, add_output, add_replication
-from torchtitan_tp_validate.cli.verdicts import Report, unexpected
+from torchtitan_tp_validate.cli.verdicts import Report, Verdicts, unexpected
+from torchtitan_tp_validate.errors import UnavailableError
 
 _EXAMPLES = """\
 examples:
@@ -75,8 +76,11 @@ def run(options: Any) -> int:
         files.check_not_an_input(options.output_file, [job.file for job in jobs if job.file])
         with output.progress("Judging configs") as track:
             found = [job.report() for job in track(jobs)]
-    tally = reports.emit(options, found, reports.verdicts)
-    return 2 if tally.judged_none else tally.exit_status
+    verdicts = Verdicts("audit", many=len(found) > 1)
+    with formats.writing(options, verdicts) as write:
+        for report in found:
+            write(report)
+    return 2 if verdicts.judged_none else verdicts.exit_status
 
 
 def _jobs(options: Any) -> Sequence[_Job]:
@@ -118,13 +122,13 @@ def _toml_files(path: str) -> list[str]:
 
 
 def _module_jobs(name: str, replicate: bool, *, named: bool) -> Iterator[_Job]:
-    """The configs of a module; one that cannot be imported is skipped, unless it was named."""
+    """Yield the configs of a module; one that cannot be imported is skipped, unless it was named."""
     from torchtitan_tp_validate import registry
     from torchtitan_tp_validate.cli import torchtitan
 
     try:
         configs = registry.configs(name)
-    except registry.UnavailableError as error:
+    except UnavailableError as error:
         yield _Job(name, functools.partial(Report, name, group=name, note=str(error), skipped=not named))
         return
     for config, build in configs.items():

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
-from torchtitan_tp_validate.cli import files, reports
+from torchtitan_tp_validate.cli import files, formats
 from torchtitan_tp_validate.cli.arguments import Parser, add_degrees, add_output, degrees, tp_degrees
-from torchtitan_tp_validate.cli.verdicts import Location, Report, judge, unexpected
-from torchtitan_tp_validate.errors import NotAModelConfigError, PlanError
+from torchtitan_tp_validate.cli.formats import Location
+from torchtitan_tp_validate.cli.verdicts import Report, Verdicts, judge, possessive, unexpected
+from torchtitan_tp_validate.degrees import Degrees
+from torchtitan_tp_validate.errors import NotAModelConfigError, PlanError, UnreadableError
 from torchtitan_tp_validate.releases import huggingface
 
 _EXAMPLES = """\
@@ -75,7 +77,7 @@ def add_parser(commands: Any) -> None:
     )
     what.add_argument(
         "--tp",
-        action="collect_degrees",
+        action="collect",
         type=tp_degrees,
         metavar="N",
         help="TP degree: 4, or a range 1-64, or 2,4,8; without it the degrees that work for a Hugging Face "
@@ -113,14 +115,18 @@ def run(options: Any) -> int:
         )
     _check_options(options)
     files.check_not_an_input(options.output_file, _inputs(options))
-    found: Iterable[Report]
-    if options.torchtitan_arguments is not None:
-        found = [_run(options)]
-    elif options.model is not None:
-        found = [_model(options)]
+    verdicts = Verdicts("check", options.tp or (), many=len(options.hf_config or ()) > 1)
+    if options.hf_config is None:
+        report = _model(options) if options.torchtitan_arguments is None else _run(options)
+        with formats.writing(options, verdicts) as write:
+            write(report)
     else:
-        found = (_hf_config(path, options) for path in options.hf_config)
-    return reports.emit(options, found, reports.verdicts).exit_status
+        # Without a TP degree, whatever else is requested must fit at TP 1.
+        choices = [degrees(options, tp) for tp in options.tp or (1,)]
+        with formats.writing(options, verdicts) as write:
+            for name in options.hf_config:
+                write(_hf_config(name, choices, options))
+    return verdicts.exit_status
 
 
 def _check_options(options: Any) -> None:
@@ -138,7 +144,7 @@ def _check_options(options: Any) -> None:
             parser.error("--tp is missing: which degree, or range of degrees?")
     else:
         kind = options.framework or huggingface.Framework.TORCHTITAN.value
-        name = f"a Hugging Face config by {reports.possessive(kind)} rule"
+        name = f"a Hugging Face config by {possessive(kind)} rule"
         if options.cp is not None and options.seq_len is None:
             parser.error("--cp changes nothing without --seq-len: the sequence is what both cut")
         if options.hf_config.count(files.STDIN) > 1:
@@ -172,51 +178,34 @@ def _model(options: Any) -> Report:
         )
 
 
-def _hf_config(name: str, options: Any) -> Report:
-    """The verdict on one file, whatever happens: the others are judged all the same."""
+def _hf_config(name: str, choices: Sequence[Degrees], options: Any) -> Report:
+    """Return the verdict on one file, whatever happens: the others are judged all the same."""
     framework = options.framework or huggingface.Framework.TORCHTITAN.value
-    called = files.shown(name) if name == files.STDIN else name
-    file = None if name == files.STDIN else Location(_file(name))
+    file, called, at, skipped = _file(name), files.shown(name), None, False
+    if name != files.STDIN:
+        called, at = name, Location(file)
     try:
-        return _judged(name, called, huggingface.Framework(framework), options)
+        content, text = files.read_json(file)
+        plan = huggingface.read(content, content, choices[0], framework=huggingface.Framework(framework))
+        judgements = judge(plan, choices)
+        broken = next((judgement.error for judgement in judgements if judgement.error), None)
+        if at and broken:
+            at = Location(file, files.line_of(text, f'"{broken.violations[0].dim}"'))
+        listed = options.tp is None and broken is None
+        shown = () if listed else judgements
+        return Report(called, shown, plan, framework=framework, location=at, listed=listed)
     except NotAModelConfigError as error:
-        return Report(
-            called, note=str(error), framework=framework, location=file, skipped=options.skip_unrelated
-        )
-    except files.UnreadableError as error:
+        note, skipped = str(error), options.skip_unrelated
+    except UnreadableError as error:
+        note = f"{error}{_about_the_hub(name) if error.missing else ''}"
         # Broken, or never meant to be a model's: a config that transformers wrote says what it is.
         unrelated = error.text is not None and not any(word in error.text for word in _OF_A_MODEL)
-        return Report(
-            called,
-            note=f"{error}{_about_the_hub(name) if error.missing else ''}",
-            framework=framework,
-            location=file,
-            skipped=options.skip_unrelated and unrelated,
-        )
+        skipped = options.skip_unrelated and unrelated
     except PlanError as error:
-        return Report(called, note=str(error), framework=framework, location=file)
+        note = str(error)
     except Exception as error:
-        return Report(called, note=unexpected(error), framework=framework, location=file)
-
-
-def _judged(name: str, called: str, framework: huggingface.Framework, options: Any) -> Report:
-    file = _file(name)
-    content, text = files.read_json(file)
-    # Without a TP degree, whatever else is requested must fit at TP 1.
-    choices = [degrees(options, tp) for tp in options.tp or (1,)]
-    plan = huggingface.read(content, content, choices[0], framework=framework)
-    judgements = judge(plan, choices)
-    broken = next((judgement.error for judgement in judgements if judgement.error), None)
-    listed = options.tp is None and broken is None
-    word = f'"{broken.violations[0].dim}"' if broken else ""
-    return Report(
-        called,
-        () if listed else judgements,
-        plan,
-        framework=framework.value,
-        location=None if name == files.STDIN else Location(file, files.line_of(text, word) if word else None),
-        listed=listed,
-    )
+        note = unexpected(error)
+    return Report(called, note=note, framework=framework, location=at, skipped=skipped)
 
 
 def _file(name: str) -> str:
@@ -224,7 +213,7 @@ def _file(name: str) -> str:
 
 
 def _about_the_hub(name: str) -> str:
-    """What to say of a missing file whose name may be that of a model on the Hugging Face Hub."""
+    """Return what to say of a missing file whose name may be that of a model on the Hugging Face Hub."""
     if not _HUB_ID.fullmatch(name) or name.endswith(".json"):
         return ""
     folder = name.rpartition("/")[2]

@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from torchtitan_tp_validate.cli import output
-from torchtitan_tp_validate.cli.arguments import Parser, UsageError
+from torchtitan_tp_validate.cli import formats
+from torchtitan_tp_validate.cli.arguments import Parser
+from torchtitan_tp_validate.errors import UsageError
 
 _SHELLS = ("bash", "zsh", "tcsh")
 _OF_FILES = ("PATH", "FILE", "MODULE_OR_PATH")
@@ -39,7 +40,7 @@ def add_parser(commands: Any) -> None:
         epilog=_EXAMPLES,
     )
     parser.add_argument("shell", choices=_SHELLS, help="which shell")
-    parser.set_defaults(run=run, parser=parser, command="completion", output_file=None)
+    parser.set_defaults(run=run, parser=parser, command="completion")
 
 
 def run(options: Any) -> int:
@@ -60,7 +61,8 @@ def run(options: Any) -> int:
     script: str = shtab.complete(parser, shell=options.shell)
     for pattern, instead in _FILE_NAMES[options.shell]:
         script = re.sub(pattern, instead, script, flags=re.MULTILINE)
-    output.put(options, script.splitlines())
+    with formats.place(None) as put:
+        put(f"{line}\n" for line in script.splitlines())
     return 0
 
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchtitan_tp_validate.cli import formats
 from torchtitan_tp_validate.cli.arguments import Parser, add_output
-from torchtitan_tp_validate.cli.formats import Annotation, Findings
-from torchtitan_tp_validate.cli.output import BAD, GOOD, QUIET, Line
+from torchtitan_tp_validate.cli.formats import BAD, GOOD, QUIET, Annotation, Findings, Line
 
 if TYPE_CHECKING:
     from torchtitan_tp_validate.guards import TargetState
@@ -47,17 +46,9 @@ def run(options: Any) -> int:
     with _guards():
         states = installed().targets
     problem = unsupported_torchtitan()
-    problems = [] if problem is None else [_Problem(problem)]
-    findings = Findings[Any](
-        [*problems, *states],
-        full=lambda _: _lines(states, problem),
-        line=lambda found: str(found) if isinstance(found, _Problem) else f"{_word(found)}: {found}",
-        annotation=_annotation,
-        columns=["state", "model", "entry point", "detail"],
-        cells=_cells,
-        document=lambda _: _as_json(states, problem).items(),
-    )
-    formats.emit(options, findings)
+    with formats.writing(options, _Doctor(states, problem)) as write:
+        for found in (*([_Problem(problem)] if problem else ()), *states):
+            write(found)
     if problem is not None:
         return 2
     return 1 if any(state.faulty for state in states) else 0
@@ -65,6 +56,48 @@ def run(options: Any) -> int:
 
 class _Problem(str):
     """Why the installed torchtitan is not supported."""
+
+
+class _Doctor(Findings["TargetState | _Problem"]):
+    """What is said of the entry points, and of a torchtitan that is not supported."""
+
+    columns = ("state", "model", "entry point", "detail")
+
+    def __init__(self, states: Sequence[TargetState], problem: str | None) -> None:
+        self._states, self._problem = states, problem
+
+    def opening(self) -> Iterator[Line]:
+        for name, version in _versions().items():
+            yield (f"{name} {version}", "") if version else (f"{name}: not installed", QUIET)
+        yield "", ""
+
+    def full(self, thing: TargetState | _Problem) -> Iterator[Line]:
+        if isinstance(thing, _Problem):
+            yield from ((thing, BAD), ("", ""))
+        else:
+            yield f"{_word(thing):12} {thing}", GOOD if thing.guarded else BAD if thing.faulty else QUIET
+
+    def line(self, thing: TargetState | _Problem) -> str:
+        return str(thing) if isinstance(thing, _Problem) else f"{_word(thing)}: {thing}"
+
+    def annotation(self, thing: TargetState | _Problem) -> Annotation | None:
+        if isinstance(thing, _Problem):
+            return Annotation("error", "torchtitan", thing)
+        return Annotation("error", thing.model, str(thing)) if thing.faulty else None
+
+    def cells(self, thing: TargetState | _Problem) -> list[Line]:
+        if isinstance(thing, _Problem):
+            return [("AT FAULT", BAD), ("", ""), ("torchtitan", ""), (thing, "")]
+        state = (_word(thing), BAD if thing.faulty else "")
+        return [state, (thing.model, ""), (thing.entry_point, ""), (thing.detail, "")]
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "versions": _versions(),
+            "problem": self._problem,
+            "targets": [asdict(state) for state in self._states],
+        }
 
 
 def _guards() -> Any:
@@ -78,7 +111,7 @@ def _guards() -> Any:
 
 
 def _versions() -> dict[str, str | None]:
-    """What is installed: its name -> its version, or None."""
+    """Return what is installed: its name -> its version, or None."""
     import platform
     from importlib import metadata
 
@@ -94,38 +127,5 @@ def _versions() -> dict[str, str | None]:
     return found
 
 
-def _as_json(states: Sequence[TargetState], problem: str | None) -> dict[str, Any]:
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "versions": _versions(),
-        "problem": problem,
-        "targets": [asdict(state) for state in states],
-    }
-
-
-def _lines(states: Sequence[TargetState], problem: str | None) -> Iterator[Line]:
-    for name, version in _versions().items():
-        yield (f"{name} {version}", "") if version else (f"{name}: not installed", QUIET)
-    yield "", ""
-    if problem is not None:
-        yield problem, BAD
-        yield "", ""
-    for state in states:
-        yield f"{_word(state):12} {state}", GOOD if state.guarded else BAD if state.faulty else QUIET
-
-
 def _word(state: TargetState) -> str:
     return "guarded" if state.guarded else "AT FAULT" if state.faulty else "not guarded"
-
-
-def _annotation(found: TargetState | _Problem) -> Annotation | None:
-    if isinstance(found, _Problem):
-        return Annotation("error", "torchtitan", found)
-    return Annotation("error", found.model, str(found)) if found.faulty else None
-
-
-def _cells(found: TargetState | _Problem) -> list[Line]:
-    if isinstance(found, _Problem):
-        return [("AT FAULT", BAD), ("", ""), ("torchtitan", ""), (found, "")]
-    state = (_word(found), BAD if found.faulty else "")
-    return [state, (found.model, ""), (found.entry_point, ""), (found.detail, "")]

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from torchtitan_tp_validate.cli import formats, output
 from torchtitan_tp_validate.cli.arguments import Parser, add_output
-from torchtitan_tp_validate.cli.formats import Annotation, Findings
-from torchtitan_tp_validate.cli.output import BAD, GOOD, QUIET, Line
+from torchtitan_tp_validate.cli.formats import BAD, GOOD, QUIET, Annotation, Findings, Line
 from torchtitan_tp_validate.cli.verdicts import unexpected
 from torchtitan_tp_validate.errors import TPValidateError
 from torchtitan_tp_validate.releases.transformers_plans import transformers_version
-from torchtitan_tp_validate.transformers_tp.audit import (
-    NotAudited,
-    PlanAudit,
-    audit_installed,
-    audited_classes,
-)
+
+if TYPE_CHECKING:
+    from torchtitan_tp_validate.transformers_tp.audit import PlanAudit
 
 _EXAMPLES = """\
 examples:
@@ -28,8 +25,6 @@ examples:
 """
 SCHEMA_VERSION = 1
 """Of the JSON output; raised when a field changes its meaning or goes."""
-
-_HEADINGS = ["class", "output head", "rule", "bytes per rank", "what happens"]
 
 
 def add_parser(commands: Any) -> None:
@@ -58,39 +53,62 @@ def add_parser(commands: Any) -> None:
 
 def run(options: Any) -> int:
     """Run the subcommand; the exit status."""
+    from torchtitan_tp_validate.transformers_tp.audit import audited_classes
+
     if transformers_version() is None:
         options.parser.error("transformers is not installed here: pip install 'torchtitan-tp-validate[hf]'")
     with _fixed(options.fixed), output.progress("Auditing plans") as track:
         names = options.classes or audited_classes()
-        results = [result for name in track(names) for result in _audited(name)]
-    findings = Findings(
-        results,
-        full=lambda _: _table(results, in_full=options.classes is not None),
-        line=_line,
-        annotation=_annotation,
-        columns=_HEADINGS,
-        cells=_cells,
-        document=lambda _: _as_json(results).items(),
-    )
-    formats.emit(options, findings)
-    audits = [result for result in results if isinstance(result, PlanAudit)]
-    if not audits or any(isinstance(result, _Failed) for result in results):
+        found = [_audited(name) for name in track(names)]
+    with formats.writing(options, _Classes(found, in_full=options.classes is not None)) as write:
+        for one in found:
+            write(one)
+    if any(one.failed for one in found) or all(one.audit is None for one in found):
         return 2
-    return int(any(map(_is_bad, audits)))
+    return int(any(map(_is_bad, found)))
 
 
-class _Failed(NotAudited):
-    """A class that the audit stumbled over."""
+@dataclass(frozen=True)
+class _Class:
+    """What the audit made of a class.
+
+    Attributes:
+        model: its name.
+        audit: of its plan, where an instance of it could be made.
+        reason: why there is none.
+        failed: whether that is a fault of the audit.
+    """
+
+    model: str
+    audit: PlanAudit | None = None
+    reason: str = ""
+    failed: bool = False
+
+    @property
+    def cells(self) -> list[str]:
+        """A row of the table."""
+        if self.audit is None:
+            return [self.model, "-", "-", "-", f"not audited: {self.reason}"]
+        head = self.audit.head
+        if head is None:
+            return [self.model, "-", "-", "-", "names no output head"]
+        happens = head.consequence if self.audit.rules else "nothing of the model is sharded"
+        return [self.model, head.name, head.rule or "-", f"{head.bytes_per_rank:,}", happens or "sharded"]
 
 
-def _audited(name: str) -> Iterator[PlanAudit | NotAudited]:
-    """What `audit_installed` says of one class, whatever happens: the others are audited all the same."""
+def _audited(name: str) -> _Class:
+    """Return the audit of one class, whatever happens: the others are audited all the same."""
+    from torchtitan_tp_validate.transformers_tp.audit import NotAudited, audit_installed
+
     try:
-        yield from audit_installed([name])
+        (found,) = audit_installed([name])
     except TPValidateError:
         raise
     except Exception as error:
-        yield _Failed(name, unexpected(error))
+        return _Class(name, reason=unexpected(error), failed=True)
+    if isinstance(found, NotAudited):
+        return _Class(found.model, reason=found.reason)
+    return _Class(found.model, found)
 
 
 @contextlib.contextmanager
@@ -106,85 +124,64 @@ def _fixed(wanted: bool) -> Iterator[None]:
         yield
 
 
-def _as_json(results: Sequence[PlanAudit | NotAudited]) -> dict[str, Any]:
-    audits = [result for result in results if isinstance(result, PlanAudit)]
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "transformers": transformers_version(),
-        "head_left_whole": [audit.model for audit in audits if audit.head_left_whole],
-        "fails": [audit.model for audit in audits if audit.fails],
-        "audited": [audit.as_dict() for audit in audits],
-        "not_audited": [vars(result) for result in results if isinstance(result, NotAudited)],
-    }
+def _is_bad(found: _Class) -> bool:
+    return found.audit is not None and (found.audit.head_left_whole or found.audit.fails)
 
 
-def _table(results: Sequence[PlanAudit | NotAudited], *, in_full: bool) -> Iterator[Line]:
-    audits = [result for result in results if isinstance(result, PlanAudit)]
-    missed = [result for result in results if isinstance(result, NotAudited)]
-    shown = [audit for audit in audits if in_full or _is_bad(audit)]
-    if shown:
-        yield from _rows(shown)
-        yield "", ""
-    if in_full:
-        for audit in audits:
-            yield from _linears(audit)
-    if missed:
-        yield "Not audited, since no instance could be made:", ""
-        yield from ((f"  {result.model}: {result.reason}", QUIET) for result in missed)
-    sharded = sum(bool(audit.rules) for audit in audits)
-    whole = sum(audit.head_left_whole for audit in audits)
-    fails = sum(audit.fails for audit in audits)
-    yield (
-        f"transformers {transformers_version()}: {len(audits)} classes audited, {sharded} with a plan; "
-        f"{whole} leave the output head whole, {fails} shard half of a tied pair.",
-        BAD if whole or fails else GOOD,
-    )
+class _Classes(Findings[_Class]):
+    """What is said of the classes."""
 
+    columns = ("class", "output head", "rule", "bytes per rank", "what happens")
 
-def _rows(audits: Sequence[PlanAudit]) -> Iterator[Line]:
-    rows = [_HEADINGS, *map(_row, audits)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (
-            cell.rjust(w) if i == 3 else cell.ljust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+    def __init__(self, found: Sequence[_Class], *, in_full: bool) -> None:
+        self._found, self._in_full = found, in_full
+        self._audits = [one.audit for one in found if one.audit is not None]
+
+    def opening(self) -> Iterator[Line]:
+        if rows := [one.cells for one in self._found if _is_bad(one) or (self._in_full and one.audit)]:
+            yield from ((line, "") for line in formats.aligned([self.columns, *rows], right=(3,)))
+            yield "", ""
+        if self._in_full:
+            for audit in self._audits:
+                yield from _linears(audit)
+        if missed := [one for one in self._found if one.audit is None]:
+            yield "Not audited, since no instance could be made:", ""
+            yield from ((f"  {one.model}: {one.reason}", QUIET) for one in missed)
+        sharded = sum(bool(audit.rules) for audit in self._audits)
+        whole = sum(audit.head_left_whole for audit in self._audits)
+        fails = sum(audit.fails for audit in self._audits)
+        yield (
+            f"transformers {transformers_version()}: {len(self._audits)} classes audited, {sharded} with a "
+            f"plan; {whole} leave the output head whole, {fails} shard half of a tied pair.",
+            BAD if whole or fails else GOOD,
         )
-        yield "  ".join(cells).rstrip(), ""
 
+    def line(self, thing: _Class) -> str:
+        model, head, rule, size, happens = thing.cells
+        if thing.audit is None or thing.audit.head is None:
+            return f"{model}: {happens}"
+        rule = "no rule" if rule == "-" else f"rule {rule}"
+        return f"{model}: {happens}: {head}, {rule}, {size} bytes per rank"
 
-def _row(audit: PlanAudit) -> list[str]:
-    head = audit.head
-    if head is None:
-        return [audit.model, "-", "-", "-", "names no output head"]
-    happens = head.consequence if audit.rules else "nothing of the model is sharded"
-    return [audit.model, head.name, head.rule or "-", f"{head.bytes_per_rank:,}", happens or "sharded"]
+    def annotation(self, thing: _Class) -> Annotation | None:
+        level = "error" if thing.failed or _is_bad(thing) else "notice" if thing.audit is None else ""
+        return Annotation(level, thing.model, self.line(thing)) if level else None
 
+    def cells(self, thing: _Class) -> list[Line]:
+        *cells, happens = thing.cells
+        return [*((text, "") for text in cells), (happens, BAD if _is_bad(thing) else "")]
 
-def _line(result: PlanAudit | NotAudited) -> str:
-    if isinstance(result, NotAudited):
-        return f"{result.model}: not audited: {result.reason}"
-    model, head, _, size, happens = _row(result)
-    if result.head is None:
-        return f"{model}: {happens}"
-    rule = f"rule {result.head.rule}" if result.head.rule else "no rule"
-    return f"{model}: {happens}: {head}, {rule}, {size} bytes per rank"
-
-
-def _annotation(result: PlanAudit | NotAudited) -> Annotation | None:
-    if isinstance(result, NotAudited):
-        return Annotation("error" if isinstance(result, _Failed) else "notice", result.model, _line(result))
-    return Annotation("error", result.model, _line(result)) if _is_bad(result) else None
-
-
-def _cells(result: PlanAudit | NotAudited) -> list[Line]:
-    if isinstance(result, NotAudited):
-        return [(text, "") for text in (result.model, "-", "-", "-", f"not audited: {result.reason}")]
-    *cells, happens = _row(result)
-    return [*((text, "") for text in cells), (happens, BAD if _is_bad(result) else "")]
-
-
-def _is_bad(audit: PlanAudit) -> bool:
-    return audit.head_left_whole or audit.fails
+    def document(self) -> dict[str, Any]:
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "transformers": transformers_version(),
+            "head_left_whole": [audit.model for audit in self._audits if audit.head_left_whole],
+            "fails": [audit.model for audit in self._audits if audit.fails],
+            "audited": [audit.as_dict() for audit in self._audits],
+            "not_audited": [
+                {"model": one.model, "reason": one.reason} for one in self._found if one.audit is None
+            ],
+        }
 
 
 def _linears(audit: PlanAudit) -> Iterator[Line]:

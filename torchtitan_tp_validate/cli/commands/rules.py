@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from torchtitan_tp_validate.cli import formats
 from torchtitan_tp_validate.cli.arguments import Parser, add_output, nearest
-from torchtitan_tp_validate.cli.formats import Findings
-from torchtitan_tp_validate.cli.output import BAD, Line
+from torchtitan_tp_validate.cli.formats import BAD, QUIET, Findings, Line
 from torchtitan_tp_validate.degrees import Axis, noun
 from torchtitan_tp_validate.rules import LINES, RULES, Rule
 
@@ -52,7 +50,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _code(text: str) -> str:
-    """The code of a rule, in capitals.
+    """Return the code of a rule, in capitals.
 
     Raises:
         argparse.ArgumentTypeError: there is no such rule; the text says which one may be meant.
@@ -68,57 +66,55 @@ def _code(text: str) -> str:
 
 def run(options: Any) -> int:
     """Run either subcommand; the exit status."""
-    shown = RULES.values() if options.command == "rules" else [RULES[options.code]]
-    findings = Findings(
-        shown,
-        full=_list if options.command == "rules" else lambda rules: itertools.chain(*map(_explain, rules)),
-        line=_line,
-        annotation=lambda rule: None,
-        columns=["code", "dimension", *(line.value for line in LINES), "what to do", "for example"],
-        cells=_cells,
-        document=lambda rules: _as_json(rules).items(),
-    )
-    formats.emit(options, findings)
+    rules = [RULES[options.code]] if options.command == "rule" else list(RULES.values())
+    with formats.writing(options, _Rules(rules, in_full=options.command == "rule")) as write:
+        for rule in rules:
+            write(rule)
     return 0
 
 
-def _as_json(rules: Iterable[Rule]) -> dict[str, Any]:
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "rules": [
-            {
-                "code": rule.code,
-                "dim": rule.dim,
-                "axis": rule.axis,
-                "why": rule.why,
-                "ignored": {line.value: told or None for line, told in rule.in_short.items()},
-                "instead": rule.instead,
-                "example": asdict(rule.example),
-                "source": rule.source,
-            }
-            for rule in rules
-        ],
-    }
+class _Rules(Findings[Rule]):
+    """What is said of rules."""
 
+    columns = ("code", "dimension", *(line.value for line in LINES), "what to do", "for example")
 
-def _cells(rule: Rule) -> Iterator[Line]:
-    """What it does in each line of torchtitan, in bold where nobody would notice, and what to do about it."""
-    yield rule.code, ""
-    yield f"{rule.dim} {rule.scope}".rstrip(), ""
-    for line, told in rule.in_short.items():
-        yield told, BAD if told and rule.otherwise[line].silent else ""
-    axis, example = Axis(rule.axis).name, rule.example
-    yield rule.instead, ""
-    yield f"{example.size}: {axis} {example.works} works, {axis} {example.fails} does not", ""
+    def __init__(self, rules: Sequence[Rule], *, in_full: bool) -> None:
+        self._rules, self._in_full = rules, in_full
 
+    def full(self, thing: Rule) -> Iterator[Line]:
+        return _explain(thing) if self._in_full else iter([(self.line(thing), "")])
 
-def _list(rules: Iterable[Rule]) -> Iterator[Line]:
-    return ((_line(rule), "") for rule in rules)
+    def line(self, thing: Rule) -> str:
+        width = max(len(other.dim) for other in RULES.values())
+        return f"{thing.code}  {thing.dim:{width}}  {thing.why}"
 
+    def cells(self, thing: Rule) -> Iterator[Line]:
+        # In bold where nobody would notice it.
+        yield thing.code, ""
+        yield f"{thing.dim} {thing.scope}".rstrip(), ""
+        for line, told in thing.in_short.items():
+            yield told, BAD if told and thing.otherwise[line].silent else ""
+        axis, example = Axis(thing.axis).name, thing.example
+        yield thing.instead, ""
+        yield f"{example.size}: {axis} {example.works} works, {axis} {example.fails} does not", ""
 
-def _line(rule: Rule) -> str:
-    width = max(len(other.dim) for other in RULES.values())
-    return f"{rule.code}  {rule.dim:{width}}  {rule.why}"
+    def document(self) -> dict[str, Any]:
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "rules": [
+                {
+                    "code": rule.code,
+                    "dim": rule.dim,
+                    "axis": rule.axis,
+                    "why": rule.why,
+                    "ignored": {line.value: told or None for line, told in rule.in_short.items()},
+                    "instead": rule.instead,
+                    "example": asdict(rule.example),
+                    "source": rule.source,
+                }
+                for rule in self._rules
+            ],
+        }
 
 
 def _explain(rule: Rule) -> Iterator[Line]:
@@ -131,4 +127,4 @@ def _explain(rule: Rule) -> Iterator[Line]:
         if told:
             yield f"  {line.value + ':':25} {told}", ""
     yield "", ""
-    yield f"Source: {rule.source}", "dim"
+    yield f"Source: {rule.source}", QUIET

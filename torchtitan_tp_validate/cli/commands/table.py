@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from torchtitan_tp_validate.cli import escape, output, reports
+from torchtitan_tp_validate.cli import formats, output
 from torchtitan_tp_validate.cli.arguments import (
     Parser,
     add_degrees,
@@ -15,16 +16,17 @@ from torchtitan_tp_validate.cli.arguments import (
     positive,
     tp_degrees,
 )
-from torchtitan_tp_validate.cli.verdicts import Judgement, Report, exit_status, unexpected
+from torchtitan_tp_validate.cli.formats import QUIET, Line, terminal
+from torchtitan_tp_validate.cli.verdicts import Report, Verdicts, unexpected
 from torchtitan_tp_validate.degrees import Degrees
+from torchtitan_tp_validate.errors import UnavailableError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-_HEADS = ("TP001", "TP002", "TP003", "TP004", "TP007")
 _HEADINGS = {"TP001": "heads", "TP002": "KV", "TP003": "delta K", "TP004": "delta V", "TP007": "vision"}
-
-_SHARED_HEADING = "KV shared"
+_SHARED = "KV shared"
+_STYLES = {"model": "bold", _SHARED: "blue", "binding constraint": "yellow"}
 
 _EXAMPLES = """\
 examples:
@@ -48,7 +50,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--all", action="store_true", help="torchtitan's experiments too")
     parser.add_argument(
         "--tp",
-        action="collect_degrees",
+        action="collect",
         type=tp_degrees,
         metavar="N",
         help=f"the degrees to show (default: {','.join(map(str, _DEFAULT))})",
@@ -65,15 +67,37 @@ def run(options: Any) -> int:
     """Run the subcommand; the exit status."""
     options.tp = options.tp or _DEFAULT
     found = list(survey(options))
+    table = _Table(options, found)
     if options.output_format == "full" and options.output_file is None and output.uses_color(sys.stdout):
         output.show(matrix(found, options.tp, options.world_size))
+        for report in found:
+            table.note(report)
     else:
-        reports.emit(options, found, lambda them: _plain(list(them), options.tp, options.world_size))
-    return exit_status(found)
+        with formats.writing(options, table) as write:
+            for report in found:
+                write(report)
+    return table.exit_status
+
+
+class _Table(Verdicts):
+    """The verdicts, for people in one table of all."""
+
+    def __init__(self, options: Any, found: Sequence[Report]) -> None:
+        super().__init__("table", options.tp)
+        self._plain = _plain(found, options.tp, options.world_size)
+
+    def opening(self) -> Iterator[Line]:
+        return self._plain
+
+    def full(self, thing: Report) -> Iterator[Line]:
+        return iter(())
+
+    def closing(self) -> Iterator[Line]:
+        return iter(())
 
 
 def survey(options: Any) -> Iterator[Report]:
-    """A report for every flavor that the options ask for."""
+    """Yield a report for every flavor that the options ask for."""
     from torchtitan_tp_validate import registry
     from torchtitan_tp_validate.cli import torchtitan
 
@@ -83,7 +107,7 @@ def survey(options: Any) -> Iterator[Report]:
         for name in track(names):
             try:
                 flavors = registry.model(name).flavors
-            except registry.UnavailableError as error:
+            except UnavailableError as error:
                 yield Report(name, group=name, note=str(error), skipped=options.model is None)
                 continue
             for flavor in flavors:
@@ -91,7 +115,7 @@ def survey(options: Any) -> Iterator[Report]:
 
 
 def _judged(name: str, flavor: str, choices: Sequence[Degrees]) -> Report:
-    """The verdict on one flavor, whatever happens: the others are shown all the same."""
+    """Return the verdict on one flavor, whatever happens: the others are shown all the same."""
     from torchtitan_tp_validate.cli import torchtitan
 
     try:
@@ -103,20 +127,16 @@ def _judged(name: str, flavor: str, choices: Sequence[Degrees]) -> Report:
 def _in_world(report: Report, world_size: int | None) -> Report:
     if world_size is None:
         return report
-    judgements = tuple(
-        Judgement(j.degrees, j.error, in_world=world_size % j.degrees.tp == 0) for j in report.judgements
-    )
-    return Report(**{**vars(report), "judgements": judgements})
+    judgements = (replace(j, in_world=world_size % j.degrees.tp == 0) for j in report.judgements)
+    return replace(report, judgements=tuple(judgements))
 
 
 def matrix(reports: Sequence[Report], asked: Sequence[int], world_size: int | None) -> Table:
-    """The table for a terminal, in color."""
+    """Return the table for a terminal, in color."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    shown = [report for report in reports if report.plan is not None]
-    codes = _codes(shown)
     table = Table(
         box=box.SIMPLE_HEAD,
         title="Tensor parallel degrees that work" + (f" on {world_size} ranks" if world_size else ""),
@@ -126,52 +146,59 @@ def matrix(reports: Sequence[Report], asked: Sequence[int], world_size: int | No
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    table.add_column("model", style="bold", no_wrap=True)
-    table.add_column("flavor", no_wrap=True)
-    for code in codes:
-        table.add_column(_HEADINGS[code], justify="right", style="cyan", no_wrap=True)
-    for tp in asked:
-        table.add_column(str(tp), justify="center", no_wrap=True)
-    shares = any(_shared(report) for report in shown)
-    if shares:
-        table.add_column(_SHARED_HEADING, style="blue", no_wrap=True)
-    table.add_column("binding constraint", style="yellow", no_wrap=True)
+    headings, rows = _cells(reports, asked)
+    for heading in headings:
+        style = "cyan" if heading in _HEADINGS.values() else _STYLES.get(heading, "")
+        justify: Any = "center" if heading.isdigit() else "right" if style == "cyan" else "left"
+        table.add_column(heading, justify=justify, style=style, no_wrap=True)
     previous = None
-    for report in shown:
+    for report, names, sizes, behind in rows:
         if previous is not None and report.group != previous:
             table.add_section()
         marks = []
         for judgement in report.judgements:
             style = ("green" if judgement.error is None else "red") if judgement.in_world else "bright_black"
             marks.append(Text("\u25cf" if judgement.error is None else "\u25cb", style=style))
-        group = "" if report.group == previous else report.group
-        shared = [_shared(report)] if shares else []
-        names = (escape.terminal(group), escape.terminal(_flavor(report)))
-        table.add_row(*map(Text, names), *_sizes(report, codes), *marks, *shared, report.binding)
+        group, flavor = map(terminal, names)
+        table.add_row(Text("" if report.group == previous else group), Text(flavor), *sizes, *marks, *behind)
         previous = report.group
     return table
 
 
-def _plain(reports: Sequence[Report], asked: Sequence[int], world_size: int | None) -> Iterator[output.Line]:
-    """The same without color: `yes` where a degree works, `-` where not, brackets outside the world."""
-    shown = [report for report in reports if report.plan is not None]
-    codes = _codes(shown)
-    shares = [_SHARED_HEADING] if any(_shared(report) for report in shown) else []
-    headings = [_HEADINGS[code] for code in codes]
-    rows = [["model", "flavor", *headings, *map(str, asked), *shares, "binding constraint"]]
-    for report in shown:
+def _plain(reports: Sequence[Report], asked: Sequence[int], world_size: int | None) -> Iterator[Line]:
+    """Yield the same without color: `yes` where a degree works, `-` where not, brackets outside the world."""
+    headings, rows = _cells(reports, asked)
+    texts = [headings]
+    for report, names, sizes, behind in rows:
         marks = ["yes" if j.error is None else "-" for j in report.judgements]
         marks = [m if j.in_world else f"({m})" for m, j in zip(marks, report.judgements, strict=True)]
-        shared = [_shared(report) for _ in shares]
-        rows.append([report.group, _flavor(report), *_sizes(report, codes), *marks, *shared, report.binding])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), ""
+        texts.append([*names, *sizes, *marks, *behind])
+    yield from ((line, "") for line in formats.aligned(texts))
     for report in reports:
         if report.note:
-            yield f"{report.status.value.replace('_', ' ')}: {report.name}: {report.note}", "dim"
+            yield f"{report.status.value.replace('_', ' ')}: {report.name}: {report.note}", QUIET
     if world_size is not None:
-        yield f"({'yes'}), (-): the degree does not divide {world_size} ranks.", "dim"
+        yield f"(yes), (-): the degree does not divide {world_size} ranks.", QUIET
+
+
+_Row = tuple[Report, list[str], list[str], list[str]]
+
+
+def _cells(reports: Sequence[Report], asked: Sequence[int]) -> tuple[list[str], list[_Row]]:
+    """Return the headings; and of each report that was read its names, its sizes and what is behind them."""
+    plans = [(report, report.plan) for report in reports if report.plan is not None]
+    present = {dim.code for _, plan in plans for dim in plan.dims}
+    codes = [code for code in _HEADINGS if code in present]
+    shares = [_SHARED] if any(plan.replication_degrees for _, plan in plans) else []
+    rows = []
+    for report, plan in plans:
+        sizes = [sorted({dim.size for dim in plan.dims if dim.code == code}) for code in codes]
+        names = [report.group, report.name.removeprefix(report.group).strip()]
+        # The degrees that KV-head replication would add.
+        behind = [*(" ".join(map(str, plan.replication_degrees)) for _ in shares), report.binding]
+        rows.append((report, names, ["/".join(map(str, size)) for size in sizes], behind))
+    names = ["model", "flavor", *(_HEADINGS[code] for code in codes)]
+    return [*names, *map(str, asked), *shares, "binding constraint"], rows
 
 
 def _caption(reports: Sequence[Report], world_size: int | None) -> str:
@@ -179,26 +206,5 @@ def _caption(reports: Sequence[Report], world_size: int | None) -> str:
         "\u25cf works   \u25cb does not"
         + (f"   grey: does not divide {world_size} ranks" if world_size else "")
     ]
-    lines += [escape.terminal(f"{report.name}: {report.note}") for report in reports if report.note]
+    lines += [terminal(f"{report.name}: {report.note}") for report in reports if report.note]
     return "\n".join(lines)
-
-
-def _codes(reports: Sequence[Report]) -> list[str]:
-    present = {dim.code for report in reports if report.plan for dim in report.plan.dims}
-    return [code for code in _HEADS if code in present]
-
-
-def _sizes(report: Report, codes: Sequence[str]) -> list[str]:
-    assert report.plan is not None
-    sizes = {code: sorted({d.size for d in report.plan.dims if d.code == code}) for code in codes}
-    return ["/".join(map(str, sizes[code])) for code in codes]
-
-
-def _shared(report: Report) -> str:
-    """The degrees that KV-head replication would add."""
-    assert report.plan is not None
-    return " ".join(map(str, report.plan.replication_degrees))
-
-
-def _flavor(report: Report) -> str:
-    return report.name.removeprefix(report.group).strip()

@@ -14,6 +14,7 @@ import pytest
 
 from tests.core.cli.conftest import Program
 from torchtitan_tp_validate.cli import files
+from torchtitan_tp_validate.errors import UnreadableError
 
 ROOT = Path(__file__).parents[4]
 
@@ -292,7 +293,7 @@ def test_a_toml_file_is_read_with_the_same_care(tmp_path: Path) -> None:
     file = tmp_path / "job.toml"
     for content, message in ((b"a = ", "is not valid TOML"), (b"a = " + b"[" * 100_000, "nested too deeply")):
         file.write_bytes(content)
-        with pytest.raises(files.UnreadableError, match=message):
+        with pytest.raises(UnreadableError, match=message):
             files.read_toml(str(file))
     file.write_text("[a]\nb = 1\n")
     assert files.read_toml(str(file)) == ({"a": {"b": 1}}, "[a]\nb = 1\n")

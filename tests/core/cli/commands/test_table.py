@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from tests.core.cli.test_reports import report
+from tests.core.cli.test_verdicts import report
 from torchtitan_tp_validate.cli import output
 from torchtitan_tp_validate.cli.commands.table import matrix
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from torchtitan_tp_validate.cli import reports
-from torchtitan_tp_validate.cli.verdicts import Judgement, Report, Status, as_json, exit_status, judge
+from torchtitan_tp_validate.cli.commands.table import _in_world
+from torchtitan_tp_validate.cli.verdicts import Judgement, Report, Status, Verdicts, judge
 from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.plan import ranges
 from torchtitan_tp_validate.releases.huggingface import Framework, read
@@ -16,8 +16,9 @@ from torchtitan_tp_validate.releases.huggingface import Framework, read
 def report(n_kv_heads: int, flavor: str = "8B", world_size: int | None = None) -> Report:
     content = {"num_attention_heads": 8, "num_key_value_heads": n_kv_heads, "num_hidden_layers": 2}
     plan = read(content, content, Degrees(tp=1), framework=Framework.TORCHTITAN)
-    judgements = judge(plan, [Degrees(tp=2), Degrees(tp=4)], world_size)
-    return Report(f"llama3 {flavor}", judgements, plan, group="llama3", listed=True)
+    judgements = judge(plan, [Degrees(tp=2), Degrees(tp=4)])
+    found = Report(f"llama3 {flavor}", judgements, plan, group="llama3", listed=True)
+    return _in_world(found, world_size)
 
 
 @pytest.mark.parametrize(
@@ -39,9 +40,14 @@ def test_the_exit_status_is_that_of_the_worst() -> None:
         Status.NOT_VALIDATED,
         Status.LISTED,
     ]
-    assert exit_status([fits, skipped]) == 0
-    assert exit_status([fits, skipped, bad]) == 1
-    assert exit_status([fits, bad, unread]) == 2
+    for reports, status in (([fits, skipped], 0), ([fits, skipped, bad], 1), ([fits, bad, unread], 2)):
+        verdicts = Verdicts("audit")
+        for one in reports:
+            verdicts.note(one)
+        assert (verdicts.exit_status, verdicts.judged_none) == (status, False)
+    only = Verdicts("audit")
+    only.note(skipped)
+    assert (only.exit_status, only.judged_none) == (0, True)
 
 
 def test_a_rule_that_was_left_out_is_named_behind_every_verdict() -> None:
@@ -50,8 +56,9 @@ def test_a_rule_that_was_left_out_is_named_behind_every_verdict() -> None:
     plan = replace(whole.plan, not_judged=("TP009: the run has no seq_len",))
     for degrees in ([Degrees(tp=2)], [Degrees(tp=4)], [Degrees(tp=2), Degrees(tp=4)]):
         one = Report("a", judge(plan, degrees), plan)
-        assert reports.concise(one).endswith(" Not validated: TP009: the run has no seq_len.")
-        text = "\n".join(line for line, _ in reports.verdicts([one]))
+        verdicts = Verdicts("check", many=False)
+        assert verdicts.line(one).endswith(" Not validated: TP009: the run has no seq_len.")
+        text = "\n".join(line for line, _ in verdicts.full(one))
         assert text.count("Not validated: TP009: the run has no seq_len.") == 1
-        assert as_json("check", [one])["results"][0]["not_judged"] == ["TP009: the run has no seq_len"]
-    assert "Not validated" not in reports.concise(whole)
+        assert verdicts.item(one)["not_judged"] == ["TP009: the run has no seq_len"]
+    assert "Not validated" not in Verdicts("check").line(whole)
