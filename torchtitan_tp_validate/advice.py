@@ -92,7 +92,7 @@ def what_works(
 
 
 def _values(plan: Plan, degrees: Degrees, axis: Axis, *, alone: bool = False) -> list[int]:
-    """The degrees of one axis that work while the others stay.
+    """Return the degrees of one axis that work while the others stay.
 
     Args:
         alone: whether only what this axis splits counts.
@@ -121,12 +121,12 @@ def _violations(plan: Plan, degrees: Degrees) -> Sequence[ShardedDim]:
 
 
 def _nearest(values: Sequence[int], degree: int) -> int:
-    """The largest that is not above, else the smallest."""
+    """Return the largest that is not above, else the smallest."""
     return max((value for value in values if value <= degree), default=min(values))
 
 
 def _nearest_layout(plan: Plan, degrees: Degrees) -> Degrees | None:
-    """The layout that works and changes the fewest requested degrees, and them the least."""
+    """Return the layout that works and changes the fewest requested degrees, and them the least."""
     layouts = sorted(_layouts(plan, degrees), key=lambda layout: _distance(degrees, layout))
     tried = [*layouts[:_MOST_LAYOUTS], _least(degrees)]
     return next((layout for layout in tried if _works(plan, degrees, layout)), None)
@@ -143,7 +143,7 @@ def _layouts(plan: Plan, degrees: Degrees) -> Iterator[Degrees]:
 
 
 def _choices(plan: Plan, degrees: Degrees, field: str) -> list[int]:
-    """The other values that a degree may take."""
+    """Return the other values that a degree may take."""
     axis = next((axis for axis in Axis if axis.value == field), None)
     # Ranks that share or replicate the data can take the place of any others.
     possible = plan.candidates(axis, degrees) if axis in (Axis.TP, Axis.EP) else divisors(degrees.ranks)
@@ -151,7 +151,7 @@ def _choices(plan: Plan, degrees: Degrees, field: str) -> list[int]:
 
 
 def _requested(degrees: Degrees) -> list[str]:
-    """The degrees that the run sets, by field; one that follows from another (etp) is not among them."""
+    """Return the degrees that the run sets, by field; one that follows from another (etp) is none."""
     return [field for field in FLAGS if field != "etp" and getattr(degrees, field) > 1]
 
 

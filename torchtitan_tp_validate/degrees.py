@@ -100,7 +100,7 @@ class Degrees:
     in_trainer: bool = False
 
     def of(self, axis: Axis) -> int:
-        """The degree of one axis."""
+        """Return the degree of one axis."""
         degree: int = getattr(self, axis.value)
         return degree
 
@@ -225,7 +225,7 @@ def token_field() -> str:
 
 
 def _loaded(module: str) -> Any:
-    """A module of torchtitan, or None; where it is not loaded, nothing is decided yet."""
+    """Return a module of torchtitan, or None; where it is not loaded, nothing is decided yet."""
     return sys.modules.get(module)
 
 

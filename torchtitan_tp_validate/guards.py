@@ -140,7 +140,7 @@ def uninstall() -> None:
 
 
 def installed() -> Installation:
-    """The state of the guards; ``with installed():`` puts them in place for the block."""
+    """Return the state of the guards; ``with installed():`` puts them in place for the block."""
     return Installation()
 
 
@@ -226,7 +226,7 @@ class Guards:
             forget()
 
     def states(self) -> Iterator[TargetState]:
-        """The state of every entry point, and of every model that this torchtitan does not have."""
+        """Yield the state of every entry point, and of every model that this torchtitan does not have."""
         version = torchtitan_version()
         supported = unsupported_torchtitan() is None
         found = list(parallelize_functions()) if supported else []
@@ -351,14 +351,14 @@ def _entry_points() -> Iterator[Guardable]:
 
 
 def _native_tp() -> Iterator[Guardable]:
-    """The entry point of transformers' native tensor parallelism, if transformers is installed."""
+    """Return the entry point of transformers' native tensor parallelism, if transformers is installed."""
     from torchtitan_tp_validate.transformers_tp.guard import distributing_functions
 
     return distributing_functions()
 
 
 def _problems() -> list[str]:
-    """What stands in the way of guarding everything, a sentence each."""
+    """Return what stands in the way of guarding everything, a sentence each."""
     from torchtitan_tp_validate.transformers_tp.guard import problems as problems_of_native_tp
 
     native = problems_of_native_tp()

@@ -124,7 +124,7 @@ def unguarded(
 
 
 def _called_by(function: Callable[..., Any]) -> list[Any]:
-    """The module's own objects that a function's code mentions by name."""
+    """Return the module's own objects that a function's code mentions by name."""
     code, namespace = getattr(function, "__code__", None), getattr(function, "__globals__", {})
     return [namespace[name] for name in code.co_names if name in namespace] if code else []
 

@@ -46,7 +46,7 @@ class Target:
     packages: tuple[str, ...]
 
     def entry_points(self, source: Path | None = None) -> Iterator[EntryPoint]:
-        """The entry points of this target; none when the torchtitan has no such model.
+        """Yield the entry points of this target; none when the torchtitan has no such model.
 
         Args:
             source: the root of a torchtitan checkout to look in, instead of the installed torchtitan.
@@ -129,7 +129,7 @@ def unbindable_function(function: Callable[..., Any]) -> str | None:
 
 
 def torchtitan_version() -> str | None:
-    """The version of the installed torchtitan, or None when there is none (or it is not declared)."""
+    """Return the version of the installed torchtitan, or None when there is none (or it is not declared)."""
     try:
         return metadata.version("torchtitan")
     except metadata.PackageNotFoundError:
@@ -172,7 +172,7 @@ class Identity:
         return f"{', '.join(shown)}{f' and {more} more' if more > 0 else ''}"
 
     def __str__(self) -> str:
-        """What it is, to follow "torchtitan"."""
+        """Return what it is, to follow "torchtitan"."""
         if self.release is None:
             return (self.strange and self.problem) or self.version or "of unknown version"
         patch = " with the patch of torchtitan-tp-validate" if self.patched else ""
@@ -203,7 +203,7 @@ def torchtitan_identity() -> Identity:
 
 
 def _blob(file: Path) -> str | None:
-    """What git calls the content of a file; None where there is none."""
+    """Return what git calls the content of a file; None where there is none."""
     if not file.is_file():
         return None
     data = file.read_bytes()
@@ -211,7 +211,7 @@ def _blob(file: Path) -> str | None:
 
 
 def package_folder(package: str, source: Path | None = None) -> Path | None:
-    """The folder of a torchtitan package, in a checkout or in the installed torchtitan."""
+    """Return the folder of a torchtitan package, in a checkout or in the installed torchtitan."""
     root, *parts = package.split(".")
     for location in _installed_folders(root) if source is None else (source / root,):
         folder = Path(location, *parts)

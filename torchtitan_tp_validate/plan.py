@@ -36,7 +36,7 @@ class Split(Enum):
     """Shards may differ in size, but each is a multiple of `ALIGNMENT`."""
 
     def problem(self, degree: int | Fraction) -> str:
-        """What is wrong with a dimension that ``degree`` ranks cannot share, to follow its size."""
+        """Return what is wrong with a dimension that ``degree`` ranks cannot share, to follow its size."""
         if self is Split.EVEN:
             return f"is not a multiple of {degree}"
         if self is Split.NOT_EMPTY:
@@ -50,7 +50,7 @@ class Split(Enum):
         return f"is not cut where its double is, on {degree} ranks"
 
     def allows(self, size: int, degree: int | Fraction) -> bool:
-        """Whether ``degree`` ranks can share ``size`` units this way; there are no fractions of a rank."""
+        """Return whether ``degree`` ranks can share ``size`` units this way; no rank is a fraction."""
         if degree.denominator != 1:
             return False
         shard = -(-size // degree)
@@ -107,11 +107,11 @@ class ShardedDim:
         return self.label or self.rule.dim
 
     def allows(self, degree: int) -> bool:
-        """Whether this many ranks can share it."""
+        """Return whether this many ranks can share it."""
         return self.split.allows(self.size, degree * self.multiple)
 
     def problem(self, degree: int) -> str:
-        """What is wrong when they cannot, to follow its size."""
+        """Return what is wrong when they cannot, to follow its size."""
         return self.split.problem(degree * self.multiple)
 
 
@@ -162,7 +162,7 @@ class Plan:
         return self.with_kv_replication() if degrees.replicate_kv_heads else self
 
     def with_kv_replication(self) -> Plan:
-        """The plan when several ranks may share a key-value head; the same one where they cannot."""
+        """Return the plan when several ranks may share a key-value head; the same one where they cannot."""
         if not self.shared_kv:
             return self
         kept = (dim for dim in self.dims if dim.code not in {shared.code for shared in self.shared_kv})
@@ -182,19 +182,19 @@ class Plan:
         return sorted({*self.valid_degrees(degrees=shared)} - {*self.valid_degrees(degrees=degrees)})
 
     def violations(self, degrees: Degrees) -> tuple[ShardedDim, ...]:
-        """The dimensions that do not allow these degrees: the TP axis first, the tightest first."""
+        """Return the dimensions that do not allow these degrees: the TP axis first, the tightest first."""
         broken = [dim for dim in self.at(degrees).dims if not dim.allows(degrees.of(dim.axis))]
         order = list(Axis)
         return tuple(sorted(broken, key=lambda dim: (order.index(dim.axis), dim.size, dim.code)))
 
     def allows(self, degrees: Degrees) -> bool:
-        """Whether every dimension allows these degrees: whether `violations` has none, at less cost."""
+        """Return whether every dimension allows these degrees: as `violations` has it, at less cost."""
         return all(
             limit.allows(degrees.of(axis)) for axis, limits in self.at(degrees)._limits for limit in limits
         )
 
     def accepts(self, degrees: Degrees) -> bool:
-        """Whether these degrees are found to be compatible, as a run that splits nothing is unread."""
+        """Return whether these degrees are found compatible, as a run that splits nothing is unread."""
         if degrees.splits_nothing:
             return True
         try:
@@ -203,7 +203,7 @@ class Plan:
             return False
 
     def valid_degrees(self, axis: Axis = Axis.TP, degrees: Degrees | None = None) -> list[int]:
-        """Every degree of one axis that is accepted together with the other degrees, ascending.
+        """Return every degree of one axis that is accepted together with the other degrees, ascending.
 
         Where nothing is split over the TP axis, the degrees up to `listed_up_to` stand for all.
 
@@ -256,7 +256,7 @@ _MOST_SHARDS = 1024
 
 
 def divisors(n: int) -> list[int]:
-    """The positive divisors of ``n`` > 0, ascending."""
+    """Return the positive divisors of ``n`` > 0, ascending."""
     small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
     return small + [n // d for d in reversed(small) if d * d != n]
 
@@ -315,7 +315,7 @@ class PlanBuilder:
             self.not_judged.append(what)
 
     def dims(self) -> tuple[ShardedDim, ...]:
-        """The dimensions, in the order they were found."""
+        """Return the dimensions, in the order they were found."""
         return tuple(
             ShardedDim(
                 code,
@@ -335,7 +335,7 @@ _Kind = tuple[str, str, int, Split, int | Fraction, Line]
 
 
 def describe_layers(layers: Sequence[int], n_layers: int) -> str:
-    """Which layers, in few words: ``layers 3, 7, ..., 39 (10 of 40)``, ``layers 0-2 (3 of 40)``."""
+    """Return which layers, in few words: ``layers 3, 7, ..., 39 (10 of 40)``, ``layers 0-2 (3 of 40)``."""
     count = f"({len(layers)} of {n_layers})"
     if len(layers) == n_layers:
         return "the only layer" if n_layers == 1 else f"all {n_layers} layers"

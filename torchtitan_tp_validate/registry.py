@@ -50,7 +50,7 @@ class Model:
 
 
 def names() -> list[str]:
-    """Every model and experiment that the installed torchtitan lists, those without a model included.
+    """Return every model and experiment that the installed torchtitan lists, those without a model included.
 
     Raises:
         UnavailableError: there is no torchtitan, or none that is supported.
@@ -62,12 +62,12 @@ def names() -> list[str]:
 
 
 def is_model(name: str) -> bool:
-    """Whether torchtitan lists it among its models rather than its experiments."""
+    """Return whether torchtitan lists it among its models rather than its experiments."""
     return name in _listed("models")
 
 
 def model(name: str) -> Model:
-    """The flavors of a model: one that torchtitan lists, or a package of the user's own.
+    """Return the flavors of a model: one that torchtitan lists, or a package of the user's own.
 
     Raises:
         UnknownNameError: there is no such model.
@@ -107,7 +107,7 @@ def configs(name: str, *, own: bool = True) -> dict[str, Callable[[], Any]]:
 
 
 def has_configs() -> bool:
-    """Whether the installed torchtitan registers its training configs as functions (0.3.x)."""
+    """Return whether the installed torchtitan registers its training configs as functions (0.3.x)."""
     spec = importlib.util.find_spec("torchtitan")
     folders = (spec.submodule_search_locations or ()) if spec else ()
     return any(
@@ -131,7 +131,7 @@ def _listed(kind: str) -> frozenset[str]:
 
 
 def _package(name: str, *suffixes: str) -> ModuleType:
-    """The module that torchtitan means by a name, or the one with this dotted path."""
+    """Return the module that torchtitan means by a name, or the one with this dotted path."""
     is_listed = name in names()
     if is_listed:
         shipped = [f"{prefix}.{name}" for prefix in _PREFIXES if package_folder(f"{prefix}.{name}")]

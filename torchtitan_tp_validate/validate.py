@@ -142,7 +142,7 @@ def refusal(plan: Plan, degrees: Degrees) -> Refusal:
 
 
 def _about_replication(plan: Plan, degrees: Degrees, more: Sequence[int]) -> str:
-    """What to say of KV-head replication, a line or nothing."""
+    """Return what to say of KV-head replication, a line or nothing."""
     if more:
         return f"KV-head replication ({plan.how_to_replicate}) adds: {', '.join(map(str, more))}.\n"
     if degrees.replicate_kv_heads and not plan.shared_kv:

@@ -153,7 +153,7 @@ def judge_job(config: Any, name: str, location: Location | None, replicate_kv_he
 
 
 def _guardable() -> list[Any]:
-    """The functions that `install` would guard, as far as they are loaded; nothing is installed for it.
+    """Return the functions that `install` would guard, as far as they are loaded; it installs nothing.
 
     That would look through every object of the process.
     """

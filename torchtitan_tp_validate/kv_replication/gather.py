@@ -17,7 +17,7 @@ TP_AXIS = "tp"
 
 
 def rows_of_own_head(rows: torch.Tensor, *, n_kv_heads: int, tp: int, tp_rank: int) -> torch.Tensor:
-    """The rows of the head that this rank's query heads attend to.
+    """Return the rows of the head that this rank's query heads attend to.
 
     Args:
         rows: the whole weight, of shape (n_kv_heads * head_dim, in_features), or the whole bias.
@@ -35,7 +35,7 @@ def rows_of_own_head(rows: torch.Tensor, *, n_kv_heads: int, tp: int, tp_rank: i
 def replicated_linear(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, n_kv_heads: int
 ) -> torch.Tensor:
-    """What a column-wise linear of ``tp`` heads returns, from the weight of ``n_kv_heads``: of DTensors.
+    """Return what a column-wise linear of ``tp`` heads does, from the weight of ``n_kv_heads``: of DTensors.
 
     Args:
         x: replicated over the TP axis, in any way split over other axes of the same mesh.
@@ -65,7 +65,7 @@ def replicated_linear(
 
 
 def tp_axis(mesh: DeviceMesh) -> int:
-    """The position of the TP axis in a mesh."""
+    """Return the position of the TP axis in a mesh."""
     names: tuple[str, ...] = mesh.mesh_dim_names or ()
     return names.index(TP_AXIS)
 

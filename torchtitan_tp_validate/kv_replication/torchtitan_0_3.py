@@ -125,7 +125,7 @@ class KVHeadLinear(Linear):  # type: ignore[misc]
 
 @spmd.local_map(out_types={"dp": spmd.R, "cp": spmd.R, "tp": spmd.S(0)})  # type: ignore[untyped-decorator]
 def _own_rows(shard: torch.Tensor, n_kv_heads: int) -> torch.Tensor:
-    """The rows of this rank's head from a shard of all, on the ``spmd_types`` backend."""
+    """Return the rows of this rank's head from a shard of all, on the ``spmd_types`` backend."""
     mesh = current_spmd_mesh()
     assert mesh is not None
     group = mesh.get_group(TP_AXIS)
@@ -150,7 +150,7 @@ class ReplicateKVHeads(ModelConfigConverter):  # type: ignore[misc]
         self.config = config
 
     def convert(self, model_config: Any) -> Any:
-        """The same model config, its wk and wv gathering. Nested configs are changed in place.
+        """Return the same model config, its wk and wv gathering. Nested configs are changed in place.
 
         Raises:
             KVReplicationError: the model has no key-value heads, or projections that are not supported.
@@ -232,7 +232,7 @@ class ReplicatingConfig:
 
 @functools.cache
 def _replicating(kind: type) -> type:
-    """The class of a converted config; its owner, fields and name are those of the original."""
+    """Return the class of a converted config; its owner, fields and name are those of the original."""
     names = {"__slots__": ("_accepted",), "__module__": kind.__module__, "__qualname__": kind.__qualname__}
     return type(kind.__name__, (ReplicatingConfig, kind), names)
 
@@ -286,7 +286,7 @@ def _separate(fused: FusedQKVLinear.Config) -> QKVLinear.Config:
 
 
 def _base_init(init: Callable[..., Any]) -> Callable[..., Any]:
-    """The initializer of one projection, from that of the fused one.
+    """Return the initializer of one projection, from that of the fused one.
 
     ``_fused_qkv_param_init`` (models/common/config_utils.py) draws the three one after the other, by an
     initializer that it keeps in a closure. Any other is element-wise (gpt_oss) if it is torch's own.

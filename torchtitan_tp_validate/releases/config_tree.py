@@ -101,7 +101,7 @@ def alike(layers: Sequence[Any]) -> list[tuple[Any, list[int]]]:
 
 
 def _made_of(node: Any) -> Any:
-    """The classes and numbers of a config and of all below it."""
+    """Return the classes and numbers of a config and of all below it."""
     if isinstance(node, (list, tuple)):
         return tuple(map(_made_of, node))
     kind = _kind(node)

@@ -68,7 +68,7 @@ def with_shardings(config: Any, degrees: Degrees, run: Any) -> Any:
 
 
 def _declared(config: Any, run: Any, degrees: Degrees | _Undemanding) -> Any:
-    """A copy of the tree that a copy of the run, at these degrees, has declared."""
+    """Return a copy of the tree that a copy of the run, at these degrees, has declared."""
     updated, run = copy.deepcopy((config, run))
     for axis in (Axis.TP, Axis.EP):
         setattr(run.parallelism, axis.flag, degrees.of(axis))
@@ -92,7 +92,7 @@ class _Undemanding:
         self._ep = experts if degrees.ep > 1 and experts > 1 else degrees.ep
 
     def of(self, axis: Axis) -> int:
-        """The degree of one axis; of expert parallelism, whether there is any is what counts."""
+        """Return the degree of one axis; of expert parallelism, whether there is any is what counts."""
         return self._ep if axis is Axis.EP else 1
 
     def relax(self, run: Any) -> None:
@@ -107,7 +107,7 @@ class _Undemanding:
 
 
 def _any_run(degrees: Degrees) -> Any:
-    """A run for a config that has none."""
+    """Return a run for a config that has none."""
     from torchtitan.config import ParallelismConfig, TrainingConfig
 
     parallelism = ParallelismConfig(spmd_backend=degrees.spmd_backend)

@@ -87,7 +87,7 @@ def row_shards(degrees: Degrees, num_experts: int, *, ranks: int) -> Fraction | 
 
 
 def _shard_sizes(size: int, degree: int) -> list[int]:
-    """The different sizes of shards that are not empty; an uneven dimension leaves a smaller last one."""
+    """Return the different sizes of shards that are not empty; an uneven dimension leaves a smaller last."""
     full = -(-size // degree)
     last = size - full * (degree - 1)
     return [full] if last in (full, 0) or last < 0 else [full, last]

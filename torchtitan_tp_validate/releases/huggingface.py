@@ -123,7 +123,7 @@ _LINE = {Framework.TORCHTITAN: Line.ANY_TORCHTITAN, Framework.TRANSFORMERS: Line
 
 
 def find_config(model_or_config: Any) -> Mapping[str, Any] | None:
-    """The content of a config, or of a model's config, or None when this is neither.
+    """Return the content of a config, or of a model's config, or None when this is neither.
 
     A ``config.json`` is a mapping; transformers' own objects are recognized by ``model_type`` and
     ``to_dict``.
@@ -147,7 +147,7 @@ def read(
     framework: Framework = Framework.TRANSFORMERS,
     tp_plan: Mapping[str, str] | None = None,
 ) -> Plan:
-    """The plan that a framework applies to a model with this config.
+    """Return the plan that a framework applies to a model with this config.
 
     Args:
         config: what `find_config` gave.
@@ -213,7 +213,7 @@ def read(
 
 
 def _unknown_to_transformers(degrees: Degrees) -> Iterator[str]:
-    """What was requested that transformers' tensor parallelism has no word for."""
+    """Yield what was requested that transformers' tensor parallelism has no word for."""
     requested = {
         "an expert parallel degree": degrees.ep > 1,
         "a context parallel degree": degrees.cp > 1,
@@ -229,7 +229,7 @@ def _shared_kv_heads(
     layers: Sequence[Heads],
     line: Line,
 ) -> PlanBuilder | None:
-    """What takes the place of whole key-value heads under KV-head replication; None where nothing does."""
+    """Return what takes the place of whole key-value heads under KV-head replication, if anything does."""
     if _name(config) not in SHARES_KV_HEADS or len(parts) != 1:
         return None
     ((part, where),) = parts
@@ -247,7 +247,7 @@ def _shared_kv_heads(
 
 
 def layer_heads(config: Mapping[str, Any]) -> tuple[Heads, ...]:
-    """The heads of every layer of the text decoder, by rule code; a layer without attention has none.
+    """Return the heads of every layer of the text decoder, by rule code; a layer without attention has none.
 
     Raises:
         PlanError: a count is missing, or is none, or it is not told which layer is of which kind.
@@ -270,7 +270,7 @@ def _text_parts(config: Mapping[str, Any], where: str) -> Iterator[tuple[Mapping
 
 
 def _layers(config: Mapping[str, Any], where: str) -> Iterator[Heads]:
-    """The heads of each layer of one text decoder; ``where`` is the path of its config, with a dot."""
+    """Yield the heads of each layer of one text decoder; ``where`` is the path of its config, with a dot."""
     hybrid = config.get("attn")
     if isinstance(hybrid, Mapping) and "layers" in hybrid:
         yield from _hybrid_of_linear_attention(config, hybrid, where)
@@ -326,7 +326,7 @@ def _layers(config: Mapping[str, Any], where: str) -> Iterator[Heads]:
 
 
 def _grouped(n_heads: int, n_kv_heads: int, where: str) -> Heads:
-    """The heads of a layer whose key-value heads each serve as many query heads as any other.
+    """Return the heads of a layer whose key-value heads each serve as many query heads as any other.
 
     Raises:
         PlanError: they cannot.
@@ -340,7 +340,7 @@ def _grouped(n_heads: int, n_kv_heads: int, where: str) -> Heads:
 
 
 def _without_heads(config: Mapping[str, Any], where: str) -> PlanError:
-    """What to raise for a config that has no number of attention heads: it says what the file is."""
+    """Return what to raise for a config that has no number of attention heads: it says what the file is."""
     if not where and config.get("peft_type") is not None:
         base = shortened(config.get("base_model_name_or_path"))
         return NotAModelConfigError(
@@ -378,7 +378,7 @@ def _hybrid_of_linear_attention(
 
 
 def _positions(value: Any, name: str) -> frozenset[int]:
-    """A list of layer numbers.
+    """Return a list of layer numbers.
 
     Raises:
         PlanError: it is something else.
@@ -394,7 +394,7 @@ def _n_layers(config: Mapping[str, Any], where: str) -> int:
 
 
 def _layer_types(config: Mapping[str, Any], where: str) -> list[str] | None:
-    """What each layer is, or None when all are alike.
+    """Return what each layer is, or None when all are alike.
 
     Raises:
         PlanError: they are not alike, and the config does not tell which is which.
@@ -430,7 +430,7 @@ def _layer_types(config: Mapping[str, Any], where: str) -> list[str] | None:
 
 
 def _inferred_layer_types(config: Mapping[str, Any], where: str) -> list[str] | None:
-    """What each layer is, where the config has a rule, a pattern or positions in place of names."""
+    """Return what each layer is, where the config has a rule, a pattern or positions in place of names."""
     for name, kinds in _PATTERNS.items():
         pattern = config.get(name)
         if pattern is None:
@@ -479,7 +479,7 @@ def _overrides(config: Mapping[str, Any], where: str) -> dict[int, Mapping[str, 
 
 
 def _linear_attention(config: Mapping[str, Any], n_heads: int, where: str) -> Heads:
-    """The heads of a linear-attention layer; those of a state-space mixer are not split."""
+    """Return the heads of a linear-attention layer; those of a state-space mixer are not split."""
     both = value_of(config, ("linear_num_heads",))
     inner = config.get("linear_attn_config")
     if both is None and isinstance(inner, Mapping):

@@ -89,7 +89,7 @@ def note_sizes(
 
 
 def _other_parts(config: Mapping[str, Any]) -> list[str]:
-    """The names of the parts of a config that are no text decoder, of its outermost level or the next."""
+    """Return the names of the parts of a config that are no text decoder, of its first two levels."""
     return [
         f"{where}{name}"
         for where, level in (("", config), ("thinker_config.", config.get("thinker_config")))
@@ -112,7 +112,7 @@ def _note_num_experts(findings: PlanBuilder, config: Mapping[str, Any], where: s
 
 
 def _num_experts(config: Mapping[str, Any]) -> tuple[str, Any] | None:
-    """The name and number of a model's experts; a dense model may say that it has none, or one."""
+    """Return the name and number of a model's experts; a dense model may say that it has none, or one."""
     experts = found(config, _N_EXPERTS)
     return None if experts is None or experts[1] in (0, 1) else experts
 

@@ -27,12 +27,12 @@ CONVERTED = "torchtitan_tp_validate.kv_replication.torchtitan_0_3.KVHeadLinear.C
 
 
 def class_name(value: Any) -> str:
-    """The full name of an object's class."""
+    """Return the full name of an object's class."""
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 def supports_args(args: Any) -> bool:
-    """Whether these are the model args of a torchtitan 0.2.x model that it can be had with.
+    """Return whether these are the model args of a torchtitan 0.2.x model that it can be had with.
 
     deepseek_v3 has no key-value heads of its own; gpt_oss and the transformers backend shard another way.
     """
@@ -40,7 +40,7 @@ def supports_args(args: Any) -> bool:
 
 
 def problem_with_attention(attention: Any) -> str | None:
-    """What stands in the way in one layer's attention config of torchtitan 0.3.x, or None.
+    """Return what stands in the way in one layer's attention config of torchtitan 0.3.x, or None.
 
     Float8, MX and LoRA converters, and the dist-GEMM backend, put other classes in the place of the plain
     projections.
@@ -141,7 +141,7 @@ def raise_if_weights_are_permuted(
 def unsupported_error(
     what: str, instead: str, otherwise: str = "might die in its first forward pass, or train wrongly"
 ) -> KVReplicationError:
-    """The error for a run that asks for replication and for something that it does not go with."""
+    """Return the error for a run that asks for replication and for something that it does not go with."""
     return KVReplicationError(
         f"KV-head replication is not supported here: {what}.\n"
         f"Without this check the run {otherwise}.\n"

@@ -47,7 +47,7 @@ def whole_number(value: Any, name: str, *, at_most: int | None = None) -> int:
 
 
 def shortened(value: Any) -> str:
-    """A value for people, in one line of at most 80 characters."""
+    """Return a value for people, in one line of at most 80 characters."""
     try:
         text = " ".join(repr(value).split())
     except Exception as error:  # an int of too many digits, a list in itself, an object of the user's own
@@ -65,7 +65,7 @@ def head_count(value: Any, name: str) -> int:
 
 
 def attention_heads(holder: Any, where: str) -> Heads:
-    """The heads that a column-wise split of wq, wk and wv must keep whole.
+    """Return the heads that a column-wise split of wq, wk and wv must keep whole.
 
     Args:
         holder: whatever carries ``n_heads`` and perhaps ``n_kv_heads``. None for the latter means
@@ -93,7 +93,7 @@ def share_kv_heads(shared: PlanBuilder, n_kv_heads: int, head_dim: int, layers: 
 
 
 def family_name(config: Any, *, has_experts: bool) -> str:
-    """The model's name for people: of the family that its module belongs to, else of its class."""
+    """Return the model's name for people: of the family that its module belongs to, else of its class."""
     family = next(
         (FAMILY_OF[p] for p in reversed(type(config).__module__.split(".")) if p in FAMILY_OF), None
     )

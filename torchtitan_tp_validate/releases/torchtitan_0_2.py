@@ -97,13 +97,13 @@ def flavors(
 
 
 def find_config(model_or_config: Any) -> Any | None:
-    """The model args of a model, or the model args themselves, or None when this is neither."""
+    """Return the model args of a model, or the model args themselves, or None when this is neither."""
     args = getattr(model_or_config, "model_args", model_or_config)
     return args if hasattr(args, "n_heads") else None
 
 
 def read(args: Any, model: Any, degrees: Degrees) -> Plan:
-    """The plan that ``parallelize_*`` of 0.2.x applies to a model with these args.
+    """Return the plan that ``parallelize_*`` of 0.2.x applies to a model with these args.
 
     Args:
         args: the model args.
@@ -224,6 +224,6 @@ def _read_experts(experts: Any, index: int, findings: PlanBuilder, degrees: Degr
 
 
 def _child(module: Any, name: str) -> Any:
-    """A submodule or None; ``getattr`` of a module without it is slow, and there are hundreds."""
+    """Return a submodule or None; ``getattr`` of a module without it is slow, and there are hundreds."""
     children = getattr(module, "_modules", None)
     return getattr(module, name, None) if children is None else children.get(name)

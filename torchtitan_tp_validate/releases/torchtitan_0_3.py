@@ -79,7 +79,7 @@ def _flavor(registry: Callable[[str], Any], flavor: str) -> RequestedModel:
 
 
 def _flavor_table(package: ModuleType) -> dict[str, Any]:
-    """The one table of flavors that a package has, or an empty one."""
+    """Return the one table of flavors that a package has, or an empty one."""
     tables: list[dict[str, Any]] = [
         value
         for key, value in vars(package).items()
@@ -335,7 +335,7 @@ class _LayerExperts:
 
 
 def _row_name(node: Any, size: int) -> str:
-    """What an expert weight's second dimension of this size is called; gpt_oss has a double one."""
+    """Return what an expert weight's second dimension of this size is called; gpt_oss has a double one."""
     known = {2 * node.hidden_dim: "2 * expert_hidden_dim", node.hidden_dim: "expert_hidden_dim"}
     return known.get(size, "dim")
 
@@ -356,12 +356,12 @@ def _what_is_split(node: Any, path: str, *, in_layer: bool) -> tuple[str, str]:
 
 
 def _in_layer(path: str, in_layer: bool) -> str:
-    """A path from the layer on, for those that are in one."""
+    """Return a path from the layer on, for those that are in one."""
     return path.partition("].")[2] if in_layer else path
 
 
 def _gated_delta_heads(delta_net: Any, where: str) -> Heads:
-    """A gated-delta layer declares no head counts: they follow from the width of its projections."""
+    """Return the heads of a gated-delta layer, which follow from the width of its projections."""
     return {
         "TP003": _projected_heads(delta_net, "in_proj_q", "key_head_dim", where),
         "TP004": _projected_heads(delta_net, "in_proj_v", "value_head_dim", where),

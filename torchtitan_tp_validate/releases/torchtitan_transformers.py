@@ -19,7 +19,7 @@ from torchtitan_tp_validate.rules import Line
 
 
 def find_config(model_or_config: Any) -> Any | None:
-    """The bridging config of ``HFTransformerModel``, or the config itself, or None when this is neither."""
+    """Return the bridging config of ``HFTransformerModel``, or the config itself, or None for neither."""
     inner = getattr(model_or_config, "model", None)
     config = getattr(inner, "config", model_or_config)
     return config if hasattr(config, "_tt_to_hf_attribute_map") else None

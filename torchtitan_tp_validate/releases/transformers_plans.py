@@ -42,7 +42,7 @@ Changes = Mapping[str, Sequence[tuple[int, TPPlan | None]]]
 
 @functools.cache
 def transformers_version() -> str | None:
-    """The version of the installed transformers, or None when there is none."""
+    """Return the version of the installed transformers, or None when there is none."""
     try:
         return metadata.version("transformers")
     except metadata.PackageNotFoundError:
@@ -164,7 +164,7 @@ def split_beside(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, 
 def _of_content(
     config: Mapping[str, Any], text_parts: Sequence[Mapping[str, Any]]
 ) -> tuple[TPPlan, tuple[str, ...]]:
-    """The plan of a file: that of its class, and those of its text decoders."""
+    """Return the plan of a file: that of its class, and those of its text decoders."""
     brought = _merged(_brought(part) for part in text_parts)
     if brought:
         return brought, ()
@@ -195,7 +195,7 @@ def _of_content(
 
 
 def _brought(part: Mapping[str, Any]) -> TPPlan:
-    """The plan that a config brings itself, as remote code's may."""
+    """Return the plan that a config brings itself, as remote code's may."""
     plan = part.get("base_model_tp_plan") or {}
     if not isinstance(plan, Mapping) or not all(isinstance(style, str) for style in plan.values()):
         raise PlanError(f"base_model_tp_plan must map modules to parallel styles, got {shortened(plan)}.")
@@ -217,7 +217,7 @@ def _installed() -> tuple[int, int] | None:
 
 
 def _judged_by(table: Table) -> tuple[int, int]:
-    """What is installed, else the newest; of a release that the table lacks, the one before it."""
+    """Return what is installed, else the newest; of a release that the table lacks, the one before it."""
     installed = _installed() or table.releases[-1]
     return max((known for known in table.releases if known <= installed), default=table.releases[0])
 

@@ -67,7 +67,7 @@ class Guardable(EntryPoint, ABC):
         """Return the same function with the check in front of it."""
 
     def beside_the_check(self, switches: Switches) -> str:
-        """What else is done to its calls, in words that follow "guarded"."""
+        """Return what else is done to its calls, in words that follow "guarded"."""
         return ""
 
 
@@ -100,7 +100,7 @@ def guard(
     active: Callable[[], bool] = lambda: True,
     replicate_kv_heads: Callable[[], bool] = lambda: False,
 ) -> Callable[..., Any]:
-    """A drop-in replacement of a parallelize function that checks before anything is touched.
+    """Return a drop-in replacement of a parallelize function that checks before anything is touched.
 
     It keeps the signature, name and docstring of ``function`` and returns what ``function`` returns.
 
