@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 
@@ -13,10 +13,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test that requires another release than the installed, e.g. ``requires(torchtitan="0.3")``."""
     for marker in item.iter_markers("requires"):
         for package, releases in marker.kwargs.items():
-            installed = version(package)
+            installed = _installed(package)
             if not installed.startswith(releases):
                 names = releases if isinstance(releases, str) else " or ".join(releases)
                 pytest.skip(f"requires {package} {names}, installed is {installed}")
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
 
 
 @pytest.fixture(autouse=True)
