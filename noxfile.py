@@ -34,7 +34,7 @@ nox.options.sessions = ["lint", "core", f'tests(torchtitan="{NEWEST}")']
 
 def install(session: nox.Session, torch: str, *requirements: str) -> str:
     """Return the Python of the environment of a torch, with these and what the tests need installed in it."""
-    folder = f".nox/{torch.rstrip('.*')}"
+    folder = f".nox/{torch.replace('==', '-').rstrip('.*')}"
     python = f"{folder}/bin/python"
     session.run(sys.executable, "-m", "venv", folder)
     session.run(python, "-m", "pip", "install", "--quiet", torch, *requirements, ".[test]")
