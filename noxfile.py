@@ -1,27 +1,26 @@
-"""Lint once, then run every suite against every supported torchtitan, each in an environment of its own."""
+"""Lint once, then run every suite against every supported release.
+
+Sessions whose torch is the same share an environment, since torch is most of what is installed.
+"""
 
 from __future__ import annotations
+
+import sys
 
 import nox
 
 nox.options.error_on_external_run = True
-nox.options.sessions = ["lint", "core", "tests", "hf"]
 nox.options.default_venv_backend = "venv"
 
 # What each release is run with. 0.2.x and 0.3.0 cannot share a torch: the default backend of 0.3.0 needs
 # 2.14 or later, and 0.2.x was last seen to work with 2.13.
+TORCH_2_13 = ("torch==2.13.*", "triton", "transformers==5.23.*")
+TORCH_2_15 = ("torch==2.15.*", "torchao", "torchvision", "flash-linear-attention", "transformers==5.23.*")
 LINES = {
-    "0.2.0": ["torchtitan==0.2.0", "torch==2.13.*", "triton", "transformers==5.23.*"],
-    "0.2.1": ["torchtitan==0.2.1", "torch==2.13.*", "triton", "transformers==5.23.*"],
-    "0.2.2": ["torchtitan==0.2.2", "torch==2.13.*", "triton", "transformers==5.23.*"],
-    "0.3.0": [
-        "torchtitan==0.3.0",
-        "torch==2.15.*",
-        "torchao",
-        "torchvision",
-        "flash-linear-attention",
-        "transformers==5.23.*",
-    ],
+    "0.2.0": TORCH_2_13,
+    "0.2.1": TORCH_2_13,
+    "0.2.2": TORCH_2_13,
+    "0.3.0": TORCH_2_15,
 }
 OLDER = ("0.2.0", "0.2.1")
 NEWEST = "0.3.0"
@@ -29,6 +28,17 @@ NEWEST = "0.3.0"
 # Native tensor parallelism: the class's plan never takes effect; the same, last of its kind; tied logits are
 # doubled; the newest.
 TRANSFORMERS = ("5.4.0", "5.13.1", "5.14.1", "5.23.0")
+
+nox.options.sessions = ["lint", "core", f'tests(torchtitan="{NEWEST}")']
+
+
+def install(session: nox.Session, torch: str, *requirements: str) -> str:
+    """Return the Python of the environment of a torch, with these and what the tests need installed in it."""
+    folder = f".nox/{torch.replace('==', '-').rstrip('.*')}"
+    python = f"{folder}/bin/python"
+    session.run(sys.executable, "-m", "venv", folder)
+    session.run(python, "-m", "pip", "install", "--quiet", torch, *requirements, ".[test]")
+    return python
 
 
 @nox.session
@@ -50,36 +60,38 @@ def core(session: nox.Session) -> None:
     session.run("pytest", "-n", "auto", *(session.posargs or ["tests/core", "tests/docs"]))
 
 
-@nox.session
+@nox.session(python=False)
 @nox.parametrize("torchtitan", list(LINES))
 def tests(session: nox.Session, torchtitan: str) -> None:
-    """The tests in one process side by side, then those under torchrun one by one, then the patches.
+    """The tests in one process and the patches side by side, then those under torchrun one by one.
 
     Arguments after ``--`` go to pytest, in a single run.
     """
-    session.install(*LINES[torchtitan])
-    session.install(".[test]")
+    python = install(session, *LINES[torchtitan], f"torchtitan=={torchtitan}")
     if session.posargs:
-        session.run("pytest", *session.posargs)
+        session.run(python, "-m", "pytest", *session.posargs)
         return
-    session.run("pytest", "tests/torchtitan", "tests/docs", "-n", "auto")
-    # What runs under torchrun is the same in the older releases of a line but for the entry points.
+    # The older releases of a line differ in their entry points, and in nothing that is run behind them.
+    older = torchtitan in OLDER
+    folders = ["tests/torchtitan", "tests/patches", *([] if older else ["tests/docs"])]
+    session.run(python, "-m", "pytest", *folders, "-n", "auto", "--dist", "loadgroup")
     refusals = "tests/torchrun/test_tp_above_n_kv_heads_is_refused.py"
-    session.run("pytest", refusals if torchtitan in OLDER else "tests/torchrun")
-    session.run("pytest", "tests/patches", "-n", "auto", "--dist", "loadfile")
+    session.run(python, "-m", "pytest", refusals if older else "tests/torchrun")
 
 
-@nox.session
+@nox.session(python=False)
 def hf(session: nox.Session) -> None:
-    """Transformers' native tensor parallelism, release after release in one environment.
+    """Transformers' native tensor parallelism, release after release, without torchtitan.
 
     Arguments after ``--`` go to pytest, with the newest release only.
     """
-    session.install("torch==2.13.*", "accelerate")
-    session.install(".[test]")
     for version in TRANSFORMERS[-1:] if session.posargs else TRANSFORMERS:
-        session.install(f"transformers=={version}")
-        session.run("pytest", *(session.posargs or ["tests/transformers", "tests/docs"]))
+        python = install(session, TORCH_2_13[0], "accelerate", f"transformers=={version}")
+        session.run(python, "-m", "pip", "uninstall", "--quiet", "--yes", "torchtitan")
+        folders = ["tests/transformers", "tests/docs/test_commands.py"]
+        session.run(
+            python, "-m", "pytest", *(session.posargs or [*folders, "-n", "auto", "--dist", "loadfile"])
+        )
 
 
 @nox.session
@@ -88,7 +100,6 @@ def torchtitan_main(session: nox.Session) -> None:
 
     What fails here tells what the next release will change.
     """
-    others = [requirement for requirement in LINES[NEWEST] if not requirement.startswith("torchtitan=")]
-    session.install("torchtitan @ git+https://github.com/pytorch/torchtitan", *others)
+    session.install("torchtitan @ git+https://github.com/pytorch/torchtitan", *LINES[NEWEST])
     session.install(".[test]")
     session.run("pytest", *(session.posargs or ["tests/torchtitan", "-n", "auto"]))

@@ -7,8 +7,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -48,13 +50,6 @@ class Block:
         """Where its commands are run: the README's in the repository, others beside the example files."""
         return ROOT if self.page.parent == ROOT else ROOT / "docs" / "examples"
 
-    @property
-    def missing(self) -> str:
-        """What it needs and is not installed, or nothing."""
-        return ", ".join(
-            f"{name} {release}" for name, release in self.needs.items() if _installed(name) != release
-        )
-
 
 def blocks(language: str) -> list[Block]:
     """Every block of one language, on all pages."""
@@ -67,11 +62,9 @@ def _blocks(page: Path) -> Iterator[Block]:
         yield Block(page, number, found["language"], found["text"], needs, found["shown"] or "")
 
 
-def _installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+def parameters(blocks: list[Block]) -> list[Any]:
+    """Blocks for a test, each skipped where what it needs is not installed."""
+    return [pytest.param(block, marks=pytest.mark.requires(**block.needs), id=str(block)) for block in blocks]
 
 
 def assert_shows(shown: str, real: str) -> None:

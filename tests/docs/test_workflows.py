@@ -23,7 +23,7 @@ def content(workflow: Path) -> dict[str, Any]:
 def sessions() -> dict[str, set[str]]:
     """Name of each nox session -> the releases that it can be run for."""
     found = (ROOT / "noxfile.py").read_text(encoding="utf-8")
-    releases = set(re.findall(r'^    "(\d[\d.]+)": \[', found, flags=re.MULTILINE))
+    releases = set(re.findall(r'^    "(\d[\d.]+)": TORCH', found, flags=re.MULTILINE))
     names = re.findall(r"@nox\.session.*?\ndef (\w+)\(", found, flags=re.DOTALL)
     return {name: releases if name == "tests" else set() for name in names}
 
@@ -48,6 +48,13 @@ def test_the_sessions_that_a_workflow_names_exist(workflow: Path) -> None:
         name, _, release = session.partition("(")
         assert name in known
         assert not release or re.findall(r'"(.*)"', release)[0] in known[name]
+
+
+def test_all_is_every_supported_release_and_what_the_service_runs_as_the_readme_says() -> None:
+    (everything,) = re.findall(r"set -- -s (.*) \"", (ROOT / "scripts" / "test").read_text(encoding="utf-8"))
+    assert set(everything.split()) == sessions().keys() - {"torchtitan_main"}
+    assert (ROOT / ".ci" / "run").read_text(encoding="utf-8").endswith("\nexec scripts/test --all\n")
+    assert "`scripts/test --all`, which `.ci/run` calls" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_every_release_is_tested_every_night() -> None:

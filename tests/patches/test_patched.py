@@ -45,6 +45,9 @@ def test_the_patched_release_is_still_that_release(patched: Path) -> None:
     assert result.stdout == f"{RELEASE} with the patch of torchtitan-tp-validate\n", result.stderr
 
 
+one_process = pytest.mark.xdist_group("verdicts")  # which makes them once
+
+
 @pytest.fixture(scope="module")
 def verdicts(patched: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     out = tmp_path_factory.mktemp("verdicts") / "records.json"
@@ -55,6 +58,7 @@ def verdicts(patched: Path, tmp_path_factory: pytest.TempPathFactory) -> list[di
     return records
 
 
+@one_process
 def test_the_patch_and_this_package_agree_on_the_shared_cases(verdicts: list[dict[str, Any]]) -> None:
     wrong = [
         record
@@ -73,6 +77,7 @@ def test_the_patch_and_this_package_agree_on_the_shared_cases(verdicts: list[dic
     assert len(verdicts) - len(accepted) > 10
 
 
+@one_process
 def test_with_this_package_on_top_there_is_one_error_and_it_is_ours(verdicts: list[dict[str, Any]]) -> None:
     for record in verdicts:
         assert record["together"] == record["ours"], record
@@ -80,7 +85,8 @@ def test_with_this_package_on_top_there_is_one_error_and_it_is_ours(verdicts: li
         assert record["together"][0] in ("TPCompatError", "accepted"), record
 
 
-@pytest.mark.skipif(IS_0_2, reason="0.2.x has no config-time check")
+@one_process
+@pytest.mark.requires(torchtitan="0.3")  # 0.2.x has no config-time check
 def test_the_config_time_check_follows_the_same_rule(verdicts: list[dict[str, Any]]) -> None:
     checked = [record for record in verdicts if record["config"] is not None]
     assert len(checked) > 40
