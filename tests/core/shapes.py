@@ -11,6 +11,12 @@ def model_args(n_heads: Any = 8, n_kv_heads: Any = 2, n_layers: Any = 2, **more:
     return SimpleNamespace(n_heads=n_heads, n_kv_heads=n_kv_heads, n_layers=n_layers, **more)
 
 
+def args_of(package: str, **fields: Any) -> Any:
+    """Model args of a class that a package of torchtitan 0.2.x has."""
+    module = f"torchtitan.models.{package}.model.args"
+    return type("ModelArgs", (SimpleNamespace,), {"__module__": module})(**vars(model_args(**fields)))
+
+
 def model_with_experts(hidden: int = 36, *, grouped: bool = False, fused: bool = False, **more: Any) -> Any:
     """A built model of 0.2.x with four experts and a residual stream of 64."""
     shapes = {"w1": (4, hidden, 64), "w2": (4, 64, hidden), "w3": (4, hidden, 64)}

@@ -93,3 +93,52 @@ def test_what_fits_a_half_read_model_is_not_said_to_work() -> None:
     error = refusal(half_read, Degrees(tp=8))
     assert error.advice.startswith("Degrees that fit what could be read: 1, 2, 4.\n")
     assert error.valid_degrees == [1]
+
+
+def test_replication_that_cannot_be_had_is_said_to_be_so() -> None:
+    assert refusal(model_args(8, 2), Degrees(tp=4, replicate_kv_heads=True)).advice == (
+        "Degrees that work: 1, 2.\n"
+        "KV-head replication was asked for, but is not available for this model here.\n"
+        f"To change it: {toml('tensor_parallel_degree', 2)}"
+    )
+
+
+def test_where_no_smaller_degree_works_the_next_larger_is_the_nearest() -> None:
+    # Without expert parallelism TP 2 would cut the fused rows of 2 * 7 out of step.
+    model = model_with_experts(7, fused=True, moe_args=SimpleNamespace(num_experts=5))
+    assert refusal(model, Degrees(tp=2, ep=2, dp_shard=5, fsdp=False)).advice == (
+        f"Expert parallel degrees that work: 5.\nTo change it: {toml('expert_parallel_degree', 5)}"
+    )
+
+
+def test_many_data_shards_that_work_are_shown_as_a_range() -> None:
+    # With up to four ranks, each has whole experts.
+    assert refusal(model_with_experts(34), Degrees(tp=1, ep=2, dp_shard=16)).advice == (
+        f"Data parallel shard degrees that work: 2, 4.\nTo change it: {toml('data_parallel_shard_degree', 4)}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("degrees", "work", "changes"),
+    [
+        # The number of ranks stays where it can, else it falls rather than rises.
+        (
+            Degrees(tp=2, ep=6, etp=2, cp=3, dp_shard=4, dp_replicate=2, seq_len=64),
+            "data parallel shard degree 3 with context parallel degree 4",
+            {"data_parallel_shard_degree": 3, "context_parallel_degree": 4},
+        ),
+        (
+            Degrees(tp=2, cp=3, dp_shard=3, dp_replicate=2, seq_len=64),
+            "context parallel degree 2",
+            {"context_parallel_degree": 2},
+        ),
+    ],
+)
+def test_another_axis_is_changed_where_that_is_the_least(
+    degrees: Degrees, work: str, changes: dict[str, int]
+) -> None:
+    how = "\nand: ".join(toml(flag, degree) for flag, degree in changes.items())
+    assert refusal(model_args(8, 2, moe_args=SIX_EXPERTS), degrees).advice == (
+        f"No other tensor parallel degree works by itself. The nearest degrees that work: {work}.\n"
+        f"To change it: {how}"
+    )

@@ -4,9 +4,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import torchtitan_tp_validate as tpv
-from tests.core.shapes import attention_layer, model_args
+from tests.core.shapes import args_of, attention_layer, model_args
 from torchtitan_tp_validate.degrees import Degrees
+from torchtitan_tp_validate.plan import Split
 from torchtitan_tp_validate.releases import read_plan
+from torchtitan_tp_validate.rules import RULES, Line
 
 
 def test_missing_n_kv_heads_means_mla_and_none_means_n_heads() -> None:
@@ -60,3 +62,38 @@ def test_a_rule_without_its_input_is_named() -> None:
         "TP006: SimpleNamespace.vocab_size is None",
         "EP001: SimpleNamespace.moe_args.num_experts is None",
     )
+
+
+def test_a_model_is_named_for_its_family_else_for_its_class() -> None:
+    class Mine:
+        Config = type("Config", (SimpleNamespace,), {"__qualname__": "Mine.Config"})
+
+    experts = SimpleNamespace(num_experts=4)
+    assert read_plan(args_of("llama3", head_dim=4)).model == "Llama 3"
+    assert read_plan(args_of("llama4", head_dim=4, moe_args=experts)).model == "Llama 4"
+    assert read_plan(args_of("qwen3", head_dim=4)).model == "Qwen3"
+    assert read_plan(args_of("qwen3", head_dim=4, moe_args=experts)).model == "Qwen3-MoE"
+    assert read_plan(Mine.Config(**vars(model_args()))).model == "Mine"
+
+
+def test_key_value_heads_are_shared_by_the_families_that_can_and_nobody_else() -> None:
+    def shared(args: Any) -> list[tuple[str, int, tuple[int, ...], Split, str]]:
+        return [
+            (dim.code, dim.size, dim.layers, dim.split, dim.otherwise.text)
+            for dim in read_plan(args).shared_kv
+        ]
+
+    heads, rows = (RULES[code].otherwise for code in ("TP002", "TP014"))
+    layers = (0, 1)
+    both = [
+        ("TP002", 2, layers, Split.SHARED, heads[Line.KV_REPLICATION].text),
+        ("TP014", 2 * 16, layers, Split.EVEN, rows[Line.TORCHTITAN_0_2].text),
+    ]
+    for args in (
+        args_of("llama3", head_dim=16),
+        args_of("llama3", head_dim=None, dim=128),
+        args_of("qwen3", dim=128),
+    ):
+        assert shared(args) == both
+        assert read_plan(args).how_to_replicate == "--replicate-kv-heads, or install(replicate_kv_heads=True)"
+    assert shared(args_of("gpt_oss", head_dim=16)) == shared(model_args(head_dim=16)) == []
