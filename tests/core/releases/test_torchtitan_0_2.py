@@ -3,8 +3,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 import torchtitan_tp_validate as tpv
-from tests.core.shapes import args_of, attention_layer, model_args
+from tests.core.shapes import args_of, attention_layer, model_args, model_with_experts, told
 from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.plan import Split
 from torchtitan_tp_validate.releases import read_plan
@@ -97,3 +99,69 @@ def test_key_value_heads_are_shared_by_the_families_that_can_and_nobody_else() -
         assert shared(args) == both
         assert read_plan(args).how_to_replicate == "--replicate-kv-heads, or install(replicate_kv_heads=True)"
     assert shared(args_of("gpt_oss", head_dim=16)) == shared(model_args(head_dim=16)) == []
+
+
+def test_everything_that_a_built_model_splits_is_named_with_its_place() -> None:
+    fused = model_with_experts(28, fused=True, vocab_size=1, moe_args=SimpleNamespace(num_experts=4))
+    heads = ["TP001 n_heads 8: even, in the only layer", "TP002 n_kv_heads 8: even, in the only layer"]
+    hidden = ["TP011 expert_hidden_dim 28: in step, in the only layer"]
+    # Eight ranks, four experts: FSDP cuts rows.
+    rows = [
+        "FSDP001 2 * expert_hidden_dim / tp 28: even, in the only layer",
+        "FSDP001 dim 64: even, in the only layer",
+    ]
+    rest = [
+        "TP006 vocab_size 1: not empty, in tok_embeddings, output",
+        "EP001 num_experts 4: even, in every MoE layer",
+    ]
+
+    def split(**degrees: int) -> list[str]:
+        return told(read_plan(fused, Degrees(tp=2, **degrees)).dims, 1)
+
+    assert split(ep=2, etp=2, dp_shard=8) == [*heads, *hidden, *rows, *rest]
+    whole = [rows[0].replace(" / tp 28", " 56"), rows[1]]
+    assert split(ep=2, dp_shard=2, cp=2) == [*heads, *whole, *rest]
+    assert split(ep=2, dp_shard=2) == [*heads, *rest]
+    assert split(dp_shard=8) == [*heads, *hidden, *rest]
+
+
+def test_the_children_of_a_module_are_looked_up_where_torch_keeps_them() -> None:
+    def module(**children: Any) -> Any:
+        return SimpleNamespace(_modules=children)
+
+    def linear(size: int) -> Any:
+        return SimpleNamespace(_modules={}, out_features=size)
+
+    layer = module(attention=None, feed_forward=module(w1=linear(66)))
+    moe = module(attention=None, moe=module(shared_experts=module(w1=linear(34))))
+    model = SimpleNamespace(model_args=model_args(8, 8, n_layers=3), layers={"1": layer, "2": moe})
+    dims = told(read_plan(model).dims, 3)
+    assert dims[2:] == [
+        "TP005 feed_forward_hidden_dim 66: even, in layer 1 (1 of 3)",
+        "TP010 shared_expert_hidden_dim 34: even, in layer 2 (1 of 3)",
+    ]
+
+
+def test_a_layer_without_feed_forward_does_not_hide_another_ones() -> None:
+    mlp = SimpleNamespace(w1=SimpleNamespace(out_features=64))
+    layers = {"0": SimpleNamespace(feed_forward=mlp), "1": SimpleNamespace()}
+    plan = read_plan(
+        SimpleNamespace(model_args=model_args(vocab_size=0), layers=layers), Degrees(2, seq_len=8)
+    )
+    assert plan.not_judged == ("TP006: SimpleNamespace.vocab_size is 0",)
+    experts = SimpleNamespace(num_experts=0)
+    assert read_plan(model_args(moe_enabled=True, moe_args=experts)).not_judged[-1] == (
+        "EP001: SimpleNamespace.moe_args.num_experts is 0"
+    )
+
+
+def test_a_built_layer_that_only_fills_in_what_the_args_leave_out_differs_in_nothing() -> None:
+    args = model_args(16, None, n_layers=1)
+    model = SimpleNamespace(model_args=args, layers={"0": attention_layer(16, 16)})
+    assert read_plan(model).dims == read_plan(args).dims
+    broken = SimpleNamespace(model_args=args, layers={"0": attention_layer(0, 16)})
+    with pytest.raises(tpv.PlanError) as caught:
+        read_plan(broken)
+    assert str(caught.value) == (
+        "Not validated: layers.0.attention.n_heads must be a positive whole number, got 0."
+    )
