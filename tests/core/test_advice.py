@@ -10,7 +10,9 @@ import pytest
 import torchtitan_tp_validate as tpv
 from tests.core.shapes import attention_layer, config_tree, model_args, model_with_experts
 from torchtitan_tp_validate.degrees import Degrees
-from torchtitan_tp_validate.validate import judge
+from torchtitan_tp_validate.plan import Plan, ShardedDim
+from torchtitan_tp_validate.rules import Otherwise
+from torchtitan_tp_validate.validate import compat_error, judge
 
 SIX_EXPERTS = SimpleNamespace(num_experts=6)
 
@@ -50,6 +52,13 @@ def test_the_axis_at_fault_and_tensor_parallelism_are_offered() -> None:
         f"To change it: {toml('data_parallel_shard_degree', 2)}"
     )
     assert error.valid_degrees == [1, 2]
+
+
+def test_no_tensor_parallelism_is_a_degree_that_works_too() -> None:
+    error = refusal(model_with_experts(36), Degrees(tp=2, ep=2, cp=2, dp_shard=4))
+    assert error.advice.startswith(
+        "Data parallel shard degrees that work: 1, 2.\nTensor parallel degrees that work: 1.\n"
+    )
 
 
 def test_where_no_degree_alone_helps_the_nearest_layout_is_named_with_every_flag() -> None:
@@ -111,10 +120,22 @@ def test_where_no_smaller_degree_works_the_next_larger_is_the_nearest() -> None:
     )
 
 
-def test_many_data_shards_that_work_are_shown_as_a_range() -> None:
-    # With up to four ranks, each has whole experts.
-    assert refusal(model_with_experts(34), Degrees(tp=1, ep=2, dp_shard=16)).advice == (
-        f"Data parallel shard degrees that work: 2, 4.\nTo change it: {toml('data_parallel_shard_degree', 4)}"
+def test_data_shards_that_work_are_shown_as_a_range_and_nothing_else_is() -> None:
+    rows = ShardedDim("FSDP001", 12, (0,), Otherwise("dies"))
+    error = compat_error(Plan("Tiny", (rows,), 1, "set {flag} to {degree}"), Degrees(tp=2, dp_shard=5))
+    assert error is not None
+    assert error.advice == (
+        "Data parallel shard degrees that work: 1-4, 6, 12.\n"
+        "To change it: set data_parallel_shard_degree to 4"
+    )
+    assert refusal(model_args(12, 6), Degrees(tp=16)).advice.startswith("Degrees that work: 1, 2, 3, 6.\n")
+
+
+def test_a_degree_that_follows_another_is_no_choice_of_its_own() -> None:
+    degrees = Degrees(tp=3, ep=4, etp=3, cp=2, dp_shard=16, seq_len=24)
+    assert refusal(model_args(8, 2, moe_args=SIX_EXPERTS), degrees).advice.startswith(
+        "No other tensor parallel degree or expert parallel degree works by itself. The nearest degrees that "
+        "work: tensor parallel degree 2 with expert parallel degree 2 with expert tensor parallel degree 2.\n"
     )
 
 

@@ -193,7 +193,6 @@ OF_A_MIXER = ("mamba_n_heads", "n_mamba_heads", "ssm_heads")
         {"block_types": ["recurrent", "attention"]},
         {"hybrid_override_pattern": "M*E*"},
         {"attn_layer_period": 2, "attn_layer_offset": 1},
-        {"attn_layer_idxs": [1, 3]},
         {"layer_types": ["moe", "sparse"] * 2},
         *({"layer_types": ["linear_attention", "full_attention"] * 2, name: 6} for name in OF_A_MIXER),
     ],
@@ -215,6 +214,11 @@ def test_layers_without_attention_impose_nothing(how: dict[str, Any]) -> None:
 )
 def test_linear_attention_has_heads_of_its_own(how: dict[str, Any]) -> None:
     assert layer_heads(config(**how)) == ({"TP003": 4, "TP004": 6}, {"TP001": 8, "TP002": 2})
+
+
+def test_positions_say_which_layers_of_a_hyena_attend() -> None:
+    heads = {"TP001": 8, "TP002": 2}
+    assert layer_heads(config(n_layers=3, attn_layer_idxs=[1])) == ({}, heads, {})
 
 
 def test_one_number_for_both_kinds_of_linear_heads() -> None:

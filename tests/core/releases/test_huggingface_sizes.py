@@ -223,6 +223,7 @@ def test_every_size_is_named_as_the_file_names_it_with_its_place() -> None:
         plan(several).dims, 2
     )
     assert sizes(plan(several, ep=2), "EP001") == [4, 6]
+    assert plan(several, ep=2).not_judged == ()
 
 
 def test_gpt_oss_cuts_both_halves_of_its_experts_in_step() -> None:
