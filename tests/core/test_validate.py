@@ -156,6 +156,14 @@ def test_shared_key_value_heads_and_the_sequence_count_where_they_are_given() ->
     assert tpv.valid_tp_degrees(model_args(8, 8), seq_len=12) == [1, 2]
 
 
+def test_a_run_that_fits_is_answered_with_the_plan_at_its_degrees() -> None:
+    degrees = Degrees(tp=2, seq_len=64)
+    plan = judge(model_args(8, 8), degrees)
+    assert plan is not None
+    assert plan.degrees == degrees
+    assert not [text for text in plan.not_judged if "TP009" in text]
+
+
 def test_nothing_is_said_of_key_value_heads_where_another_dimension_is_at_fault() -> None:
     model = args_of("qwen3", head_dim=4, moe_args=SimpleNamespace(num_experts=6))
     with pytest.raises(tpv.TPCompatError) as caught:

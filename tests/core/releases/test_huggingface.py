@@ -94,6 +94,8 @@ def test_transformers_own_plan_decides_what_is_split(tp_plan: dict[str, str], sp
     assert set(sizes(plan(config(), tp_plan=tp_plan))) == split
 
 
+LINEAR = ["linear_attention", "full_attention"]
+
 KV_HEADS: list[tuple[dict[str, Any], int, int | None]] = [
     ({"num_attention_heads": 8, "num_hidden_layers": 2}, 8, 8),
     ({"num_attention_heads": 8, "num_key_value_heads": None, "num_hidden_layers": 2}, 8, 8),
@@ -163,6 +165,7 @@ def test_layers_that_differ_are_read_one_by_one() -> None:
     assert kv_heads(config(8, 4, layer_types=types, num_global_key_value_heads=2)) == [4, 2]
     assert kv_heads({**gemma4, "per_layer_config": {"00": {"num_key_value_heads": 1}}}) == [1, 2]
     assert kv_heads(config(8, [4, 2])) == [4, 2]  # OpenELM
+    assert kv_heads({"num_attention_heads": 8, "layer_types": types}) == [8, 8]
     laguna = config(8, 4, num_attention_heads_per_layer=[16, 8])
     assert [heads["TP001"] for heads in layer_heads(laguna)] == [16, 8]
     deci = {
@@ -230,8 +233,10 @@ def test_one_number_for_both_kinds_of_linear_heads() -> None:
 
 
 def test_linear_attention_without_numbers_of_its_own_has_the_models() -> None:
-    minimax = config(8, 2, layer_types=["linear_attention", "full_attention"])
-    assert layer_heads(minimax) == ({"TP001": 8}, {"TP001": 8, "TP002": 2})
+    for how in ({"layer_types": LINEAR}, {"attn_type_list": [0, 1]}):  # MiniMax
+        assert layer_heads(config(8, 2, **how)) == ({"TP001": 8}, {"TP001": 8, "TP002": 2})
+    every_third = layer_heads(config(8, 2, 3, full_attention_interval=3))
+    assert every_third == ({"TP001": 8}, {"TP001": 8}, {"TP001": 8, "TP002": 2})
 
 
 def test_a_pattern_of_numbers_says_which_layers_slide() -> None:
@@ -267,7 +272,6 @@ def test_every_text_decoder_of_a_config_counts() -> None:
 DEFAULTS_LEFT_OUT = "num_key_value_heads is left out, as older transformers does with what equals"
 
 
-LINEAR = ["linear_attention", "full_attention"]
 FLA = {"model_type": "gla", "num_heads": 4, "num_hidden_layers": 2}
 
 
@@ -431,6 +435,11 @@ def test_a_config_object_and_a_model_are_read_by_their_shape() -> None:
     content = {"model_type": "llama", "n_heads": 8, "n_layers": 2, "attn_config": {"kv_n_heads": 4}}
     as_object = SimpleNamespace(n_heads=8, n_layers=2, model_type="llama", to_dict=lambda: content)
     assert read_plan(as_object).model == "llama"
+    # What is no such object is read by the names that it has.
+    for other in ({"model_type": "llama"}, {"to_dict": dict}):
+        assert read_plan(SimpleNamespace(n_heads=8, n_layers=2, **other)).model == "SimpleNamespace"
+    with_plan = SimpleNamespace(config=as_object, tp_plan={"layers.*.self_attn.q_proj": "colwise"})
+    assert tpv.valid_tp_degrees(with_plan) == [1, 2, 4, 8]
     assert tpv.valid_tp_degrees(as_object) == [1, 2, 4]
 
 

@@ -110,6 +110,7 @@ def test_context_parallelism_without_a_sequence_length_says_so() -> None:
 def test_ranks_may_share_a_key_value_head_where_torchtitan_has_the_model() -> None:
     assert plan(llama()).valid_degrees() == [1, 2]
     assert plan(llama()).replication_degrees == [4, 8]
+    assert plan(PUBLISHED["Qwen3.5-9B"].config).replication_degrees == [8, 16]  # its first layers are linear
     assert plan(llama(), replicate_kv_heads=True).valid_degrees() == [1, 2, 4, 8]
     error = compat_error(plan(llama()), Degrees(tp=4))
     assert error is not None
@@ -253,7 +254,7 @@ def test_a_size_that_is_missing_is_named() -> None:
 
 
 def test_transformers_rule_knows_none_of_the_other_degrees() -> None:
-    degrees = Degrees(tp=2, ep=7, cp=2, seq_len=3, replicate_kv_heads=True)
+    degrees = Degrees(tp=2, ep=2, cp=2, seq_len=3, replicate_kv_heads=True)
     the_plan = read(moe(), moe(), degrees, framework=Framework.TRANSFORMERS)
     assert the_plan.not_judged == (
         "an expert parallel degree: no part of transformers' rule",
@@ -301,3 +302,9 @@ def test_a_size_that_is_none_is_not_validated(config: dict[str, Any], message: s
     with pytest.raises(tpv.PlanError) as caught:
         plan(config)
     assert str(caught.value).startswith(f"Not validated: {message}")
+
+
+def test_a_number_of_experts_that_is_none_is_not_validated() -> None:
+    with pytest.raises(tpv.PlanError) as caught:
+        plan(moe() | {"num_experts": -8}, ep=2)
+    assert str(caught.value) == "Not validated: num_experts must be a positive whole number, got -8."

@@ -151,7 +151,8 @@ def test_the_layer_whose_heads_do_not_divide_is_named() -> None:
     with pytest.raises(tpv.PlanError, match="layer 1 has 8 query heads and 3 key-value heads"):
         layer_heads(config(8, [4, 3]))
     # Latent attention has no key-value heads, whatever the file says.
-    assert layer_heads(config(8, 3, kv_lora_rank=4)) == ({"TP001": 8},) * 2
+    for unread in (3, 0):
+        assert layer_heads(config(8, unread, kv_lora_rank=4)) == ({"TP001": 8},) * 2
 
 
 def test_a_default_that_was_left_out_is_told_by_what_else_was() -> None:
@@ -180,6 +181,11 @@ def test_a_default_that_was_left_out_is_told_by_what_else_was() -> None:
         ({"n_shared_head": 0}, "n_shared_head must be a positive whole number, got 0."),
         (
             {"n_shared_head": 3},
+            "n_shared_head (3) query heads share a key-value head, which does not divide "
+            "num_attention_heads (8): correct the config.",
+        ),
+        (
+            {"num_attention_heads_per_layer": [6, 8], "num_hidden_layers": 2, "n_shared_head": 3},
             "n_shared_head (3) query heads share a key-value head, which does not divide "
             "num_attention_heads (8): correct the config.",
         ),

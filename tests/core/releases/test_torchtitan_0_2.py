@@ -20,6 +20,14 @@ def test_missing_n_kv_heads_means_mla_and_none_means_n_heads() -> None:
         assert (dim.code, dim.size, dim.layers) == ("TP001", 16, (0, 1, 2))
 
 
+def test_a_number_that_is_not_there_is_named() -> None:
+    with pytest.raises(tpv.PlanError) as caught:
+        read_plan(SimpleNamespace(n_heads=8))
+    assert str(caught.value) == (
+        "Not validated: SimpleNamespace.n_layers must be a positive whole number, got None."
+    )
+
+
 def test_a_model_is_read_through_its_args() -> None:
     assert tpv.valid_tp_degrees(SimpleNamespace(model_args=model_args(8, 2))) == [1, 2]
 
@@ -79,17 +87,17 @@ def test_a_model_is_named_for_its_family_else_for_its_class() -> None:
 
 
 def test_key_value_heads_are_shared_by_the_families_that_can_and_nobody_else() -> None:
-    def shared(args: Any) -> list[tuple[str, int, tuple[int, ...], Split, str]]:
+    def shared(args: Any) -> list[tuple[str, str, tuple[int, ...], Split, str]]:
         return [
-            (dim.code, dim.size, dim.layers, dim.split, dim.otherwise.text)
+            (dim.code, str(dim.size), dim.layers, dim.split, dim.otherwise.text)
             for dim in read_plan(args).shared_kv
         ]
 
     heads, rows = (RULES[code].otherwise for code in ("TP002", "TP014"))
     layers = (0, 1)
     both = [
-        ("TP002", 2, layers, Split.SHARED, heads[Line.KV_REPLICATION].text),
-        ("TP014", 2 * 16, layers, Split.EVEN, rows[Line.TORCHTITAN_0_2].text),
+        ("TP002", "2", layers, Split.SHARED, heads[Line.KV_REPLICATION].text),
+        ("TP014", "32", layers, Split.EVEN, rows[Line.TORCHTITAN_0_2].text),
     ]
     for args in (
         args_of("llama3", head_dim=16),

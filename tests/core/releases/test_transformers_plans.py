@@ -197,6 +197,7 @@ def test_what_is_cut_beside_the_text_decoder_is_judged_and_named() -> None:
     [query, key_value] = caught.value.violations
     assert (query.dim, query.size, query.where) == ("vision_config.num_attention_heads", 12, "vision_config")
     assert key_value.dim == "vision_config.num_key_value_heads"
+    assert query.consequence.startswith("the model loads without a word, and its first forward pass dies")
     siglip = {**llama4, "vision_config": config("siglip_vision_model", 12, 12)}
     assert tpv.valid_tp_degrees(siglip) == [1, 2, 4, 8]
 
