@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -163,3 +164,16 @@ def test_another_axis_is_changed_where_that_is_the_least(
         f"No other tensor parallel degree works by itself. The nearest degrees that work: {work}.\n"
         f"To change it: {how}"
     )
+
+
+def test_degrees_at_which_a_model_cannot_be_read_are_not_offered() -> None:
+    rows = Plan("Tiny", (ShardedDim("TP005", 7, (0,), Otherwise("dies")),), 1, "set {flag} to {degree}")
+
+    def read_at(degrees: Degrees) -> Plan:
+        if degrees.tp != 4:
+            raise tpv.PlanError("unread")
+        return rows
+
+    error = compat_error(replace(rows, read_at=read_at), Degrees(tp=4))
+    assert error is not None
+    assert error.advice.startswith("No degree works: feed_forward_hidden_dim (7) ")

@@ -86,6 +86,7 @@ def test_torchtitan_splits_every_kind_of_head_and_transformers_two() -> None:
         ({"layers.*.self_attn.k_proj": "colwise_gather_output"}, set()),
         ({"layers.*.attention.query_key_value": "colwise"}, {"TP001", "TP002"}),
         ({"layers.*.self_attn.q_b_proj": "colwise", "layers.*.self_attn.kv_b_proj": "colwise"}, {"TP001"}),
+        ({"layers.*.mlp.q_proj": "colwise", "layers.*.self_attn.v_proj": "colwise"}, {"TP002"}),
         ({"layers.*.linear_attn.q_proj": "colwise", "layers.*.mlp.up_proj": "colwise"}, set()),
         ({}, set()),
     ],
@@ -235,7 +236,8 @@ def test_one_number_for_both_kinds_of_linear_heads() -> None:
 def test_linear_attention_without_numbers_of_its_own_has_the_models() -> None:
     for how in ({"layer_types": LINEAR}, {"attn_type_list": [0, 1]}):  # MiniMax
         assert layer_heads(config(8, 2, **how)) == ({"TP001": 8}, {"TP001": 8, "TP002": 2})
-    every_third = layer_heads(config(8, 2, 3, full_attention_interval=3))
+    # An offset is of the other kind of period.
+    every_third = layer_heads(config(8, 2, 3, full_attention_interval=3, attn_layer_offset=1))
     assert every_third == ({"TP001": 8}, {"TP001": 8}, {"TP001": 8, "TP002": 2})
 
 

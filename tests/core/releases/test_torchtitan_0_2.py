@@ -141,12 +141,14 @@ def test_the_children_of_a_module_are_looked_up_where_torch_keeps_them() -> None
         return SimpleNamespace(_modules={}, out_features=size)
 
     layer = module(attention=None, feed_forward=module(w1=linear(66)))
-    moe = module(attention=None, moe=module(shared_experts=module(w1=linear(34))))
+    experts = SimpleNamespace(_parameters={"w1": SimpleNamespace(shape=(4, 36, 64))}, use_grouped_mm=True)
+    moe = module(attention=None, moe=module(shared_experts=module(w1=linear(34)), experts=experts))
     model = SimpleNamespace(model_args=model_args(8, 8, n_layers=3), layers={"1": layer, "2": moe})
     dims = told(read_plan(model).dims, 3)
     assert dims[2:] == [
         "TP005 feed_forward_hidden_dim 66: even, in layer 1 (1 of 3)",
         "TP010 shared_expert_hidden_dim 34: even, in layer 2 (1 of 3)",
+        "TP013 expert_hidden_dim 36: aligned, in layer 2 (1 of 3)",
     ]
 
 

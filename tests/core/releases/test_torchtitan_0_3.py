@@ -161,8 +161,10 @@ def test_a_size_of_the_fork_that_is_none_is_named(config: Any, name: str) -> Non
 
 def test_the_vocabulary_of_the_fork_is_judged_where_its_size_is_known() -> None:
     config = fork(fork_layer())
-    assert told(read_plan(config).dims[-1:], 4) == [
-        "TP006 vocab_size 2048: not empty, in tok_embeddings, output"
+    assert told(read_plan(config).dims, 4) == [
+        "TP001 n_heads 8: even, in all 4 layers",
+        "TP002 n_kv_heads 8: even, in all 4 layers",
+        "TP006 vocab_size 2048: not empty, in tok_embeddings, output",
     ]
     config.vocab_size = None
     assert read_plan(config, Degrees(tp=2, seq_len=8)).not_judged == ("TP006: the config has no vocab_size",)

@@ -130,6 +130,7 @@ def test_a_class_may_have_a_plan_where_its_decoder_has_none_and_5_14_is_the_firs
     installed("5.14.1")
     tpv.validate_tp_compat(GPT_OSS, 16)
     tpv.validate_tp_compat(unnamed, 16)
+    tpv.validate_tp_compat({**GPT_OSS, "architectures": "none"}, 16)
     assert "has no tensor parallel plan for gpt_oss" in refusal(classifier)
     installed("5.13.1")
     for content in (GPT_OSS, unnamed, classifier):
@@ -198,6 +199,8 @@ def test_what_is_cut_beside_the_text_decoder_is_judged_and_named() -> None:
     assert (query.dim, query.size, query.where) == ("vision_config.num_attention_heads", 12, "vision_config")
     assert key_value.dim == "vision_config.num_key_value_heads"
     assert query.consequence.startswith("the model loads without a word, and its first forward pass dies")
+    of_the_whole = {"audio_config": config("llama4", 3, 3), **llama4}
+    assert tpv.valid_tp_degrees(of_the_whole) == [1, 2, 4]
     siglip = {**llama4, "vision_config": config("siglip_vision_model", 12, 12)}
     assert tpv.valid_tp_degrees(siglip) == [1, 2, 4, 8]
 
