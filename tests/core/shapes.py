@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
+
+from torchtitan_tp_validate.plan import ShardedDim, describe_places
 
 
 def model_args(n_heads: Any = 8, n_kv_heads: Any = 2, n_layers: Any = 2, **more: Any) -> Any:
     """Model args of 0.2.x."""
     return SimpleNamespace(n_heads=n_heads, n_kv_heads=n_kv_heads, n_layers=n_layers, **more)
+
+
+def args_of(package: str, **fields: Any) -> Any:
+    """Model args of a class that a package of torchtitan 0.2.x has."""
+    module = f"torchtitan.models.{package}.model.args"
+    return type("ModelArgs", (SimpleNamespace,), {"__module__": module})(**vars(model_args(**fields)))
 
 
 def model_with_experts(hidden: int = 36, *, grouped: bool = False, fused: bool = False, **more: Any) -> Any:
@@ -47,3 +56,11 @@ def delta_layer(n_key_heads: int = 4, n_value_heads: int = 8, head_dim: int = 16
 def config_tree(*layers: Any, **more: Any) -> Any:
     """A model config of 0.3.x."""
     return SimpleNamespace(layers=list(layers), **more)
+
+
+def told(dims: Iterable[ShardedDim], n_layers: int) -> list[str]:
+    """What there is to say of each dimension, without its reason: code, name, size, split and place."""
+    return [
+        f"{dim.code} {dim.name} {dim.size}: {dim.split.value}, in {describe_places(dim, n_layers)}"
+        for dim in dims
+    ]

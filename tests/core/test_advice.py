@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 import torchtitan_tp_validate as tpv
 from tests.core.shapes import attention_layer, config_tree, model_args, model_with_experts
 from torchtitan_tp_validate.degrees import Degrees
-from torchtitan_tp_validate.validate import judge
+from torchtitan_tp_validate.plan import Plan, ShardedDim
+from torchtitan_tp_validate.rules import Otherwise
+from torchtitan_tp_validate.validate import compat_error, judge
 
 SIX_EXPERTS = SimpleNamespace(num_experts=6)
 
@@ -50,6 +53,13 @@ def test_the_axis_at_fault_and_tensor_parallelism_are_offered() -> None:
         f"To change it: {toml('data_parallel_shard_degree', 2)}"
     )
     assert error.valid_degrees == [1, 2]
+
+
+def test_no_tensor_parallelism_is_a_degree_that_works_too() -> None:
+    error = refusal(model_with_experts(36), Degrees(tp=2, ep=2, cp=2, dp_shard=4))
+    assert error.advice.startswith(
+        "Data parallel shard degrees that work: 1, 2.\nTensor parallel degrees that work: 1.\n"
+    )
 
 
 def test_where_no_degree_alone_helps_the_nearest_layout_is_named_with_every_flag() -> None:
@@ -93,3 +103,77 @@ def test_what_fits_a_half_read_model_is_not_said_to_work() -> None:
     error = refusal(half_read, Degrees(tp=8))
     assert error.advice.startswith("Degrees that fit what could be read: 1, 2, 4.\n")
     assert error.valid_degrees == [1]
+
+
+def test_replication_that_cannot_be_had_is_said_to_be_so() -> None:
+    assert refusal(model_args(8, 2), Degrees(tp=4, replicate_kv_heads=True)).advice == (
+        "Degrees that work: 1, 2.\n"
+        "KV-head replication was asked for, but is not available for this model here.\n"
+        f"To change it: {toml('tensor_parallel_degree', 2)}"
+    )
+
+
+def test_where_no_smaller_degree_works_the_next_larger_is_the_nearest() -> None:
+    # Without expert parallelism TP 2 would cut the fused rows of 2 * 7 out of step.
+    model = model_with_experts(7, fused=True, moe_args=SimpleNamespace(num_experts=5))
+    assert refusal(model, Degrees(tp=2, ep=2, dp_shard=5, fsdp=False)).advice == (
+        f"Expert parallel degrees that work: 5.\nTo change it: {toml('expert_parallel_degree', 5)}"
+    )
+
+
+def test_data_shards_that_work_are_shown_as_a_range_and_nothing_else_is() -> None:
+    rows = ShardedDim("FSDP001", 12, (0,), Otherwise("dies"))
+    error = compat_error(Plan("Tiny", (rows,), 1, "set {flag} to {degree}"), Degrees(tp=2, dp_shard=5))
+    assert error is not None
+    assert error.advice == (
+        "Data parallel shard degrees that work: 1-4, 6, 12.\n"
+        "To change it: set data_parallel_shard_degree to 4"
+    )
+    assert refusal(model_args(12, 6), Degrees(tp=16)).advice.startswith("Degrees that work: 1, 2, 3, 6.\n")
+
+
+def test_a_degree_that_follows_another_is_no_choice_of_its_own() -> None:
+    degrees = Degrees(tp=3, ep=4, etp=3, cp=2, dp_shard=16, seq_len=24)
+    assert refusal(model_args(8, 2, moe_args=SIX_EXPERTS), degrees).advice.startswith(
+        "No other tensor parallel degree or expert parallel degree works by itself. The nearest degrees that "
+        "work: tensor parallel degree 2 with expert parallel degree 2 with expert tensor parallel degree 2.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("degrees", "work", "changes"),
+    [
+        # The number of ranks stays where it can, else it falls rather than rises.
+        (
+            Degrees(tp=2, ep=6, etp=2, cp=3, dp_shard=4, dp_replicate=2, seq_len=64),
+            "data parallel shard degree 3 with context parallel degree 4",
+            {"data_parallel_shard_degree": 3, "context_parallel_degree": 4},
+        ),
+        (
+            Degrees(tp=2, cp=3, dp_shard=3, dp_replicate=2, seq_len=64),
+            "context parallel degree 2",
+            {"context_parallel_degree": 2},
+        ),
+    ],
+)
+def test_another_axis_is_changed_where_that_is_the_least(
+    degrees: Degrees, work: str, changes: dict[str, int]
+) -> None:
+    how = "\nand: ".join(toml(flag, degree) for flag, degree in changes.items())
+    assert refusal(model_args(8, 2, moe_args=SIX_EXPERTS), degrees).advice == (
+        f"No other tensor parallel degree works by itself. The nearest degrees that work: {work}.\n"
+        f"To change it: {how}"
+    )
+
+
+def test_degrees_at_which_a_model_cannot_be_read_are_not_offered() -> None:
+    rows = Plan("Tiny", (ShardedDim("TP005", 7, (0,), Otherwise("dies")),), 1, "set {flag} to {degree}")
+
+    def read_at(degrees: Degrees) -> Plan:
+        if degrees.tp != 4:
+            raise tpv.PlanError("unread")
+        return rows
+
+    error = compat_error(replace(rows, read_at=read_at), Degrees(tp=4))
+    assert error is not None
+    assert error.advice.startswith("No degree works: feed_forward_hidden_dim (7) ")

@@ -60,6 +60,12 @@ def test_a_data_parallel_degree_that_is_left_to_the_number_of_ranks_is_not_known
     assert degrees_of_job(run) == Degrees(tp=2, dp_shard_is_known=False, in_trainer=True)
 
 
+def test_tensor_parallelism_within_experts_follows_that_of_the_run_where_it_equals_it() -> None:
+    assert Degrees(tp=2, ep=2, etp=2).vary(tp=4) == Degrees(tp=4, ep=2, etp=4)
+    assert Degrees(tp=2, ep=2).vary(tp=4) == Degrees(tp=4, ep=2)
+    assert Degrees(tp=1, ep=2).vary(tp=4) == Degrees(tp=4, ep=2)
+
+
 @pytest.mark.parametrize("field", FLAGS)
 def test_a_degree_that_is_none_is_named_by_its_noun_and_its_source(field: str) -> None:
     source = f"of type int (from SimpleNamespace.{field})"

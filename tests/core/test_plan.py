@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from torchtitan_tp_validate.degrees import Axis, Degrees
+from torchtitan_tp_validate.errors import PlanError
 from torchtitan_tp_validate.plan import (
     Plan,
     PlanBuilder,
@@ -13,6 +15,7 @@ from torchtitan_tp_validate.plan import (
     describe_layers,
     describe_places,
     divisors,
+    ranges,
 )
 from torchtitan_tp_validate.rules import ALIGNMENT, Line, Otherwise
 
@@ -105,8 +108,57 @@ def test_degrees_of_an_uneven_split_stop_where_a_shard_is_empty() -> None:
         ((0, 1), 40, "layers 0, 1 (2 of 40)"),
         ((4, 5, 6), 40, "layers 4-6 (3 of 40)"),
         ((3, 7, 11), 12, "layers 3, 7, 11 (3 of 12)"),
+        ((0, 2, 4, 6), 12, "layers 0, 2, 4, 6 (4 of 12)"),
+        ((0, 2, 4, 6, 8), 12, "layers 0, 2, ..., 8 (5 of 12)"),
         (range(3, 40, 4), 40, "layers 3, 7, ..., 39 (10 of 40)"),
     ],
 )
 def test_layers_are_described_in_few_words(layers: range, n_layers: int, text: str) -> None:
     assert describe_layers(tuple(layers), n_layers) == text
+
+
+def test_numbers_that_follow_one_another_are_a_range() -> None:
+    assert ranges([1, 2, 3, 4, 8]) == "1-4, 8"
+    assert ranges([1, 2, 5]) == "1, 2, 5"
+
+
+def test_shared_heads_take_the_place_of_n_kv_heads() -> None:
+    kv_heads = ShardedDim("TP002", 2, (0,), DIES)
+    shared = ShardedDim("TP002", 2, (0,), DIES, split=Split.SHARED)
+    the_plan = Plan("Tiny", (ShardedDim("TP001", 8, (0,), DIES), kv_heads), 1, "", shared_kv=(shared,))
+    assert the_plan.replication_degrees == [4, 8]
+    assert the_plan.added_by_replication(Degrees(tp=1, replicate_kv_heads=True)) == []
+    assert the_plan.with_kv_replication().degrees == Degrees(tp=1, replicate_kv_heads=True)
+    assert the_plan.with_kv_replication().valid_degrees() == [1, 2, 4, 8]
+
+
+def test_degrees_at_which_a_model_cannot_be_read_are_not_accepted() -> None:
+    def read_at(degrees: Degrees) -> Plan:
+        if degrees.tp != 2:
+            raise PlanError("unread")
+        return plan(8)
+
+    the_plan = replace(plan(8), read_at=read_at)
+    assert [tp for tp in (2, 4, 8) if the_plan.accepts(Degrees(tp))] == [2]
+    assert the_plan.candidates(Axis.TP, Degrees(2)) == [1, 2, 4, 8]
+    assert Plan("Tiny", (), 1, "", listed_up_to=3).candidates(Axis.EP, Degrees(2)) == [1]
+
+
+def test_the_tp_degrees_to_look_among_are_those_of_no_tensor_parallelism() -> None:
+    # What is split at TP 1 is split at any; a degree of its own may split more.
+    the_plan = replace(plan(2), read_at=lambda degrees: plan(8) if degrees.tp == 1 else plan(2))
+    assert the_plan.candidates(Axis.TP, Degrees(2)) == [1, 2, 4, 8]
+    by_tp = replace(
+        plan(2),
+        read_at=lambda degrees: Plan(
+            "Tiny", (ShardedDim("EP001", 6 if degrees.tp > 1 else 4, (), DIES),), 1, ""
+        ),
+    )
+    assert by_tp.candidates(Axis.EP, Degrees(2, ep=2)) == [1, 2, 3, 6]
+
+
+def test_of_data_shards_all_smaller_numbers_are_looked_at_until_there_are_too_many() -> None:
+    the_plan = Plan("Tiny", (ShardedDim("FSDP001", 2, (0,), DIES),), 1, "")
+    assert the_plan.candidates(Axis.FSDP, Degrees(1, dp_shard=5)) == [1, 2, 3, 4, 5]
+    assert the_plan.candidates(Axis.FSDP, Degrees(1, dp_shard=1024)) == list(range(1, 1025))
+    assert the_plan.candidates(Axis.FSDP, Degrees(1, dp_shard=1026)) == divisors(1026)

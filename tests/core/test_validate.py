@@ -9,11 +9,18 @@ import pytest
 
 import torchtitan_tp_validate as tpv
 from tests.core.offers import accepts, contradictions
-from tests.core.shapes import attention_layer, config_tree, delta_layer, model_args, model_with_experts
+from tests.core.shapes import (
+    args_of,
+    attention_layer,
+    config_tree,
+    delta_layer,
+    model_args,
+    model_with_experts,
+)
 from torchtitan_tp_validate.degrees import Degrees
-from torchtitan_tp_validate.plan import Plan, ShardedDim
+from torchtitan_tp_validate.plan import Plan, ShardedDim, Split
 from torchtitan_tp_validate.rules import Otherwise
-from torchtitan_tp_validate.validate import compat_error, judge
+from torchtitan_tp_validate.validate import compat_error, judge, raise_if_incompatible
 
 DIES = Otherwise("dies", "it dies.")
 
@@ -64,11 +71,11 @@ def test_tp_of_one_is_accepted_whatever_the_model(model: Any) -> None:
 
 @pytest.mark.parametrize("tp", [0, -1, -8, True, False, 2.0, 2.5, "4", None, [2], float("nan")], ids=repr)
 def test_a_degree_that_is_no_positive_int_is_named(tp: Any) -> None:
-    with pytest.raises(tpv.TPDegreeError, match=re.escape(f"got {tp!r} of type {type(tp).__name__}.")):
+    got = f"{tp!r} of type {type(tp).__name__}"
+    text = f"Tensor parallel degree must be a whole number of at least 1, got {got}."
+    with pytest.raises(tpv.TPDegreeError, match=re.escape(text)):
         tpv.validate_tp_compat(model_args(), tp)
-    with pytest.raises(
-        tpv.TPDegreeError, match=re.escape(f"{tp!r} of type {type(tp).__name__} (from Simple")
-    ):
+    with pytest.raises(tpv.TPDegreeError, match=re.escape(f"{got} (from Simple")):
         tpv.validate_tp_compat(model_args(), SimpleNamespace(tp=tp))
 
 
@@ -83,9 +90,14 @@ def test_any_integer_type_is_a_degree() -> None:
 
 @pytest.mark.parametrize("model", [None, 7, "llama3", {}, ..., SimpleNamespace(dim=4)], ids=repr)
 def test_an_object_without_head_counts_is_never_compatible(model: Any) -> None:
-    with pytest.raises(tpv.PlanError, match="Not validated: cannot find head counts in"):
+    text = (
+        f"Not validated: cannot find head counts in {model!r} of type {type(model).__module__}."
+        f"{type(model).__qualname__}. Expected a torchtitan model, its config (0.3.x: with .layers) or its "
+        "model args (0.2.x: with .n_heads), or a Hugging Face model or config (with num_attention_heads)."
+    )
+    with pytest.raises(tpv.PlanError, match=f"^{re.escape(text)}$"):
         tpv.validate_tp_compat(model, 2)
-    with pytest.raises(tpv.PlanError, match="Not validated: cannot find head counts in"):
+    with pytest.raises(tpv.PlanError, match=f"^{re.escape(text)}$"):
         tpv.valid_tp_degrees(model)
 
 
@@ -118,6 +130,59 @@ def test_an_unreadable_layer_is_never_compatible_but_a_violation_beside_it_is_fo
         tpv.valid_tp_degrees(half_read)
     with pytest.raises(tpv.TPCompatError):
         tpv.validate_tp_compat(half_read, 8)
+
+
+@pytest.mark.parametrize(
+    ("unread", "text"),
+    [
+        (("a", "b", "c"), "3 of them have no attention or delta_net config with head counts: a, b, c."),
+        (
+            ("a", "b", "c", "d"),
+            "4 of them have no attention or delta_net config with head counts: a, b, c, ....",
+        ),
+    ],
+)
+def test_unreadable_layers_are_counted_and_the_first_three_named(unread: tuple[str, ...], text: str) -> None:
+    with pytest.raises(tpv.PlanError) as caught:
+        raise_if_incompatible(Plan("Tiny", (), 9, "", unread=unread), Degrees(tp=2))
+    assert str(caught.value) == f"Not validated: Tiny has 9 layers, and {text}"
+
+
+def test_shared_key_value_heads_and_the_sequence_count_where_they_are_given() -> None:
+    model = args_of("llama3", head_dim=4)
+    assert tpv.valid_tp_degrees(model) == [1, 2]
+    assert tpv.valid_tp_degrees(model, replicate_kv_heads=True) == [1, 2, 4, 8]
+    tpv.validate_tp_compat(model, 4, replicate_kv_heads=True)
+    assert tpv.valid_tp_degrees(model_args(8, 8), seq_len=12) == [1, 2]
+
+
+def test_a_run_that_fits_is_answered_with_the_plan_at_its_degrees() -> None:
+    degrees = Degrees(tp=2, seq_len=64)
+    plan = judge(model_args(8, 8), degrees)
+    assert plan is not None
+    assert plan.degrees == degrees
+    assert not [text for text in plan.not_judged if "TP009" in text]
+
+
+def test_nothing_is_said_of_key_value_heads_where_another_dimension_is_at_fault() -> None:
+    model = args_of("qwen3", head_dim=4, moe_args=SimpleNamespace(num_experts=6))
+    with pytest.raises(tpv.TPCompatError) as caught:
+        judge(model, Degrees(tp=2, ep=4, dp_shard=2))
+    assert caught.value.replication_degrees == []
+    assert caught.value.headline == (
+        "Expert parallel degree (4) must divide num_experts (6). For Qwen3-MoE, max supported EP is 2."
+    )
+
+
+def test_a_refusal_is_told_as_data_of_the_requested_degrees() -> None:
+    otherwise = Otherwise("silently wrong", "it trains on.", silent=True)
+    rows, heads = ShardedDim("TP005", 12, (0,), otherwise), ShardedDim("TP002", 2, (0,), DIES)
+    plan = Plan("Tiny", (rows, heads), 1, "", shared_kv=(replace(heads, split=Split.SHARED),))
+    error = compat_error(plan, Degrees(tp=8, replicate_kv_heads=True))
+    assert error is not None
+    (violation,) = error.violations
+    assert (violation.degree, violation.silent) == (8, True)
+    assert error.valid_degrees == [1, 2, 4, 6, 12]
 
 
 def test_gated_delta_heads_count_too() -> None:

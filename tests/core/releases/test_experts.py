@@ -44,10 +44,11 @@ def sizes(the_plan: Plan) -> list[tuple[str, int]]:
         (Degrees(tp=2, dp_shard=4, ep=2), 8, 1),
         (Degrees(tp=1, dp_shard=8, ep=4), 8, Fraction(1, 4)),
         (Degrees(tp=2, dp_shard=4, ep=2, etp=2), 8, Fraction(1, 2)),
+        (Degrees(tp=2, dp_shard=4, cp=2, ep=2), 16, 2),
         (Degrees(tp=2, dp_shard=4, fsdp=False), 8, None),
         (Degrees(tp=1, dp_shard=8, ep=3), 8, None),
     ],
-    ids=["enough experts", "TP", "CP", "EP of TP", "EP", "ETP", "not by apply_fsdp", "no mesh"],
+    ids=["enough experts", "TP", "CP", "EP of TP", "EP", "ETP", "EP and CP", "not by apply_fsdp", "no mesh"],
 )
 def test_fsdp_cuts_rows_when_there_are_more_ranks_than_experts(
     degrees: Degrees, ranks: int, shards: Fraction | None
@@ -62,6 +63,11 @@ def test_each_kind_of_row_is_judged_once_at_the_size_that_tensor_parallelism_lea
     assert sizes(uneven)[:2] == [("expert_hidden_dim / tp", 8), ("expert_hidden_dim / tp", 4)]
     empty = plan(Degrees(tp=8), shards=Fraction(1))  # 5 on seven ranks, 1 on the last
     assert sizes(empty)[:2] == [("expert_hidden_dim / tp", 5), ("expert_hidden_dim / tp", 1)]
+    for tp, rows in ((13, 3), (20, 2)):  # whole parts for 12 and 18 ranks, and nothing for the others
+        assert sizes(plan(Degrees(tp=tp), shards=Fraction(1)))[:2] == [
+            ("expert_hidden_dim / tp", rows),
+            ("dim", 64),
+        ]
 
 
 def test_degrees_that_shard_the_rows_evenly() -> None:

@@ -86,6 +86,7 @@ def test_torchtitan_splits_every_kind_of_head_and_transformers_two() -> None:
         ({"layers.*.self_attn.k_proj": "colwise_gather_output"}, set()),
         ({"layers.*.attention.query_key_value": "colwise"}, {"TP001", "TP002"}),
         ({"layers.*.self_attn.q_b_proj": "colwise", "layers.*.self_attn.kv_b_proj": "colwise"}, {"TP001"}),
+        ({"layers.*.mlp.q_proj": "colwise", "layers.*.self_attn.v_proj": "colwise"}, {"TP002"}),
         ({"layers.*.linear_attn.q_proj": "colwise", "layers.*.mlp.up_proj": "colwise"}, set()),
         ({}, set()),
     ],
@@ -93,6 +94,8 @@ def test_torchtitan_splits_every_kind_of_head_and_transformers_two() -> None:
 def test_transformers_own_plan_decides_what_is_split(tp_plan: dict[str, str], split: set[str]) -> None:
     assert set(sizes(plan(config(), tp_plan=tp_plan))) == split
 
+
+LINEAR = ["linear_attention", "full_attention"]
 
 KV_HEADS: list[tuple[dict[str, Any], int, int | None]] = [
     ({"num_attention_heads": 8, "num_hidden_layers": 2}, 8, 8),
@@ -160,8 +163,10 @@ def test_layers_that_differ_are_read_one_by_one() -> None:
     gemma4 = config(8, 4, layer_types=types, num_global_key_value_heads=2, attention_k_eq_v=True)
     assert kv_heads(gemma4) == [4, 2]
     assert kv_heads({**gemma4, "attention_k_eq_v": False}) == [4, 4]
+    assert kv_heads(config(8, 4, layer_types=types, num_global_key_value_heads=2)) == [4, 2]
     assert kv_heads({**gemma4, "per_layer_config": {"00": {"num_key_value_heads": 1}}}) == [1, 2]
     assert kv_heads(config(8, [4, 2])) == [4, 2]  # OpenELM
+    assert kv_heads({"num_attention_heads": 8, "layer_types": types}) == [8, 8]
     laguna = config(8, 4, num_attention_heads_per_layer=[16, 8])
     assert [heads["TP001"] for heads in layer_heads(laguna)] == [16, 8]
     deci = {
@@ -169,10 +174,19 @@ def test_layers_that_differ_are_read_one_by_one() -> None:
         "block_configs": [
             {"attention": {"n_heads_in_group": 8}},
             {"attention": {"no_op": True}},
+            {"attention": {"replace_with_linear": True}},
             {"attention": {"n_heads_in_group": 16}},
         ],
     }
-    assert kv_heads(deci) == [4, None, 2]
+    assert layer_heads(deci) == ({"TP001": 32, "TP002": 4}, {}, {}, {"TP001": 32, "TP002": 2})
+    wider = {"00": {"num_attention_heads": 16}, "1": {"num_key_value_heads": 8}}
+    assert layer_heads(config(8, 4, per_layer_config=wider)) == (
+        {"TP001": 16, "TP002": 4},
+        {"TP001": 8, "TP002": 8},
+    )
+
+
+OF_A_MIXER = ("mamba_n_heads", "n_mamba_heads", "ssm_heads")
 
 
 @pytest.mark.parametrize(
@@ -183,12 +197,15 @@ def test_layers_that_differ_are_read_one_by_one() -> None:
         {"block_types": ["recurrent", "attention"]},
         {"hybrid_override_pattern": "M*E*"},
         {"attn_layer_period": 2, "attn_layer_offset": 1},
-        {"layer_types": ["linear_attention", "full_attention"] * 2, "mamba_n_heads": 6},
+        {"layer_types": ["moe", "sparse"] * 2},
+        *({"layer_types": ["linear_attention", "full_attention"] * 2, name: 6} for name in OF_A_MIXER),
     ],
 )
 def test_layers_without_attention_impose_nothing(how: dict[str, Any]) -> None:
     read_layers = layer_heads(config(8, 2, 4, **how))
     assert [bool(heads) for heads in read_layers] == [False, True, False, True]
+    from_the_first = layer_heads(config(8, 2, 4, attn_layer_period=3))
+    assert [bool(heads) for heads in from_the_first] == [True, False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -203,6 +220,11 @@ def test_linear_attention_has_heads_of_its_own(how: dict[str, Any]) -> None:
     assert layer_heads(config(**how)) == ({"TP003": 4, "TP004": 6}, {"TP001": 8, "TP002": 2})
 
 
+def test_positions_say_which_layers_of_a_hyena_attend() -> None:
+    heads = {"TP001": 8, "TP002": 2}
+    assert layer_heads(config(n_layers=3, attn_layer_idxs=[1])) == ({}, heads, {})
+
+
 def test_one_number_for_both_kinds_of_linear_heads() -> None:
     kimi = {"full_attn_layers": [2], "kda_layers": [1], "num_heads": 4}
     expected = ({"TP003": 4, "TP004": 4}, {"TP001": 8})
@@ -212,8 +234,11 @@ def test_one_number_for_both_kinds_of_linear_heads() -> None:
 
 
 def test_linear_attention_without_numbers_of_its_own_has_the_models() -> None:
-    minimax = config(8, 2, layer_types=["linear_attention", "full_attention"])
-    assert layer_heads(minimax) == ({"TP001": 8}, {"TP001": 8, "TP002": 2})
+    for how in ({"layer_types": LINEAR}, {"attn_type_list": [0, 1]}):  # MiniMax
+        assert layer_heads(config(8, 2, **how)) == ({"TP001": 8}, {"TP001": 8, "TP002": 2})
+    # An offset is of the other kind of period.
+    every_third = layer_heads(config(8, 2, 3, full_attention_interval=3, attn_layer_offset=1))
+    assert every_third == ({"TP001": 8}, {"TP001": 8}, {"TP001": 8, "TP002": 2})
 
 
 def test_a_pattern_of_numbers_says_which_layers_slide() -> None:
@@ -234,6 +259,8 @@ def test_a_hybrid_of_linear_attention_has_both_kinds_of_heads() -> None:
     fla = {"model_type": "gla", "num_heads": 4, "num_hidden_layers": 2}
     with_values = {**fla, "num_v_heads": 8, "attn": {"layers": [1], "num_heads": 16}}
     assert layer_heads(with_values) == ({"TP003": 4, "TP004": 8}, {"TP001": 16, "TP002": 16})
+    of_keys = {**fla, "num_kv_heads": 2, "attn": {"layers": [1], "num_heads": 16}}
+    assert layer_heads(of_keys)[0] == {"TP003": 4, "TP004": 2}
     state_space = {**fla, "model_type": "mamba2", "attn": {"layers": [0], "num_heads": 16, "num_kv_heads": 2}}
     assert layer_heads(state_space) == ({"TP001": 16, "TP002": 2}, {})
 
@@ -245,6 +272,9 @@ def test_every_text_decoder_of_a_config_counts() -> None:
 
 
 DEFAULTS_LEFT_OUT = "num_key_value_heads is left out, as older transformers does with what equals"
+
+
+FLA = {"model_type": "gla", "num_heads": 4, "num_hidden_layers": 2}
 
 
 @pytest.mark.parametrize(
@@ -266,10 +296,13 @@ DEFAULTS_LEFT_OUT = "num_key_value_heads is left out, as older transformers does
         (config(hybrid_layer_pattern=[0]), "hybrid_layer_pattern counts 1 layers, but the model has 2."),
         (config(attn={"layers": "1"}), "attn.layers must be a list of layer numbers, got '1'."),
         (config(attn={"layers": [1]}), "attn.num_heads must be a positive whole number, got None."),
-        (config(attention_other_setting={"num_attention_heads": 96}), "has attention_other_setting for some"),
+        (
+            config(attention_other_setting={"num_attention_heads": 96}),
+            "the config has attention_other_setting for some of its layers, but no layer_types that says for",
+        ),
         (
             {"text_config": {"model_type": "llama"}, "model_type": "llava"},
-            "no text_config.num_attention_heads",
+            "the config has no text_config.num_attention_heads",
         ),
         (config(n_heads="8"), "num_attention_heads must be a positive whole number, got '8'."),
         (config(n_heads=True), "num_attention_heads must be a positive whole number, got True."),
@@ -285,24 +318,115 @@ DEFAULTS_LEFT_OUT = "num_key_value_heads is left out, as older transformers does
         (config(layer_types=[]), "layer_types must be a list of names, got []."),
         (
             config(linear_num_key_heads=4),
-            "has linear_num_key_heads for some of its layers, but no layer_types",
+            "the config has linear_num_key_heads for some of its layers, but no layer_types",
         ),
-        (config(swa_num_key_value_heads=4), "has swa_num_key_value_heads for some of its layers"),
+        (config(swa_num_key_value_heads=4), "the config has swa_num_key_value_heads for some of its layers"),
+        (config(linear_num_heads=4), "the config has linear_num_heads for some of its layers"),
+        (config(linear_attn_config={}), "the config has linear_attn_config for some of its layers"),
         (config(layer_types=["conv"] * 2), "no layer of llama has attention heads."),
-        (config(per_layer_config={"x": {}}), "a key of per_layer_config is no layer"),
+        (
+            config(per_layer_config={"x": {}}),
+            "a key of per_layer_config is no layer: \"invalid literal for int() with base 10: 'x'\".",
+        ),
+        (
+            config(per_layer_config={"1": {"num_attention_heads": 0}}),
+            "per_layer_config[1] must be a positive whole number, got 0.",
+        ),
+        (
+            config(per_layer_config={"1": {"num_key_value_heads": 0}}),
+            "per_layer_config[1] must be a positive whole number, got 0.",
+        ),
+        (
+            config(layer_types=LINEAR, linear_num_heads=0),
+            "linear_num_heads must be a positive whole number, got 0.",
+        ),
+        (
+            config(layer_types=LINEAR, linear_num_key_heads=0),
+            "linear_num_key_heads must be a positive whole number, got 0.",
+        ),
+        (
+            config(layer_types=LINEAR, linear_num_key_heads=2),
+            "linear_num_value_heads must be a positive whole number, got None.",
+        ),
+        (
+            config(layer_types=LINEAR, num_global_key_value_heads=0),
+            "num_global_key_value_heads must be a pos",
+        ),
+        (config(layer_types=LINEAR, swa_num_attention_heads=0), "swa_num_attention_heads must be a positive"),
+        (config(layer_types=LINEAR, swa_num_key_value_heads=0), "swa_num_key_value_heads must be a positive"),
+        (
+            config(layer_types=LINEAR, attention_other_setting={"num_attention_heads": 0}),
+            "attention_other_setting.num_attention_heads must be a positive whole number, got 0.",
+        ),
+        (
+            config(layer_types=LINEAR, attention_other_setting={"num_attention_groups": 0}),
+            "attention_other_setting.num_attention_groups must be a positive whole number, got 0.",
+        ),
+        (
+            config(n_layers=0, attn_layer_idxs=[0]),
+            "num_hidden_layers must be a positive whole number, got 0.",
+        ),
+        (config(n_layers=0, hybrid_layer_pattern=[0]), "num_hidden_layers must be a positive whole number"),
+        (config(n_layers=0, layer_types=LINEAR), "num_hidden_layers must be a positive whole number, got 0."),
+        (config(n_layers=0, full_attention_interval=2), "num_hidden_layers must be a positive whole number"),
+        (
+            config(n_layers=0, linear_attn_config={"full_attn_layers": [1]}),
+            "num_hidden_layers must be a positive whole number, got 0.",
+        ),
+        (
+            config(n_layers=0, attn={"layers": [1]}),
+            "num_hidden_layers must be a positive whole number, got 0",
+        ),
+        (
+            {**FLA, "attn": {"layers": [1], "num_heads": 8, "num_kv_heads": -1}},
+            "attn.num_kv_heads must be a pos",
+        ),
+        (
+            {**FLA, "attn": {"layers": [1], "num_heads": 8, "num_kv_heads": 3}},
+            "attn has 8 query heads and 3 key-value heads, which do not divide them.",
+        ),
+        (
+            {**FLA, "num_heads": 0, "attn": {"layers": [1], "num_heads": 8}},
+            "num_heads must be a positive whole",
+        ),
+        (
+            {**FLA, "num_v_heads": -1, "attn": {"layers": [1], "num_heads": 8}},
+            "num_v_heads must be a positive",
+        ),
+        ({"block_configs": [{}], "model_type": "any"}, "num_attention_heads must be a positive whole number"),
+        (
+            {"num_attention_heads": 0, "block_configs": []},
+            "num_attention_heads must be a positive whole number",
+        ),
+        ({"num_attention_heads": 8, "block_configs": [None]}, "block_configs[0].attention is missing."),
+        (
+            {"num_attention_heads": 8, "block_configs": [{"attention": {"n_heads_in_group": 0}}]},
+            "block_configs[0].attention.n_heads_in_group must be a positive whole number, got 0.",
+        ),
+        (
+            {"num_attention_heads": 8, "block_configs": [{"attention": {"n_heads_in_group": 16}}]},
+            "block_configs[0].attention must be a positive whole number, got 0.",
+        ),
+        (
+            {"model_type": "any", "state_size": 16},
+            "any is a state-space model, which has no attention heads.",
+        ),
+        (
+            {"model_type": "any", "ssm_cfg": {}, "attn_layer_idx": [1]},
+            "the config has no num_attention_heads (nor n_head, n_heads, num_heads).",
+        ),
         (config(per_layer_config=[1]), "per_layer_config must map layers to their settings, got [1]."),
         ({"model_type": "mamba2", "num_heads": 8, "num_hidden_layers": 2}, "mamba2 has no attention heads."),
         ({"num_attention_heads": 8, "block_configs": [{}]}, "block_configs[0].attention is missing."),
         (
             {"text_config": {"num_attention_heads": 96, "num_hidden_layers": 2}, "model_type": "llava"},
-            DEFAULTS_LEFT_OUT,
+            f"text_config.{DEFAULTS_LEFT_OUT}",
         ),
     ],
 )
 def test_what_cannot_be_interpreted_is_not_validated(content: dict[str, Any], message: str) -> None:
-    with pytest.raises(tpv.PlanError, match=re.escape(message)) as caught:
+    with pytest.raises(tpv.PlanError, match=f"^{re.escape(f'Not validated: {message}')}"):
         tpv.validate_tp_compat(content, 2)
-    assert str(caught.value).startswith("Not validated: ")
 
 
 def test_a_config_object_and_a_model_are_read_by_their_shape() -> None:
@@ -313,4 +437,35 @@ def test_a_config_object_and_a_model_are_read_by_their_shape() -> None:
     content = {"model_type": "llama", "n_heads": 8, "n_layers": 2, "attn_config": {"kv_n_heads": 4}}
     as_object = SimpleNamespace(n_heads=8, n_layers=2, model_type="llama", to_dict=lambda: content)
     assert read_plan(as_object).model == "llama"
+    # What is no such object is read by the names that it has.
+    for other in ({"model_type": "llama"}, {"to_dict": dict}):
+        assert read_plan(SimpleNamespace(n_heads=8, n_layers=2, **other)).model == "SimpleNamespace"
+    with_plan = SimpleNamespace(config=as_object, tp_plan={"layers.*.self_attn.q_proj": "colwise"})
+    assert tpv.valid_tp_degrees(with_plan) == [1, 2, 4, 8]
     assert tpv.valid_tp_degrees(as_object) == [1, 2, 4]
+
+
+def test_decoders_within_decoders_end_somewhere() -> None:
+    content = config(8, 2, 1)
+    for _ in range(9):
+        content = {"decoder": content}
+    assert kv_heads(content["decoder"]) == [2]
+    with pytest.raises(tpv.PlanError) as caught:
+        layer_heads({"decoder": content})
+    assert str(caught.value).startswith("Not validated: 'decoder.decoder.")
+    assert str(caught.value).endswith(" is nested too deeply.")
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("a", "a"), ("a" * 60, "a" * 60), ("a" * 61, "this model"), ("", "this model"), (7, "this model")],
+)
+def test_a_model_type_that_is_no_name_is_not_shown(name: Any, shown: str) -> None:
+    assert plan(config(model_type=name), tp_plan={}).model == shown
+
+
+def test_where_nothing_is_split_the_degrees_up_to_the_number_of_heads_stand_for_all() -> None:
+    assert plan(config(8), tp_plan={}).valid_degrees() == list(range(1, 9))
+    only_linear = config(layer_types=["linear_attention"] * 2, linear_num_heads=4)
+    assert plan(only_linear, tp_plan={}).valid_degrees() == [1]
+    assert plan(config()).how_to_replicate == ""

@@ -8,6 +8,7 @@ import pytest
 
 import torchtitan_tp_validate as tpv
 from tests.core.releases.published import PUBLISHED
+from tests.core.shapes import told
 from torchtitan_tp_validate.degrees import Axis, Degrees
 from torchtitan_tp_validate.plan import Plan
 from torchtitan_tp_validate.releases.huggingface import Framework, read
@@ -109,6 +110,7 @@ def test_context_parallelism_without_a_sequence_length_says_so() -> None:
 def test_ranks_may_share_a_key_value_head_where_torchtitan_has_the_model() -> None:
     assert plan(llama()).valid_degrees() == [1, 2]
     assert plan(llama()).replication_degrees == [4, 8]
+    assert plan(PUBLISHED["Qwen3.5-9B"].config).replication_degrees == [8, 16]  # its first layers are linear
     assert plan(llama(), replicate_kv_heads=True).valid_degrees() == [1, 2, 4, 8]
     error = compat_error(plan(llama()), Degrees(tp=4))
     assert error is not None
@@ -195,6 +197,50 @@ def test_what_was_not_looked_at_is_said() -> None:
     assert plan(llama(model_type="of_someone", vision_start_token_id=7)).not_judged == ()
 
 
+def test_every_size_is_named_as_the_file_names_it_with_its_place() -> None:
+    vision = {"num_heads": 4, "intermediate_size": 60, "hidden_size": 24}
+    text = moe(num_experts_per_tok=2, shared_expert_intermediate_size=48, mlp_only_layers=[0])
+    nested = {"model_type": "qwen3_5_moe", "text_config": text, "vision_config": vision}
+    heads = [
+        "TP001 num_attention_heads 8: even, in all 2 layers",
+        "TP002 num_key_value_heads 2: even, in all 2 layers",
+    ]
+    dense = ["TP006 vocab_size 128: even, in text_config", "TP005 intermediate_size 64: even, in text_config"]
+    shared = "TP010 shared_expert_intermediate_size 48: even, in text_config"
+    experts = [
+        "TP011 moe_intermediate_size 64: even, in text_config",
+        "TP013 expert_hidden_dim 64: aligned, in text_config",
+    ]
+    seen = ["TP007 vision_config.num_heads 4: even, in vision_config"]
+    seen += ["TP008 vision_config.intermediate_size 60: even, in vision_config"]
+    assert told(plan(nested, tp=2).dims, 2) == [*heads, *dense, *experts, shared, *seen]
+    # Two a side, or one number a side, are merged into one.
+    for merged in (2, [2, 2], [2, 2, 3]):
+        four = {**nested, "vision_config": {**vision, "spatial_merge_size": merged}}
+        (last,) = told(plan(four).dims, 2)[len([*heads, *dense, *experts, shared, *seen]) :]
+        assert last == "TP008 vision_config.hidden_size of 4 merged patches 96: even, in vision_config"
+    several = moe(n_shared_experts=3) | {"num_experts": [4, 6]}
+    assert "TP010 n_shared_experts * moe_intermediate_size 192: even, in the config" in told(
+        plan(several).dims, 2
+    )
+    assert sizes(plan(several, ep=2), "EP001") == [4, 6]
+    assert plan(several, ep=2).not_judged == ()
+
+
+def test_gpt_oss_cuts_both_halves_of_its_experts_in_step() -> None:
+    experts = moe() | {"model_type": "gpt_oss"}
+    assert told(plan(experts, spmd_backend=DTENSOR).dims, 2)[3:5] == [
+        "TP011 moe_intermediate_size 64: not empty, in the config",
+        "TP011 moe_intermediate_size 64: in step, in the config",
+    ]
+    assert "in step" not in str(told(plan(moe(), spmd_backend=DTENSOR).dims, 2))
+
+
+def test_a_part_is_named_where_its_name_is_one() -> None:
+    long = {name: {"a": 1} for name in ("vision_" + "a" * 33, "vision_" + "a" * 34, "vision tower")}
+    assert plan(llama(model_type="of_someone", **long)).not_judged == (f"vision_{'a' * 33}: not looked at",)
+
+
 def test_a_size_that_is_missing_is_named() -> None:
     bare = {"num_attention_heads": 8, "num_key_value_heads": 2, "num_hidden_layers": 2}
     assert plan({"model_type": "llama", **bare}).not_judged == (
@@ -208,7 +254,7 @@ def test_a_size_that_is_missing_is_named() -> None:
 
 
 def test_transformers_rule_knows_none_of_the_other_degrees() -> None:
-    degrees = Degrees(tp=2, ep=7, cp=2, seq_len=3, replicate_kv_heads=True)
+    degrees = Degrees(tp=2, ep=2, cp=2, seq_len=3, replicate_kv_heads=True)
     the_plan = read(moe(), moe(), degrees, framework=Framework.TRANSFORMERS)
     assert the_plan.not_judged == (
         "an expert parallel degree: no part of transformers' rule",
@@ -229,9 +275,36 @@ def test_transformers_rule_knows_none_of_the_other_degrees() -> None:
             llama(model_type="qwen3_5", vision_config={"num_heads": 0}),
             "vision_config.num_heads must be a positive whole number, got 0.",
         ),
+        (
+            llama(model_type="qwen3_5", vision_config={"num_heads": 2, "intermediate_size": 0}),
+            "vision_config.intermediate_size must be a positive whole number, got 0.",
+        ),
+        (
+            llama(
+                model_type="qwen3_5",
+                vision_config={"num_heads": 2, "hidden_size": 8, "spatial_merge_size": 0},
+            ),
+            "vision_config.spatial_merge_size must be a positive whole number, got 0.",
+        ),
+        (
+            llama(
+                model_type="qwen3_5",
+                vision_config={"num_heads": 2, "hidden_size": 0, "spatial_merge_size": 2},
+            ),
+            "vision_config.hidden_size must be a positive whole number, got 0.",
+        ),
+        (moe(n_shared_experts=-1), "n_shared_experts must be a positive whole number, got -1."),
+        (llama(head_dim=0), "head_dim must be a positive whole number, got 0."),
+        (llama() | {"vocab_size": 10**12}, "vocab_size must be at most "),
     ],
 )
 def test_a_size_that_is_none_is_not_validated(config: dict[str, Any], message: str) -> None:
     with pytest.raises(tpv.PlanError) as caught:
         plan(config)
     assert str(caught.value).startswith(f"Not validated: {message}")
+
+
+def test_a_number_of_experts_that_is_none_is_not_validated() -> None:
+    with pytest.raises(tpv.PlanError) as caught:
+        plan(moe() | {"num_experts": -8}, ep=2)
+    assert str(caught.value) == "Not validated: num_experts must be a positive whole number, got -8."

@@ -151,4 +151,55 @@ def test_the_layer_whose_heads_do_not_divide_is_named() -> None:
     with pytest.raises(tpv.PlanError, match="layer 1 has 8 query heads and 3 key-value heads"):
         layer_heads(config(8, [4, 3]))
     # Latent attention has no key-value heads, whatever the file says.
-    assert layer_heads(config(8, 3, kv_lora_rank=4)) == ({"TP001": 8},) * 2
+    for unread in (3, 0):
+        assert layer_heads(config(8, unread, kv_lora_rank=4)) == ({"TP001": 8},) * 2
+
+
+def test_a_default_that_was_left_out_is_told_by_what_else_was() -> None:
+    nested = {"num_attention_heads": 8, "num_hidden_layers": 1}
+    for written in ("initializer_range", "layer_norm_eps", "rms_norm_eps"):
+        assert layer_heads({"text_config": {**nested, written: 0.1}}) == ({"TP001": 8, "TP002": 8},)
+    with pytest.raises(tpv.PlanError) as caught:
+        layer_heads({"text_config": {**nested, "tokens": 7}})
+    assert str(caught.value) == (
+        "Not validated: text_config.num_key_value_heads is left out, as older transformers does with what "
+        "equals the class's default: save the config again, or set it."
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            {"multi_query_attention": True, "multi_query_group_num": 0},
+            "multi_query_group_num must be a positive",
+        ),
+        (
+            {"attn_config": {"kv_n_heads": 0}},
+            "attn_config.kv_n_heads must be a positive whole number, got 0.",
+        ),
+        ({"n_shared_head": 0}, "n_shared_head must be a positive whole number, got 0."),
+        (
+            {"n_shared_head": 3},
+            "n_shared_head (3) query heads share a key-value head, which does not divide "
+            "num_attention_heads (8): correct the config.",
+        ),
+        (
+            {"num_attention_heads_per_layer": [6, 8], "num_hidden_layers": 2, "n_shared_head": 3},
+            "n_shared_head (3) query heads share a key-value head, which does not divide "
+            "num_attention_heads (8): correct the config.",
+        ),
+        # What comes before and what is of another kind hides nothing.
+        ({7: 2, "use_gqa": True}, "use_gqa (True) looks like a number of shared key-value heads"),
+        ({"num_kv_heads": None, "use_gqa": True}, "use_gqa (True) looks like a number of shared"),
+        ({"rope": {"kv_heads": 2}, "use_gqa": True}, "use_gqa (True) looks like a number of shared"),
+    ],
+)
+def test_a_number_of_key_value_heads_that_is_none_is_named(more: dict[Any, Any], message: str) -> None:
+    with pytest.raises(tpv.PlanError, match=f"^{re.escape(f'Not validated: {message}')}"):
+        layer_heads({**MHA, **more})
+
+
+def test_multi_query_attention_without_a_number_of_groups_has_one() -> None:
+    assert kv_heads(multi_query_attention=True) == 1
+    assert kv_heads(multi_query_attention=False, multi_query_group_num=2) == 8

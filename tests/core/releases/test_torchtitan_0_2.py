@@ -3,10 +3,14 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 import torchtitan_tp_validate as tpv
-from tests.core.shapes import attention_layer, model_args
+from tests.core.shapes import args_of, attention_layer, model_args, model_with_experts, told
 from torchtitan_tp_validate.degrees import Degrees
+from torchtitan_tp_validate.plan import Split
 from torchtitan_tp_validate.releases import read_plan
+from torchtitan_tp_validate.rules import RULES, Line
 
 
 def test_missing_n_kv_heads_means_mla_and_none_means_n_heads() -> None:
@@ -14,6 +18,14 @@ def test_missing_n_kv_heads_means_mla_and_none_means_n_heads() -> None:
     for args in (mla, model_args(16, None, 3)):
         (dim,) = read_plan(args).dims
         assert (dim.code, dim.size, dim.layers) == ("TP001", 16, (0, 1, 2))
+
+
+def test_a_number_that_is_not_there_is_named() -> None:
+    with pytest.raises(tpv.PlanError) as caught:
+        read_plan(SimpleNamespace(n_heads=8))
+    assert str(caught.value) == (
+        "Not validated: SimpleNamespace.n_layers must be a positive whole number, got None."
+    )
 
 
 def test_a_model_is_read_through_its_args() -> None:
@@ -59,4 +71,107 @@ def test_a_rule_without_its_input_is_named() -> None:
     assert sizes[1:] == (
         "TP006: SimpleNamespace.vocab_size is None",
         "EP001: SimpleNamespace.moe_args.num_experts is None",
+    )
+
+
+def test_a_model_is_named_for_its_family_else_for_its_class() -> None:
+    class Mine:
+        Config = type("Config", (SimpleNamespace,), {"__qualname__": "Mine.Config"})
+
+    experts = SimpleNamespace(num_experts=4)
+    assert read_plan(args_of("llama3", head_dim=4)).model == "Llama 3"
+    assert read_plan(args_of("llama4", head_dim=4, moe_args=experts)).model == "Llama 4"
+    assert read_plan(args_of("qwen3", head_dim=4)).model == "Qwen3"
+    assert read_plan(args_of("qwen3", head_dim=4, moe_args=experts)).model == "Qwen3-MoE"
+    assert read_plan(Mine.Config(**vars(model_args()))).model == "Mine"
+
+
+def test_key_value_heads_are_shared_by_the_families_that_can_and_nobody_else() -> None:
+    def shared(args: Any) -> list[tuple[str, str, tuple[int, ...], Split, str]]:
+        return [
+            (dim.code, str(dim.size), dim.layers, dim.split, dim.otherwise.text)
+            for dim in read_plan(args).shared_kv
+        ]
+
+    heads, rows = (RULES[code].otherwise for code in ("TP002", "TP014"))
+    layers = (0, 1)
+    both = [
+        ("TP002", "2", layers, Split.SHARED, heads[Line.KV_REPLICATION].text),
+        ("TP014", "32", layers, Split.EVEN, rows[Line.TORCHTITAN_0_2].text),
+    ]
+    for args in (
+        args_of("llama3", head_dim=16),
+        args_of("llama3", head_dim=None, dim=128),
+        args_of("qwen3", dim=128),
+    ):
+        assert shared(args) == both
+        assert read_plan(args).how_to_replicate == "--replicate-kv-heads, or install(replicate_kv_heads=True)"
+    assert shared(args_of("gpt_oss", head_dim=16)) == shared(model_args(head_dim=16)) == []
+
+
+def test_everything_that_a_built_model_splits_is_named_with_its_place() -> None:
+    fused = model_with_experts(28, fused=True, vocab_size=1, moe_args=SimpleNamespace(num_experts=4))
+    heads = ["TP001 n_heads 8: even, in the only layer", "TP002 n_kv_heads 8: even, in the only layer"]
+    hidden = ["TP011 expert_hidden_dim 28: in step, in the only layer"]
+    # Eight ranks, four experts: FSDP cuts rows.
+    rows = [
+        "FSDP001 2 * expert_hidden_dim / tp 28: even, in the only layer",
+        "FSDP001 dim 64: even, in the only layer",
+    ]
+    rest = [
+        "TP006 vocab_size 1: not empty, in tok_embeddings, output",
+        "EP001 num_experts 4: even, in every MoE layer",
+    ]
+
+    def split(**degrees: int) -> list[str]:
+        return told(read_plan(fused, Degrees(tp=2, **degrees)).dims, 1)
+
+    assert split(ep=2, etp=2, dp_shard=8) == [*heads, *hidden, *rows, *rest]
+    whole = [rows[0].replace(" / tp 28", " 56"), rows[1]]
+    assert split(ep=2, dp_shard=2, cp=2) == [*heads, *whole, *rest]
+    assert split(ep=2, dp_shard=2) == [*heads, *rest]
+    assert split(dp_shard=8) == [*heads, *hidden, *rest]
+
+
+def test_the_children_of_a_module_are_looked_up_where_torch_keeps_them() -> None:
+    def module(**children: Any) -> Any:
+        return SimpleNamespace(_modules=children)
+
+    def linear(size: int) -> Any:
+        return SimpleNamespace(_modules={}, out_features=size)
+
+    layer = module(attention=None, feed_forward=module(w1=linear(66)))
+    experts = SimpleNamespace(_parameters={"w1": SimpleNamespace(shape=(4, 36, 64))}, use_grouped_mm=True)
+    moe = module(attention=None, moe=module(shared_experts=module(w1=linear(34)), experts=experts))
+    model = SimpleNamespace(model_args=model_args(8, 8, n_layers=3), layers={"1": layer, "2": moe})
+    dims = told(read_plan(model).dims, 3)
+    assert dims[2:] == [
+        "TP005 feed_forward_hidden_dim 66: even, in layer 1 (1 of 3)",
+        "TP010 shared_expert_hidden_dim 34: even, in layer 2 (1 of 3)",
+        "TP013 expert_hidden_dim 36: aligned, in layer 2 (1 of 3)",
+    ]
+
+
+def test_a_layer_without_feed_forward_does_not_hide_another_ones() -> None:
+    mlp = SimpleNamespace(w1=SimpleNamespace(out_features=64))
+    layers = {"0": SimpleNamespace(feed_forward=mlp), "1": SimpleNamespace()}
+    plan = read_plan(
+        SimpleNamespace(model_args=model_args(vocab_size=0), layers=layers), Degrees(2, seq_len=8)
+    )
+    assert plan.not_judged == ("TP006: SimpleNamespace.vocab_size is 0",)
+    experts = SimpleNamespace(num_experts=0)
+    assert read_plan(model_args(moe_enabled=True, moe_args=experts)).not_judged[-1] == (
+        "EP001: SimpleNamespace.moe_args.num_experts is 0"
+    )
+
+
+def test_a_built_layer_that_only_fills_in_what_the_args_leave_out_differs_in_nothing() -> None:
+    args = model_args(16, None, n_layers=1)
+    model = SimpleNamespace(model_args=args, layers={"0": attention_layer(16, 16)})
+    assert read_plan(model).dims == read_plan(args).dims
+    broken = SimpleNamespace(model_args=args, layers={"0": attention_layer(0, 16)})
+    with pytest.raises(tpv.PlanError) as caught:
+        read_plan(broken)
+    assert str(caught.value) == (
+        "Not validated: layers.0.attention.n_heads must be a positive whole number, got 0."
     )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import torchtitan_tp_validate as tpv
-from tests.core.shapes import attention_layer, config_tree, delta_layer
+from tests.core.shapes import attention_layer, config_tree, delta_layer, told
 from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.plan import Split
 from torchtitan_tp_validate.releases import read_plan
@@ -72,6 +72,10 @@ MOE = SimpleNamespace(num_experts=6, num_shared_experts=2, hidden_dim=35)
             fork_layer(feed_forward=DENSE, moe=MOE, interleave_moe_layer_step=2),
             {("TP005", 250): (0, 2), ("EP001", 6): (1, 3), ("TP010", 70): (1, 3)},
         ),
+        (
+            fork_layer(feed_forward=DENSE, moe=SimpleNamespace(), interleave_moe_layer_step=3),
+            {("TP005", 250): (0, 1, 3)},
+        ),
         # deepseek_v3
         (
             fork_layer(feed_forward=DENSE, moe=MOE, n_dense_layers=1),
@@ -135,10 +139,42 @@ def test_the_fork_wants_whole_parts_of_the_sequence_and_no_empty_part_of_the_voc
     assert by_code["TP006"].split is Split.NOT_EMPTY
 
 
-def test_a_feed_forward_of_the_fork_without_a_size_is_named() -> None:
-    config = fork(fork_layer(feed_forward=SimpleNamespace(hidden_dim=0)))
-    with pytest.raises(tpv.PlanError, match=re.escape("layer.feed_forward.hidden_dim must be a positive")):
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (fork(fork_layer(), 0), "SimpleNamespace.n_layers"),
+        (SimpleNamespace(**{**vars(fork(fork_layer())), "vocab_size": 0}), "SimpleNamespace.vocab_size"),
+        (fork(SimpleNamespace(attention=SimpleNamespace(n_heads=0))), "layer.attention.n_heads"),
+        (fork(fork_layer(feed_forward=SimpleNamespace(hidden_dim=0))), "layer.feed_forward.hidden_dim"),
+        (fork(fork_layer(moe=SimpleNamespace(num_experts=0))), "layer.moe.num_experts"),
+        (fork(fork_layer(moe=SimpleNamespace(num_shared_experts=1, hidden_dim=0))), "layer.moe.hidden_dim"),
+        (
+            fork(fork_layer(moe=SimpleNamespace(num_shared_experts=-1, hidden_dim=4))),
+            "layer.moe.num_shared_experts",
+        ),
+    ],
+)
+def test_a_size_of_the_fork_that_is_none_is_named(config: Any, name: str) -> None:
+    with pytest.raises(tpv.PlanError, match=f"^{re.escape(f'Not validated: {name} must be a positive')}"):
         read_plan(config)
+
+
+def test_the_vocabulary_of_the_fork_is_judged_where_its_size_is_known() -> None:
+    config = fork(fork_layer())
+    assert told(read_plan(config).dims, 4) == [
+        "TP001 n_heads 8: even, in all 4 layers",
+        "TP002 n_kv_heads 8: even, in all 4 layers",
+        "TP006 vocab_size 2048: not empty, in tok_embeddings, output",
+    ]
+    config.vocab_size = None
+    assert read_plan(config, Degrees(tp=2, seq_len=8)).not_judged == ("TP006: the config has no vocab_size",)
+
+
+def test_a_model_of_the_fork_is_named_for_its_family() -> None:
+    module = {"__module__": "torchtitan.models.qwen3_5_moe.model"}
+    of_qwen = type("Config", (SimpleNamespace,), module)
+    assert read_plan(of_qwen(**vars(fork(fork_layer())))).model == "Qwen3.5"
+    assert read_plan(of_qwen(**vars(fork(fork_layer(moe=MOE))))).model == "Qwen3.5-MoE"
 
 
 def test_a_broken_delta_net_is_named() -> None:

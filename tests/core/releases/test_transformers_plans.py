@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -129,6 +130,7 @@ def test_a_class_may_have_a_plan_where_its_decoder_has_none_and_5_14_is_the_firs
     installed("5.14.1")
     tpv.validate_tp_compat(GPT_OSS, 16)
     tpv.validate_tp_compat(unnamed, 16)
+    tpv.validate_tp_compat({**GPT_OSS, "architectures": "none"}, 16)
     assert "has no tensor parallel plan for gpt_oss" in refusal(classifier)
     installed("5.13.1")
     for content in (GPT_OSS, unnamed, classifier):
@@ -141,6 +143,8 @@ def test_the_installed_release_decides(installed: Any) -> None:
         "Not validated: transformers 5.4 does not know the model_type 'muse_glimmer_text'; 5.15 is the first "
         "release that does."
     )
+    installed("5.1.0")
+    assert refusal(config("no_such_model", 32, 8)).startswith("Not validated: transformers 5.2 does not know")
 
 
 def test_a_release_that_is_not_in_the_table_is_judged_by_the_one_before_and_the_verdict_says_so(
@@ -165,16 +169,20 @@ def test_remote_code_is_not_known_unless_its_config_brings_a_plan() -> None:
     plan = {"layers.*.self_attn.q_proj": "colwise", "layers.*.self_attn.k_proj": "colwise"}
     assert tpv.valid_tp_degrees({**content, "base_model_tp_plan": plan}) == [1, 2, 4, 8]
     for broken in ([1], {"layers.*.self_attn.q_proj": 1}):
-        assert "base_model_tp_plan must map modules to parallel styles, got" in refusal(
-            {**content, "base_model_tp_plan": broken}
+        assert refusal({**content, "base_model_tp_plan": broken}) == (
+            f"Not validated: base_model_tp_plan must map modules to parallel styles, got {broken}."
         )
 
 
 @pytest.mark.parametrize("named", [None, 7, ["llama"], {}])
 def test_without_a_model_type_there_is_no_plan(named: Any) -> None:
-    text = refusal({**LLAMA, "model_type": named})
-    assert text.startswith("Not validated: ")
-    assert "model_type" in text
+    told = (
+        "the config has no model_type, by which transformers finds a tensor parallel plan."
+        if named is None
+        else f"transformers 5.24 does not know the model_type {named}, so that its plan is unknown: a "
+        "base_model_tp_plan in the config would tell it."
+    )
+    assert refusal({**LLAMA, "model_type": named}) == f"Not validated: {told}"
 
 
 def test_where_no_head_is_cut_every_degree_up_to_the_query_heads_is_listed() -> None:
@@ -190,6 +198,9 @@ def test_what_is_cut_beside_the_text_decoder_is_judged_and_named() -> None:
     [query, key_value] = caught.value.violations
     assert (query.dim, query.size, query.where) == ("vision_config.num_attention_heads", 12, "vision_config")
     assert key_value.dim == "vision_config.num_key_value_heads"
+    assert query.consequence.startswith("the model loads without a word, and its first forward pass dies")
+    of_the_whole = {"audio_config": config("llama4", 3, 3), **llama4}
+    assert tpv.valid_tp_degrees(of_the_whole) == [1, 2, 4]
     siglip = {**llama4, "vision_config": config("siglip_vision_model", 12, 12)}
     assert tpv.valid_tp_degrees(siglip) == [1, 2, 4, 8]
 
@@ -295,3 +306,34 @@ def test_a_tower_that_a_file_gives_the_type_of_the_whole_is_not_taken_for_the_wh
     }
     content = {"model_type": "qwen3_5_moe", "text_config": text, "vision_config": tower}
     assert tpv.valid_tp_degrees(content) == [1, 2]
+
+
+def test_an_object_is_asked_for_its_own_plan(installed: Any) -> None:
+    colwise = {"layers.*.self_attn.q_proj": "colwise"}
+    content: dict[str, Any] = {"model_type": "of_someone"}
+
+    def found(**fields: Any) -> Any:
+        return transformers_plans.find_tp_plan(SimpleNamespace(**fields), content, [content])
+
+    assert found(tp_plan=colwise) == (colwise, ())
+    brings = SimpleNamespace(base_model_tp_plan=colwise)
+    text_config = {True: brings}.__getitem__
+    assert found(base_model_tp_plan=None, get_text_config=lambda decoder: text_config(decoder)) == (
+        colwise,
+        (),
+    )
+    loads = "it loads with any tp_size, and every rank holds all of it."
+    refuses = (
+        "it refuses to load it with a tp_size above 1 unless DistributedConfig(tp_plan={...}) brings one."
+    )
+    for version, consequence in (("5.20.0", loads), ("5.21.0", refuses), (None, refuses)):
+        installed(version)
+        with pytest.raises(tpv.PlanError) as caught:
+            found(tp_plan=None)
+        release = "5.24" if version is None else version.removesuffix(".0")
+        assert str(caught.value) == (
+            f"Not validated: transformers {release} has no tensor parallel plan for of_someone: {consequence}"
+        )
+    content["model_type"] = None
+    with pytest.raises(tpv.PlanError, match="has no tensor parallel plan for this model: it refuses"):
+        found(tp_plan=None)

@@ -1,0 +1,62 @@
+"""What stands in the way of shared key-value heads, told by the names of classes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from torchtitan_tp_validate.releases.kv_replication import problem_with_attention, projections
+
+COMMON = "torchtitan.models.common"
+
+
+def of(name: str, **fields: Any) -> Any:
+    """A config of the nested class of this full name."""
+    module, outer, inner = name.rsplit(".", 2)
+    namespace = {"__module__": module, "__qualname__": f"{outer}.{inner}"}
+    return type("Config", (SimpleNamespace,), namespace)(**fields)
+
+
+def linear(name: str = f"{COMMON}.linear.Linear.Config") -> Any:
+    return of(name)
+
+
+def attention(
+    qkv: str = "QKVLinear", name: str = f"{COMMON}.attention.GQAttention.Config", **parts: Any
+) -> Any:
+    inner = of(f"{COMMON}.attention.{qkv}.Config", **(parts or {"wk": linear(), "wv": linear()}))
+    return of(name, qkv_linear=inner)
+
+
+def test_the_projections_of_keys_and_values_are_found_by_name_in_either_place() -> None:
+    parts = {name: linear() for name in ("wk", "wv", "wkv", "wqkv")}
+    assert projections(SimpleNamespace(wq=linear(), **parts)) == parts
+    assert projections(SimpleNamespace(qkv_linear=SimpleNamespace(**parts))) == parts
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        (attention(), None),
+        (attention("FusedQKVLinear", wqkv=linear()), None),
+        (of("torchtitan.models.gpt_oss.model.Attention.Config", wk=linear(), wv=linear()), None),
+        (
+            attention(wk=linear(), wv=linear("torchtitan.components.Float8Linear.Config")),
+            "its wv is a torchtitan.components.Float8Linear.Config, not a plain Linear",
+        ),
+        (attention("DistGemmQKV"), f"its qkv_linear is a {COMMON}.attention.DistGemmQKV.Config"),
+        (attention(name="mine.Attention.Config"), "its attention is a mine.Attention.Config"),
+    ],
+    ids=[
+        "separate",
+        "fused",
+        "without a module of its own",
+        "converted",
+        "another module",
+        "another attention",
+    ],
+)
+def test_what_is_not_upstreams_own_is_named(config: Any, problem: str | None) -> None:
+    assert problem_with_attention(config) == problem
