@@ -123,7 +123,7 @@ def test_where_no_smaller_degree_works_the_next_larger_is_the_nearest() -> None:
 
 def test_data_shards_that_work_are_shown_as_a_range_and_nothing_else_is() -> None:
     rows = ShardedDim("FSDP001", 12, (0,), Otherwise("dies"))
-    error = compat_error(Plan("Tiny", (rows,), 1, "set {flag} to {degree}"), Degrees(tp=2, dp_shard=5))
+    error = compat_error(Plan("Tiny", (rows,), 1, ("set {flag} to {degree}",)), Degrees(tp=2, dp_shard=5))
     assert error is not None
     assert error.advice == (
         "Data parallel shard degrees that work: 1-4, 6, 12.\n"
