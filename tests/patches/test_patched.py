@@ -80,7 +80,7 @@ def test_with_this_package_on_top_there_is_one_error_and_it_is_ours(verdicts: li
         assert record["together"][0] in ("TPCompatError", "accepted"), record
 
 
-@pytest.mark.skipif(IS_0_2, reason="0.2.x has no config-time check")
+@pytest.mark.requires(torchtitan="0.3")  # 0.2.x has no config-time check
 def test_the_config_time_check_follows_the_same_rule(verdicts: list[dict[str, Any]]) -> None:
     checked = [record for record in verdicts if record["config"] is not None]
     assert len(checked) > 40

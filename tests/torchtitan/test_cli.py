@@ -17,8 +17,8 @@ from tests.torchtitan.optional import missing_for_qwen3_5, needs_qwen3_5
 from torchtitan_tp_validate import registry
 
 VERSION = version("torchtitan")
-only_0_2 = pytest.mark.skipif(not VERSION.startswith("0.2"), reason="0.2.x reads TOML files")
-only_0_3 = pytest.mark.skipif(not VERSION.startswith("0.3"), reason="0.3.x has config registries")
+only_0_2 = pytest.mark.requires(torchtitan="0.2")  # reads TOML files
+only_0_3 = pytest.mark.requires(torchtitan="0.3")  # has config registries
 
 SCHEMA = json.loads(resources.files("torchtitan_tp_validate.cli").joinpath("schema.json").read_text())
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import replace
-from importlib.metadata import version
 
 import pytest
 
@@ -14,8 +13,7 @@ from torchtitan_tp_validate.degrees import Axis, Degrees
 from torchtitan_tp_validate.releases import read_plan
 from torchtitan_tp_validate.releases.huggingface import Framework, read
 
-if not version("torchtitan").startswith("0.3"):
-    pytest.skip("torchtitan 0.2 has other models", allow_module_level=True)
+pytestmark = pytest.mark.requires(torchtitan="0.3")  # 0.2 has other models
 
 FLAVORS = {
     ("llama3", "8B"): "Llama-3.1-8B",

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
 from types import SimpleNamespace as NS
 from typing import Any
 
@@ -17,16 +16,11 @@ from tests.core.cli.conftest import Program
 from tests.torchtitan.optional import needs_torchao
 from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.guards import is_guard, recorded_check
-from torchtitan_tp_validate.job import check_job
+from torchtitan_tp_validate.job import check_job, parse_command_line
 from torchtitan_tp_validate.releases import read_plan
-
-if not version("torchtitan").startswith("0.3"):
-    pytest.skip("0.3.x registers its jobs", allow_module_level=True)
-
-from torchtitan.models.deepseek_v3 import model_registry as deepseek_registry
-
-from torchtitan_tp_validate.job import parse_command_line
 from torchtitan_tp_validate.validate import judge
+
+pytestmark = pytest.mark.requires(torchtitan="0.3")  # which registers its jobs
 
 TP, EP = "--parallelism.tensor_parallel_degree", "--parallelism.expert_parallel_degree"
 MINIMAL = ("--module", "deepseek_v3", "--config", "deepseek_v3_debugmodel_minimal_async_ep")
@@ -36,6 +30,12 @@ GRAPHS = [
     for model in ("llama3", "deepseek_v3")
 ]
 RECOMPUTE = ("activation-checkpoint:full",)
+
+
+def deepseek(**more: Any) -> Any:
+    from torchtitan.models.deepseek_v3 import model_registry
+
+    return model_registry("debugmodel", **more).model
 
 
 def launched(*arguments: str, change: Callable[[Any], None] = lambda config: None) -> list[str]:
@@ -103,7 +103,7 @@ def test_what_torchtitan_itself_refuses_is_told_by_both(tp_validate: Program) ->
 
 @pytest.mark.parametrize("backend", ["standard", "hybridep", "deepep", "minimal_async_ep"])
 def test_a_bare_config_is_told_of_a_run_that_is_complete_enough(backend: str) -> None:
-    config = deepseek_registry("debugmodel", moe_comm_backend=backend).model
+    config = deepseek(moe_comm_backend=backend)
     before = repr(config)
     assert read_plan(config, Degrees(tp=2, ep=2)).valid_degrees() == [1, 2, 4, 8, 16]
     with pytest.raises(tpv.TPCompatError, match=r"Expert parallel degree \(3\) must divide num_experts"):
@@ -248,7 +248,7 @@ def test_torchao_takes_whole_blocks_of_nvfp4_only(size: int) -> None:
 def test_a_rule_without_its_input_is_named_and_the_installed_field_is_called_by_its_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model = deepseek_registry("debugmodel").model
+    model = deepseek()
 
     def not_judged(**degrees: Any) -> tuple[str, ...]:
         return read_plan(model, Degrees(tp=2, **degrees)).not_judged
@@ -275,7 +275,7 @@ def test_what_a_tree_lacks_for_a_rule_is_named() -> None:
         return read_plan(NS(config=config), Degrees(tp=2, seq_len=64)).not_judged
 
     def declared() -> Any:
-        config = deepseek_registry("debugmodel").model
+        config = deepseek()
         config.update_from_config(config=parse_command_line([*MINIMAL[:3], "deepseek_v3_debugmodel"]))
         return config
 

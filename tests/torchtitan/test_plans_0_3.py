@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-from importlib.metadata import version
+from importlib import import_module
 from types import SimpleNamespace as NS
 from typing import Any
 
@@ -18,13 +18,7 @@ from torchtitan_tp_validate.hardware import build_for_its_hardware
 from torchtitan_tp_validate.job import read_job
 from torchtitan_tp_validate.validate import judge
 
-if not version("torchtitan").startswith("0.3"):
-    pytest.skip("torchtitan 0.3 declares its shardings", allow_module_level=True)
-
-from torchtitan.models.common.decoder import Decoder
-from torchtitan.models.llama3 import model_registry as llama3_registry
-from torchtitan.models.llama3.sharding import set_llama3_sharding_config
-from torchtitan.models.qwen3 import model_registry as qwen3_registry
+pytestmark = pytest.mark.requires(torchtitan="0.3")  # which declares its shardings
 
 CANNOT_START = {"qwen35_122b_a10b", "qwen35_397b_a17b"}
 
@@ -33,6 +27,10 @@ CANNOT_START = {"qwen35_122b_a10b", "qwen35_397b_a17b"}
 def _for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """As torchtitan has it unless told otherwise, which other tests of the same process do."""
     monkeypatch.setattr("torchtitan.tools.utils.device_type", "cuda")
+
+
+def registered(model: str, flavor: str) -> Any:
+    return import_module(f"torchtitan.models.{model}").model_registry(flavor).model
 
 
 def resized(config: Any, **sizes: int) -> Any:
@@ -65,7 +63,7 @@ def refusal(config: Any, parallel_dims: Any) -> tpv.TPCompatError:
 
 
 def test_an_uneven_feed_forward_would_train_silently_wrong() -> None:
-    config = with_hidden(llama3_registry("debugmodel").model, 193)
+    config = with_hidden(registered("llama3", "debugmodel"), 193)
     error = refusal(config, dims(2))
     assert str(error) == (
         "Tensor parallel degree (2) must divide feed_forward_hidden_dim (193). "
@@ -87,22 +85,22 @@ def test_an_uneven_feed_forward_would_train_silently_wrong() -> None:
 @pytest.mark.parametrize("backend", ["partial_dtensor", "full_dtensor"])
 @pytest.mark.parametrize("change", [lambda c: with_hidden(c, 193), lambda c: with_vocab(c, 2047)])
 def test_dtensor_backends_take_uneven_sizes(backend: str, change: Any) -> None:
-    tpv.validate_tp_compat(change(llama3_registry("debugmodel").model), dims(2, backend))
+    tpv.validate_tp_compat(change(registered("llama3", "debugmodel")), dims(2, backend))
 
 
 @pytest.mark.parametrize("backend", ["partial_dtensor", "full_dtensor"])
 def test_heads_must_divide_on_every_backend(backend: str) -> None:
-    assert refusal(llama3_registry("8B").model, dims(16, backend)).violations[0].code == "TP002"
+    assert refusal(registered("llama3", "8B"), dims(16, backend)).violations[0].code == "TP002"
 
 
 def test_an_uneven_vocabulary_is_named_where_it_is() -> None:
-    (violation,) = refusal(with_vocab(llama3_registry("debugmodel").model, 2047), dims(2)).violations
+    (violation,) = refusal(with_vocab(registered("llama3", "debugmodel"), 2047), dims(2)).violations
     assert (violation.code, violation.dim, violation.size) == ("TP006", "vocab_size", 2047)
     assert set(violation.where.split(" and ")) == {"tok_embeddings", "lm_head"}
 
 
 def test_a_later_layer_alone_is_refused_and_named() -> None:
-    config = llama3_registry("debugmodel").model
+    config = registered("llama3", "debugmodel")
     config.layers[1].attention = resized(config.layers[1].attention, n_kv_heads=2)
     (violation,) = refusal(config, dims(4)).violations
     assert (violation.code, violation.where) == ("TP002", "layer 1 (1 of 6)")
@@ -110,7 +108,7 @@ def test_a_later_layer_alone_is_refused_and_named() -> None:
 
 @pytest.mark.parametrize(("ep", "codes"), [(1, ["TP011", "TP013"]), (2, []), (3, ["EP001"])])
 def test_routed_experts_are_split_by_hidden_size_or_by_number(ep: int, codes: list[str]) -> None:
-    config = qwen3_registry("debugmodel_moe").model
+    config = registered("qwen3", "debugmodel_moe")
     experts = next(layer.moe.routed_experts for layer in config.layers if layer.moe is not None)
     experts.inner_experts = resized(experts.inner_experts, hidden_dim=193)
     if codes:
@@ -121,7 +119,7 @@ def test_routed_experts_are_split_by_hidden_size_or_by_number(ep: int, codes: li
 
 def qwen3_moe(hidden: int) -> Any:
     """The debug model, 64 experts in each layer, with this hidden size in all of them."""
-    config = qwen3_registry("debugmodel_moe").model
+    config = registered("qwen3", "debugmodel_moe")
     for layer in config.layers:
         routed = layer.moe.routed_experts
         routed.inner_experts = resized(routed.inner_experts, hidden_dim=hidden)
@@ -179,7 +177,7 @@ def test_ranks_that_replicate_the_data_count_where_experts_are_not_spread() -> N
 
 
 def test_the_expert_degree_is_refused_in_its_own_words() -> None:
-    config = qwen3_registry("debugmodel_moe").model
+    config = registered("qwen3", "debugmodel_moe")
     error = refusal(config, dims(1, ep=3))
     assert str(error).startswith(
         "Expert parallel degree (3) must divide num_experts (64). For Qwen3-MoE, max"
@@ -188,23 +186,10 @@ def test_the_expert_degree_is_refused_in_its_own_words() -> None:
     assert error.valid_degrees == []  # of TP: none helps
 
 
-class UsersModel(Decoder):
-    """A model that the package has never heard of, made of torchtitan's modules."""
-
-    @dataclasses.dataclass(kw_only=True, slots=True)
-    class Config(Decoder.Config):
-        adapter: Any = None
-
-        def update_from_config(self, *, config: Any, **kwargs: Any) -> None:
-            Decoder.Config.update_from_config(self, config=config, **kwargs)
-            set_llama3_sharding_config(self, enable_sp=True)
-            if self.adapter is not None:
-                # Borrowed from a layer: a linear that is split by columns.
-                self.adapter.sharding_config = self.layers[0].feed_forward.w1.sharding_config
-
-
 def users_model(**more: Any) -> Any:
-    base = llama3_registry("debugmodel").model
+    from tests.torchtitan.users_model import UsersModel
+
+    base = registered("llama3", "debugmodel")
     fields = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
     return UsersModel.Config(**fields, **more)
 
@@ -216,7 +201,7 @@ def test_a_users_own_model_is_judged_by_its_declared_shardings() -> None:
 
 
 def test_a_parameter_of_no_known_kind_is_judged_and_named_by_its_path() -> None:
-    adapter = resized(llama3_registry("debugmodel").model.layers[0].feed_forward.w1, out_features=255)
+    adapter = resized(registered("llama3", "debugmodel").layers[0].feed_forward.w1, out_features=255)
     error = refusal(users_model(adapter=adapter), dims(2))
     assert str(error).startswith(
         "Tensor parallel degree (2) must divide adapter.weight (255). For UsersModel, max supported TP is 1."

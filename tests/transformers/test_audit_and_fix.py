@@ -143,7 +143,7 @@ def test_live_models_and_configs_are_judged_by_their_own_plan() -> None:
     tpv.validate_tp_compat(model, 4)
 
 
-@pytest.mark.skipif(transformers.__version__ != "5.23.0", reason="the list is of 5.23.0")
+@pytest.mark.requires(transformers="5.23.0")  # which the list is of
 def test_the_audit_of_all_classes_names_the_eight_and_none_with_the_fix(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

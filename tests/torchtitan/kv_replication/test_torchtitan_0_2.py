@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace as NS
 from typing import Any
@@ -12,7 +11,7 @@ from tests.torchtitan.kv_replication.refusals import PERMUTED, assert_refuses_pe
 from torchtitan_tp_validate.guards import _guards, is_guard
 from torchtitan_tp_validate.job import check_job
 
-pytestmark = pytest.mark.skipif(not version("torchtitan").startswith("0.2"), reason="torchtitan 0.2.x")
+pytestmark = pytest.mark.requires(torchtitan="0.2")
 
 FLOAT8 = """\
 KV-head replication is not supported here: model.converters has "quantize.linear.float8", which replaces \

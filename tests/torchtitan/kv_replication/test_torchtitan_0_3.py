@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace as NS
 from typing import Any
@@ -18,7 +17,7 @@ from tests.torchtitan.optional import missing_for_qwen3_5, needs_qwen3_5
 from torchtitan_tp_validate.guards import is_guard
 from torchtitan_tp_validate.job import check_job
 
-pytestmark = pytest.mark.skipif(not version("torchtitan").startswith("0.3"), reason="torchtitan 0.3.x")
+pytestmark = pytest.mark.requires(torchtitan="0.3")
 
 ROOT = Path(__file__).parents[3]
 
