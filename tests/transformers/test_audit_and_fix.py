@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from transformers import PreTrainedModel
 
 import torchtitan_tp_validate as tpv

@@ -15,19 +15,21 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torchtitan.distributed.spmd_types import annotate_input_spmd_types
 from torchtitan.distributed.utils import get_spmd_context
 
-from tests.torchrun import lines
-from tests.torchrun.replication import Case, build, replicating
+from torchtitan_tp_validate.rehearsal.cases import Case
+from torchtitan_tp_validate.rehearsal.models import installed_line
+from torchtitan_tp_validate.rehearsal.parallelize import build, guarded
 
 WORLD_SIZE = 4
 
 
 def main(families: list[str]) -> None:
-    line = lines.installed_line()
+    line = installed_line()
     line.prepare("cpu")
     dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=WORLD_SIZE)
     for family in families:
-        with replicating(True):
-            tiny = build(Case.parse(f"{family}:8/2"), line, replicate_kv_heads=True)
+        case = Case.parse(f"{family}:8/2:guard=install", WORLD_SIZE, replicate_kv_heads=True)
+        with guarded(case):
+            tiny = build(line, case)
             dims = tiny.make_parallel_dims(WORLD_SIZE, WORLD_SIZE)
             args, kwargs = tiny.arguments(dims)
             model = tiny.parallelize_fn(tiny.model, *args, **kwargs)

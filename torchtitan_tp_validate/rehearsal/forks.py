@@ -1,4 +1,4 @@
-"""What the ranks of the truth suite report, and the forks that they run the cases in.
+"""The forks that the ranks run the cases in.
 
 A case can leave its process waiting for ever. So each rank that torchrun starts only imports, once, and
 forks; the fork runs cases and appends to ``OUT/rank{RANK}.jsonl`` until it has run all, or cannot go on. Then
@@ -9,90 +9,27 @@ Ranks agree through files: they are on one machine, and one of them may be stuck
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from tests.torchrun.truth_cases import Case
-
-EQUAL = "equal"
-DIFFERENT = "different"
-EXCEPTION = "exception"
-HANG = "hang"
-CRASH = "crash"
-INVALID = "invalid"
-UNSTABLE = "unstable"
+from torchtitan_tp_validate.rehearsal.cases import Case
+from torchtitan_tp_validate.rehearsal.reports import (
+    CRASH,
+    EQUAL,
+    HANG,
+    Report,
+    append_report,
+    final_reports,
+    read_reports,
+)
 
 OUT_OF_STEP = 3
 """Exit status of a fork that has seen another rank not end a case."""
-
-
-@dataclass
-class Verdict:
-    """What our engine says: ``compatible``, ``refused``, ``not validated``, or ``crashed``."""
-
-    word: str
-    codes: list[str] = field(default_factory=list)
-    text: str = ""
-
-
-@dataclass
-class Report:
-    """How one case ended on one rank.
-
-    Attributes:
-        message: what was raised, or which parameter has another shape than at TP = 1.
-        truth: ``equal`` to TP = 1, ``different`` from it, ``exception``, ``hang`` or ``crash`` when this
-            rank did not end it, ``invalid`` when TP = 1 itself fails, ``unstable`` when other random
-            numbers give another answer.
-        stage: where it was when it ended.
-        final: this is the outcome, on all ranks.
-    """
-
-    key: str
-    rank: int
-    verdict: Verdict | None = None
-    truth: str = EXCEPTION
-    stage: str = "start"
-    error_type: str | None = None
-    message: str | None = None
-    loss_difference: float | None = None
-    gradient_difference: float | None = None
-    worst_gradient: str | None = None
-    seconds: float = 0.0
-    final: bool = False
-
-
-def append_report(report: Mapping[str, Any], out: Path) -> None:
-    """Add a report, as JSON data, to those of its rank."""
-    with (out / f"rank{report['rank']}.jsonl").open("a", encoding="utf-8") as stream:
-        print(json.dumps(report), file=stream)
-
-
-def read_reports(out: Path, rank: int) -> list[dict[str, Any]]:
-    """What a rank has reported so far."""
-    path = out / f"rank{rank}.jsonl"
-    if not path.exists():
-        return []
-    # What follows the last newline is still being written.
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
-
-
-def final_reports(cases: Sequence[Case], out: Path, world_size: int) -> list[list[dict[str, Any]]]:
-    """The final reports of all ranks on each case, up to the first case that some rank has none on."""
-    final = [{r["key"]: r for r in read_reports(out, rank) if r["final"]} for rank in range(world_size)]
-    ended = []
-    for case in cases:
-        reports = [of_rank[case.key] for of_rank in final if case.key in of_rank]
-        if len(reports) < world_size:
-            break
-        ended.append(reports)
-    return ended
 
 
 def run_in_forks(cases: Sequence[Case], out: Path, run: Callable[[Sequence[Case], int], NoReturn]) -> None:
@@ -114,7 +51,7 @@ def run_in_forks(cases: Sequence[Case], out: Path, run: Callable[[Sequence[Case]
 
 
 def _wait_for_all(child: int, out: Path, attempt: int) -> int:
-    """Wait for the forks of all ranks; the worst of their exit statuses.
+    """Return the worst exit status of the forks of all ranks, when they have ended.
 
     One that may be waiting for a rank that has given up is ended.
     """
@@ -145,7 +82,7 @@ def _write_whole(path: Path, text: str) -> None:
 
 
 def _settle(cases: Sequence[Case], start: int, status: int, out: Path) -> int:
-    """Where the next fork starts.
+    """Return where the next fork starts.
 
     A case that ended a fork is settled when nothing before it can be blamed: it came first, or right after
     one that was equal to TP = 1.
