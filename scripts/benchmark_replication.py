@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchtitan_tp_validate.rehearsal.cases import Case
 from torchtitan_tp_validate.rehearsal.models import installed_line, sum_gradients_without_nccl
-from torchtitan_tp_validate.rehearsal.parallelize import build, guarded, make_parallel_dims, parallelize
+from torchtitan_tp_validate.rehearsal.parallelize import Guards, build, make_parallel_dims, parallelize
 from torchtitan_tp_validate.rehearsal.training import join_process_group
 
 MEBIBYTE = 2**20
@@ -106,10 +106,11 @@ def main() -> None:
         # Every freed tensor goes back to the system at once, or the resident set would say little.
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)
     sizes = GPU if device.type == "cuda" else CPU
+    guards = Guards()
     variants = [
-        _variant("n_kv_heads 2 at TP 4, replicated", 2, 4, True, sizes, line, device),
-        _variant("(a) n_kv_heads 4 at TP 4", 4, 4, False, sizes, line, device),
-        _variant("(b) n_kv_heads 2 at TP 2 x FSDP 2", 2, 2, False, sizes, line, device),
+        _variant("n_kv_heads 2 at TP 4, replicated", 2, 4, True, sizes, line, device, guards),
+        _variant("(a) n_kv_heads 4 at TP 4", 4, 4, False, sizes, line, device, guards),
+        _variant("(b) n_kv_heads 2 at TP 2 x FSDP 2", 2, 2, False, sizes, line, device, guards),
     ]
     for variant in variants:
         variant.step()
@@ -126,15 +127,22 @@ def main() -> None:
 
 
 def _variant(
-    name: str, n_kv_heads: int, tp: int, replicate: bool, sizes: Sizes, line: Any, device: torch.device
+    name: str,
+    n_kv_heads: int,
+    tp: int,
+    replicate: bool,
+    sizes: Sizes,
+    line: Any,
+    device: torch.device,
+    guards: Guards,
 ) -> Variant:
     given = {"dim": sizes.dim, "hidden": sizes.hidden, "vocab": sizes.vocab, "seq_len": sizes.seq_len}
     how: dict[str, Any] = {"guard": "install", "replicate_kv_heads": replicate, "as_trainer": True}
     text = f"llama3:{sizes.n_heads}/{n_kv_heads}:tp={tp},head_dim=128"
     case = Case.parse(text, dist.get_world_size(), sizes=given, upstream_check=True, **how)
-    with guarded(case):
-        tiny = build(line, case)
-        model, context, _ = parallelize(tiny, make_parallel_dims(tiny, case), case, device)
+    guards.before_build(case)
+    tiny = build(line, case)
+    model, context, _ = parallelize(tiny, make_parallel_dims(tiny, case), case, device)
     model.to_empty(device=device)
     model.init_states(buffer_device=None)
     if device.type == "cpu":

@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from torchtitan_tp_validate.rehearsal.cases import Case
 from torchtitan_tp_validate.rehearsal.models import TinyModel
-from torchtitan_tp_validate.rehearsal.parallelize import build, guarded, make_parallel_dims, parallelize
+from torchtitan_tp_validate.rehearsal.parallelize import Guards, build, make_parallel_dims, parallelize
 from torchtitan_tp_validate.rehearsal.training import batches, whole
 
 DEGREES = (1, 2, 4)
@@ -95,7 +95,9 @@ class _Run:
         set_optimizer_state_dict(self.model, self.optimizer, rest, options=flat)
 
 
-def move_checkpoints(case: Case, line: ModuleType, device: torch.device, folder: Path) -> dict[str, Any]:
+def move_checkpoints(
+    case: Case, line: ModuleType, device: torch.device, guards: Guards, folder: Path
+) -> dict[str, Any]:
     """Return what this rank saw of the checkpoints of the case's model, at other degrees than its own.
 
     Args:
@@ -106,9 +108,9 @@ def move_checkpoints(case: Case, line: ModuleType, device: torch.device, folder:
 
     def at(tp: int, *, replicate: bool) -> _Run:
         shared = replace(case, tp=tp, dp=case.world_size // tp, replicate_kv_heads=replicate)
-        with guarded(shared):
-            tiny = build(line, shared)
-            model, *_ = parallelize(tiny, make_parallel_dims(tiny, shared), shared, device)
+        guards.before_build(shared)
+        tiny = build(line, shared)
+        model, *_ = parallelize(tiny, make_parallel_dims(tiny, shared), shared, device)
         torch.manual_seed(case.seed)
         tiny.initialize(model, device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=False)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -21,16 +21,28 @@ from torchtitan_tp_validate.rehearsal.reports import Verdict
 from torchtitan_tp_validate.rehearsal.training import Context
 
 
-@contextmanager
-def guarded(case: Case) -> Iterator[None]:
-    """Have our guards in place, before the model is built, if the case says so."""
-    if case.guard == "install":
-        torchtitan_tp_validate.install(replicate_kv_heads=case.replicate_kv_heads)
-    try:
-        yield
-    finally:
-        if case.guard.startswith("install"):
+class Guards:
+    """Our guards in this process. They stay from case to case until one wants something else."""
+
+    def __init__(self) -> None:
+        self._in_place = self._none = ("none", False)
+
+    def before_build(self, case: Case) -> None:
+        """Have in place what the case wants when its model is built."""
+        wanted = (case.guard, case.replicate_kv_heads) if case.guard == "install" else self._none
+        if wanted == self._in_place:
+            return
+        if self._in_place != self._none:
             torchtitan_tp_validate.uninstall()
+        if wanted != self._none:
+            torchtitan_tp_validate.install(replicate_kv_heads=case.replicate_kv_heads)
+        self._in_place = wanted
+
+    def after_build(self, case: Case) -> None:
+        """Install what the case wants no sooner than when its model has been built."""
+        if case.guard == "install-late":
+            torchtitan_tp_validate.install()
+            self._in_place = (case.guard, False)
 
 
 def build(line: ModuleType, case: Case) -> TinyModel:
@@ -108,9 +120,7 @@ def _parallelize_function(tiny: TinyModel, case: Case) -> Callable[..., nn.Modul
     module, function = tiny.entry_point
     if case.guard == "wrapper":
         module = f"torchtitan_tp_validate.wrappers.{tiny.wrapper}"
-    elif case.guard == "install-late":
-        torchtitan_tp_validate.install()
-    else:
+    elif case.guard != "install-late":
         return tiny.parallelize_fn
     found: Callable[..., nn.Module] = getattr(importlib.import_module(module), function)
     return found

@@ -75,14 +75,24 @@ def run_cases(cases: Iterable[Case], out: Path, *, done: Callable[[Result], None
         out: where each torchrun gets a folder for its output and reports.
     """
     number = 0
-    # One after the other, cases of the same model are compared with the same run in one process.
-    in_order = sorted(cases, key=lambda case: (case.world_size, case.in_one_process.key, case.meshes))
+    in_order = sorted(cases, key=_order)
     for _, group in groupby(in_order, key=lambda case: case.world_size):
         waiting = list(group)
         while waiting:
             number += 1
             batch = _Batch(waiting, out / f"torchrun-{number:03}", done)
             del waiting[: batch.run()]
+
+
+def _order(case: Case) -> tuple[Any, ...]:
+    """Put together cases that share a guard, and of those such that share the run in one process."""
+    return (
+        case.world_size,
+        case.guard,
+        case.replicate_kv_heads,
+        case.in_one_process.key,
+        case.meshes,
+    )
 
 
 class _Batch:

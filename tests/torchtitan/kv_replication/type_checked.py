@@ -17,7 +17,7 @@ from torchtitan.distributed.utils import get_spmd_context
 
 from torchtitan_tp_validate.rehearsal.cases import Case
 from torchtitan_tp_validate.rehearsal.models import installed_line
-from torchtitan_tp_validate.rehearsal.parallelize import build, guarded
+from torchtitan_tp_validate.rehearsal.parallelize import Guards, build
 
 WORLD_SIZE = 4
 
@@ -26,13 +26,14 @@ def main(families: list[str]) -> None:
     line = installed_line()
     line.prepare("cpu")
     dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=WORLD_SIZE)
+    guards = Guards()
     for family in families:
         case = Case.parse(f"{family}:8/2:guard=install", WORLD_SIZE, replicate_kv_heads=True)
-        with guarded(case):
-            tiny = build(line, case)
-            dims = tiny.make_parallel_dims(WORLD_SIZE, WORLD_SIZE)
-            args, kwargs = tiny.arguments(dims)
-            model = tiny.parallelize_fn(tiny.model, *args, **kwargs)
+        guards.before_build(case)
+        tiny = build(line, case)
+        dims = tiny.make_parallel_dims(WORLD_SIZE, WORLD_SIZE)
+        args, kwargs = tiny.arguments(dims)
+        model = tiny.parallelize_fn(tiny.model, *args, **kwargs)
         model.to_empty(device="cpu")
         model.init_states(buffer_device=None)
         tokens = torch.zeros(2, tiny.seq_len, dtype=torch.long)
