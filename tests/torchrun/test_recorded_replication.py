@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from torchtitan_tp_validate.rehearsal.models import installed_line
 from torchtitan_tp_validate.rehearsal.parallelize import judge_case
 from torchtitan_tp_validate.rehearsal.truth.kv_replication import parse
 
@@ -19,15 +19,14 @@ if not TABLE.exists():
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict[str, str]]:
-    installed_line().prepare("cpu")
     with TABLE.open(encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream))
 
 
-def test_the_engine_refuses_exactly_what_broke(rows: list[dict[str, str]]) -> None:
+def test_the_engine_refuses_exactly_what_broke(rows: list[dict[str, str]], line: ModuleType) -> None:
     assert len(rows) >= 40
     for row in rows:
-        verdict = judge_case(installed_line(), parse(row["case"]))
+        verdict = judge_case(line, parse(row["case"]))
         assert verdict.word == ("refused" if row["truth"] == "broken" else "compatible"), row
         assert " ".join(verdict.codes) == row["codes"], row
 

@@ -10,12 +10,12 @@ import csv
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from torchtitan_tp_validate.plan import PlanBuilder
 from torchtitan_tp_validate.rehearsal.cases import Case
-from torchtitan_tp_validate.rehearsal.models import installed_line
 from torchtitan_tp_validate.rehearsal.parallelize import judge_case
 from torchtitan_tp_validate.rehearsal.runner import Result
 from torchtitan_tp_validate.rehearsal.truth import report
@@ -62,9 +62,7 @@ def _result(row: dict[str, str]) -> Result:
 
 
 @pytest.fixture(scope="module")
-def rejudged() -> list[Result]:
-    line = installed_line()
-    line.prepare("cpu")
+def rejudged(line: ModuleType) -> list[Result]:
     results = []
     for result in recorded():
         if result.truth not in (report.INVALID, report.UNSTABLE):
@@ -83,9 +81,8 @@ def test_no_recorded_case_is_missed_and_none_refused_falsely(rejudged: list[Resu
     assert wrong == []
 
 
-def test_both_verdicts_are_recorded_for_every_family(rejudged: list[Result]) -> None:
+def test_both_verdicts_are_recorded_for_every_family(rejudged: list[Result], line: ModuleType) -> None:
     seen = {(result.case.family, result.verdict) for result in rejudged}
-    line = installed_line()
     for family in (*line.FAMILIES, *line.MORE_FAMILIES):
         assert {(family, "compatible"), (family, "refused")} <= seen
 
@@ -100,13 +97,12 @@ def test_both_verdicts_are_recorded_for_every_family(rejudged: list[Result]) -> 
     ],
 )
 def test_without_the_rule_a_recorded_case_would_be_missed(
-    rejudged: list[Result], monkeypatch: pytest.MonkeyPatch, code: str
+    rejudged: list[Result], line: ModuleType, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
     if code in PROVED_ELSEWHERE:
         pytest.skip(PROVED_ELSEWHERE[code])
     dims = PlanBuilder.dims
     monkeypatch.setattr(PlanBuilder, "dims", lambda self: tuple(d for d in dims(self) if d.code != code))
-    line = installed_line()
     needs_it = (result for result in rejudged if result.codes == (code,) and result.truth != "equal")
     result = next(needs_it, None)
     assert result is not None, f"every case that {code} refuses is refused by another rule too"

@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import takewhile
 from pathlib import Path
 from typing import NoReturn
 
@@ -33,21 +34,32 @@ OUT_OF_STEP = 3
 
 
 def run_in_forks(cases: Sequence[Case], out: Path, run: Callable[[Sequence[Case], int], NoReturn]) -> None:
-    """Run all cases, in as many forks of this rank as it takes.
+    """Run all cases, in as many forks of this rank as it takes; a case needs its first ranks only.
 
     Args:
-        run: takes cases and the number of the fork. It runs one case or more, appends reports, and exits:
-            with status 0 when what is left is for the next fork; with `OUT_OF_STEP` when another rank does
-            not end a case.
+        run: takes cases for the same number of ranks, which is in the environment, and the number of the
+            fork. It runs one case or more, appends reports, and exits: with status 0 when what is left is
+            for the next fork; with `OUT_OF_STEP` when another rank does not end a case.
     """
     start = attempt = 0
     while start < len(cases):
         child = os.fork()
         if not child:
-            run(cases[start:], attempt)
+            _run_as_rank(cases[start:], attempt, run)
         status = _wait_for_all(child, out, attempt)
         start = _settle(cases, start, status, out)
         attempt += 1
+
+
+def _run_as_rank(
+    cases: Sequence[Case], attempt: int, run: Callable[[Sequence[Case], int], NoReturn]
+) -> NoReturn:
+    """Run the cases that take as many ranks as the first, if this is one of them."""
+    world_size = cases[0].world_size
+    if int(os.environ["RANK"]) >= world_size:
+        os._exit(0)
+    os.environ["WORLD_SIZE"] = str(world_size)
+    run(list(takewhile(lambda case: case.world_size == world_size, cases)), attempt)
 
 
 def _wait_for_all(child: int, out: Path, attempt: int) -> int:
@@ -89,7 +101,7 @@ def _settle(cases: Sequence[Case], start: int, status: int, out: Path) -> int:
     """
     if status > 0 and status != OUT_OF_STEP:
         raise RuntimeError(f"a fork failed with status {status}, in no case that it reports")
-    ended = final_reports(cases, out, int(os.environ["WORLD_SIZE"]))
+    ended = final_reports(cases, out)
     in_step = len(ended) == start or {report["truth"] for report in ended[-1]} == {EQUAL}
     if status and in_step and len(ended) < len(cases):
         key, rank = cases[len(ended)].key, int(os.environ["RANK"])

@@ -90,13 +90,14 @@ def read_reports(out: Path, rank: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
-def final_reports(cases: Sequence[Case], out: Path, world_size: int) -> list[list[dict[str, Any]]]:
+def final_reports(cases: Sequence[Case], out: Path) -> list[list[dict[str, Any]]]:
     """Return the final reports of all ranks on each case, up to the first case that some rank has none on."""
-    final = [{r["key"]: r for r in read_reports(out, rank) if r["final"]} for rank in range(world_size)]
+    ranks = range(max(case.world_size for case in cases))
+    final = [{r["key"]: r for r in read_reports(out, rank) if r["final"]} for rank in ranks]
     ended = []
     for case in cases:
-        reports = [of_rank[case.key] for of_rank in final if case.key in of_rank]
-        if len(reports) < world_size:
+        reports = [of_rank[case.key] for of_rank in final[: case.world_size] if case.key in of_rank]
+        if len(reports) < case.world_size:
             break
         ended.append(reports)
     return ended

@@ -1,9 +1,9 @@
 """Run cases under torchrun, whatever they do: raise, hang, or take a rank down.
 
-Cases of the same number of ranks share a torchrun. Its ranks can tell when one of them does not end a
-case; when none of them does, they all stop making progress, and the torchrun is ended here. The next one
-starts behind that case if it came first, or right after one that was equal to TP = 1: nothing before it
-can be blamed then. Any other is run again, in a torchrun that starts with it.
+All cases share a torchrun, which has as many ranks as the largest needs. They can tell when one of them does
+not end a case; when none of them does, they all stop making progress, and the torchrun is ended here. The
+next one starts behind that case if it came first, or right after one that was equal to TP = 1: nothing
+before it can be blamed then. Any other is run again, in a torchrun that starts with it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +74,11 @@ def run_cases(cases: Iterable[Case], out: Path, *, done: Callable[[Result], None
         out: where each torchrun gets a folder for its output and reports.
     """
     number = 0
-    in_order = sorted(cases, key=_order)
-    for _, group in groupby(in_order, key=lambda case: case.world_size):
-        waiting = list(group)
-        while waiting:
-            number += 1
-            batch = _Batch(waiting, out / f"torchrun-{number:03}", done)
-            del waiting[: batch.run()]
+    waiting = sorted(cases, key=_order)
+    while waiting:
+        number += 1
+        batch = _Batch(waiting, out / f"torchrun-{number:03}", done)
+        waiting = waiting[batch.run() :]
 
 
 def _order(case: Case) -> tuple[Any, ...]:
@@ -115,7 +112,7 @@ class _Batch:
         cases.write_text(json.dumps([case.as_dict() for case in self._cases]), encoding="utf-8")
         torchrun = run_torchrun(
             ["--cases", str(cases), "--out", str(self._out)],
-            nproc=self._cases[0].world_size,
+            nproc=max(case.world_size for case in self._cases),
             timeout=PATIENCE_SECONDS * len(self._cases),
             out=self._out,
             module=PROGRAM,
@@ -142,7 +139,7 @@ class _Batch:
     def _collect(self) -> int:
         """Hand on the cases that have ended on every rank since the last call; how many there were."""
         before = self._ended
-        new = final_reports(self._cases, self._out, self._cases[0].world_size)[before:]
+        new = final_reports(self._cases, self._out)[before:]
         for case, reports in zip(self._cases[before:], new, strict=False):
             result = _merge(case, reports)
             self._done(result)
