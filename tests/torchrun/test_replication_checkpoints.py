@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -15,16 +16,21 @@ FAMILIES = [name for name in ("qwen3_fused", "qwen3_5_moe") if name in LINE.FAMI
     "llama3",
     "qwen3_moe",
 ]
-PAIRS = ["1->2", "1->4", "2->1", "2->4", "4->1", "4->2"]
+# With the two heads of the models here, TP 4 shares them. Which degrees is no matter of the family.
+DEGREES = dict(zip(FAMILIES, ("1-2-4", "1-4"), strict=True))
 
 
 def moved(family: str) -> Case:
     sizes = {"num_experts": 8} if "num_experts" in LINE.SIZES[family] else {}
-    settings = {"guard": "install", "upstream_check": True, "ac": "none", "checkpoints": True}
+    settings = {"guard": "install", "upstream_check": True, "ac": "none", "checkpoints": DEGREES[family]}
     return Case.parse(f"{family}:8/2", ranks=4, sizes=sizes, **settings)
 
 
 CASES = [moved(family) for family in FAMILIES]
+
+
+def pairs(family: str) -> list[str]:
+    return ["->".join(pair) for pair in permutations(DEGREES[family].split("-"), 2)]
 
 
 def seen(result_of: ResultOf, family: str) -> list[dict[str, Any]]:
@@ -37,7 +43,7 @@ def seen(result_of: ResultOf, family: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_model_and_optimizer_state_move_between_degrees_bit_for_bit(result_of: ResultOf, family: str) -> None:
     for report in seen(result_of, family):
-        assert sorted(report["loaded"]) == PAIRS, report
+        assert sorted(report["loaded"]) == pairs(family), report
         # A weight and two moments of each parameter at least.
         assert min(report["loaded"].values()) >= 3 * 20, report
         assert report["different"] == [], report
@@ -50,10 +56,9 @@ def test_weights_move_between_a_fused_projection_and_three(result_of: ResultOf) 
         assert min(report["weights"].values()) >= 20, report
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_training_resumes_at_every_other_degree(result_of: ResultOf, family: str) -> None:
-    for report in seen(result_of, family):
-        assert sorted(report["resumed"]) == PAIRS, report
+def test_training_resumes_at_every_other_degree(result_of: ResultOf) -> None:
+    for report in seen(result_of, FAMILIES[0]):
+        assert sorted(report["resumed"]) == pairs(FAMILIES[0]), report
         losses = report["resumed"]
         # Each source has weights of its own: AdamW's first step makes much of the last bit of a gradient.
         for one, other in (("1->2", "1->4"), ("2->1", "2->4"), ("4->1", "4->2")):
@@ -63,7 +68,7 @@ def test_training_resumes_at_every_other_degree(result_of: ResultOf, family: str
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_hugging_face_adapter_exports_the_same(result_of: ResultOf, family: str) -> None:
     for report in seen(result_of, family):
-        assert sorted(report["exported"]) == ["1", "2", "4"], report
+        assert sorted(report["exported"]) == DEGREES[family].split("-"), report
         assert min(report["exported"].values()) >= 20, report
         assert report["exported_differently"] == [], report
         # Why we refuse it for Llama 3 alone: an axis of four ranks, stock FSDP's or ours, has two heads.

@@ -33,7 +33,7 @@ class Case:
         replicate_kv_heads: with KV-head replication; without a guard, also where our rules refuse it.
         as_trainer: three steps as torchtitan's Trainer makes them: each data rank on rows of its own, and
             gradients clipped; otherwise two, with the whole batch on every rank.
-        checkpoints: move checkpoints between TP 1, 2 and 4 instead of comparing gradients.
+        checkpoints: the TP degrees to move checkpoints between instead of comparing gradients, as ``1-2-4``.
     """
 
     family: str
@@ -56,7 +56,7 @@ class Case:
     upstream_check: bool = False
     replicate_kv_heads: bool = False
     as_trainer: bool = False
-    checkpoints: bool = False
+    checkpoints: str = ""
 
     @classmethod
     def parse(cls, text: str, ranks: int, **settings: Any) -> Case:

@@ -1,7 +1,7 @@
 """Checkpoints of a model with shared key-value heads, across degrees.
 
-A model is trained for one AdamW step at TP 1, 2 and 4 (the ranks that are left shard the data), with two
-key-value heads: stock at TP 1 and 2, shared at TP 4. Every checkpoint is then loaded at every other degree.
+A model is trained for one AdamW step at each degree (the ranks that are left shard the data): stock, or
+shared where there are more ranks than heads. Every checkpoint is then loaded at every other degree.
 The weights alone are loaded across a fused QKV projection and three, too.
 """
 
@@ -28,8 +28,6 @@ from torchtitan_tp_validate.rehearsal.cases import Case
 from torchtitan_tp_validate.rehearsal.models import TinyModel
 from torchtitan_tp_validate.rehearsal.parallelize import Guards, build, make_parallel_dims, parallelize
 from torchtitan_tp_validate.rehearsal.training import batches, whole
-
-DEGREES = (1, 2, 4)
 
 
 @dataclass
@@ -98,12 +96,13 @@ class _Run:
 def move_checkpoints(
     case: Case, line: ModuleType, device: torch.device, guards: Guards, folder: Path
 ) -> dict[str, Any]:
-    """Return what this rank saw of the checkpoints of the case's model, at other degrees than its own.
+    """Return what this rank saw of the checkpoints of the case's model.
 
     Args:
         folder: where the checkpoints lie.
     """
     seen = _Seen()
+    degrees = [int(degree) for degree in case.checkpoints.split("-")]
     fused = case.family in line.FUSED_QKV
 
     def at(tp: int, *, replicate: bool) -> _Run:
@@ -117,7 +116,7 @@ def move_checkpoints(
         return _Run(shared, tiny, model, optimizer, device)
 
     # The optimizer's state is named after the parameters: fused projections are three at every degree.
-    runs = {tp: at(tp, replicate=tp == 4 or fused) for tp in DEGREES}
+    runs = {tp: at(tp, replicate=tp > case.n_kv_heads or fused) for tp in degrees}
     saved = {}
     for tp, run in runs.items():
         run.step(0)
@@ -125,8 +124,8 @@ def move_checkpoints(
         saved[tp] = {name: _copy(value) for name, value in state.items()}
         dcp.save(state, checkpoint_id=folder / f"tp{tp}")
     _export(runs[1], seen)
-    for source in DEGREES:
-        for target in DEGREES:
+    for source in degrees:
+        for target in degrees:
             if source == target:
                 continue
             run, name = runs[target], f"{source}->{target}"
@@ -146,9 +145,9 @@ def move_checkpoints(
             seen.resumed[name] = run.step(1)
     if fused:
         stock = at(2, replicate=False)
-        _move_weights(runs[4], stock, "4->stock", folder, seen)
+        _move_weights(runs[degrees[-1]], stock, f"{degrees[-1]}->stock", folder, seen)
         stock.step(0)
-        _move_weights(stock, runs[4], "stock->4", folder, seen)
+        _move_weights(stock, runs[degrees[-1]], f"stock->{degrees[-1]}", folder, seen)
     seen.hugging_face.clear()
     return asdict(seen)
 
