@@ -76,8 +76,11 @@ from torchtitan_tp_validate.rehearsal.training import (
 TOLERANCE = 1e-4
 """Relative. Sums in another order differ by about 1e-6 in fp32."""
 
-PATIENCE = timedelta(seconds=30)
+PATIENCE = timedelta(seconds=20)
 """For the other ranks to end a case that this one has ended; in step, they are milliseconds apart."""
+
+GIVEN_UP = "given up"
+"""The key by which a rank tells those that it does not wait for any more."""
 
 CASES_PER_COLLECTION = 8
 """A model is part of circles. To find them takes a third of a second, as long as a case does."""
@@ -146,6 +149,9 @@ class Rank:
     def run(self, case: Case, number: str) -> bool:
         """Run a case to the agreement of all ranks; return whether they are still in step then."""
         report = self._attempt(case)
+        if self.store.check([GIVEN_UP]):
+            # What was raised here came of another rank's end, not of the case.
+            raise _OutOfStepError(case.key)
         append_report(asdict(report), self.out)
         ends = self._exchange(f"{number}/first", report)
         if DIFFERENT in ends.truths and EXCEPTION not in ends.truths:
@@ -253,6 +259,7 @@ class Rank:
         try:
             self.store.wait(keys, PATIENCE)
         except RuntimeError:
+            self.store.set(GIVEN_UP, name)
             raise _OutOfStepError(name) from None
         ends = [json.loads(self.store.get(key)) for key in keys]
         return _Ends(
