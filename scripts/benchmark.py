@@ -44,6 +44,8 @@ def main() -> None:
     refusal.add_argument("pythons", nargs="+", type=Path)
     refusal.add_argument("--repeats", type=int, default=3)
     refusal.set_defaults(run=lambda options: measure_refusal(options.pythons, options.repeats))
+    stock = commands.add_parser("stock")
+    stock.set_defaults(run=lambda options: run_stock())
     options = parser.parse_args()
     options.run(options)
 
@@ -165,26 +167,38 @@ def _commands_0_2(folder: Path) -> tuple[list[str], list[str]]:
     job = folder / "job.toml"
     job.write_text('[model]\nname = "llama3"\nflavor = "8B"\n[parallelism]\ntensor_parallel_degree = 16\n')
     return (
-        ["torchtitan_tp_validate.train", "--job.config_file", str(job)],
-        [*_worker("llama3"), "--out", str(folder)],
+        ["-m", "torchtitan_tp_validate.train", "--job.config_file", str(job)],
+        [__file__, "stock"],
     )
 
 
-def _commands_0_3(folder: Path) -> tuple[list[str], list[str]]:
+def _commands_0_3(_: Path) -> tuple[list[str], list[str]]:
     flag = "--parallelism.tensor_parallel_degree"
     return (
-        ["torchtitan_tp_validate.train", "--module", "llama3", "--config", "llama3_8b", flag, "16"],
-        [*_worker("llama3"), "--out", str(folder)],
+        ["-m", "torchtitan_tp_validate.train", "--module", "llama3", "--config", "llama3_8b", flag, "16"],
+        [__file__, "stock"],
     )
 
 
-def _worker(family: str) -> list[str]:
-    return ["tests.torchrun.worker", "--case", f"{family}:8/2:none", "--tp", str(RANKS)]
+def run_stock() -> None:
+    """Run a rank of stock torchtitan, with two KV heads on four ranks, as far as it gets."""
+    from torchtitan_tp_validate.rehearsal.cases import Case
+    from torchtitan_tp_validate.rehearsal.models import installed_line
+    from torchtitan_tp_validate.rehearsal.parallelize import build, make_parallel_dims, parallelize
+    from torchtitan_tp_validate.rehearsal.training import join_process_group, train
+
+    line = installed_line()
+    device = join_process_group(line)
+    case = Case("llama3", tp=RANKS, n_heads=8, n_kv_heads=2, upstream_check=True)
+    tiny = build(line, case)
+    model, *_ = parallelize(tiny, make_parallel_dims(tiny, case), case, device)
+    tiny.initialize(model, device)
+    next(train(tiny, model, device, steps=1, seed=case.seed, enter=lambda stage: None))
 
 
-def _torchrun(python: Path, module_and_arguments: Sequence[str], expected: str) -> float:
+def _torchrun(python: Path, program: Sequence[str], expected: str) -> float:
     command = [str(python), "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    command += ["--nproc-per-node", str(RANKS), "-m", *module_and_arguments]
+    command += ["--nproc-per-node", str(RANKS), *program]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     start = time.perf_counter()
     result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)

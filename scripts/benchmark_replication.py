@@ -14,7 +14,6 @@ import argparse
 import ctypes
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,11 +26,10 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from tests.torchrun import lines
-from tests.torchrun.replication import Case, build, parallelize, replicating
-from tests.torchrun.training import join_process_group
+from torchtitan_tp_validate.rehearsal.cases import Case
+from torchtitan_tp_validate.rehearsal.models import installed_line, sum_gradients_without_nccl
+from torchtitan_tp_validate.rehearsal.parallelize import Guards, build, make_parallel_dims, parallelize
+from torchtitan_tp_validate.rehearsal.training import join_process_group
 
 MEBIBYTE = 2**20
 M_MMAP_THRESHOLD = -3
@@ -102,17 +100,17 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
-    line = lines.installed_line()
+    line = installed_line()
     device = join_process_group(line)
     if device.type == "cpu":
         # Every freed tensor goes back to the system at once, or the resident set would say little.
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)
     sizes = GPU if device.type == "cuda" else CPU
-    line.HEAD_DIM = 128  # type: ignore[attr-defined]
+    guards = Guards()
     variants = [
-        _variant("n_kv_heads 2 at TP 4, replicated", 2, 4, True, sizes, line, device),
-        _variant("(a) n_kv_heads 4 at TP 4", 4, 4, False, sizes, line, device),
-        _variant("(b) n_kv_heads 2 at TP 2 x FSDP 2", 2, 2, False, sizes, line, device),
+        _variant("n_kv_heads 2 at TP 4, replicated", 2, 4, True, sizes, line, device, guards),
+        _variant("(a) n_kv_heads 4 at TP 4", 4, 4, False, sizes, line, device, guards),
+        _variant("(b) n_kv_heads 2 at TP 2 x FSDP 2", 2, 2, False, sizes, line, device, guards),
     ]
     for variant in variants:
         variant.step()
@@ -129,17 +127,26 @@ def main() -> None:
 
 
 def _variant(
-    name: str, n_kv_heads: int, tp: int, replicate: bool, sizes: Sizes, line: Any, device: torch.device
+    name: str,
+    n_kv_heads: int,
+    tp: int,
+    replicate: bool,
+    sizes: Sizes,
+    line: Any,
+    device: torch.device,
+    guards: Guards,
 ) -> Variant:
-    case = Case.parse(f"llama3:{sizes.n_heads}/{n_kv_heads}:tp={tp}")
     given = {"dim": sizes.dim, "hidden": sizes.hidden, "vocab": sizes.vocab, "seq_len": sizes.seq_len}
-    with replicating(replicate):
-        tiny = build(case, line, replicate_kv_heads=replicate, sizes=given)
-        model, context = parallelize(tiny, case)
+    how: dict[str, Any] = {"guard": "install", "replicate_kv_heads": replicate, "as_trainer": True}
+    text = f"llama3:{sizes.n_heads}/{n_kv_heads}:tp={tp},head_dim=128"
+    case = Case.parse(text, dist.get_world_size(), sizes=given, upstream_check=True, **how)
+    guards.before_build(case)
+    tiny = build(line, case)
+    model, context, _ = parallelize(tiny, make_parallel_dims(tiny, case), case, device)
     model.to_empty(device=device)
     model.init_states(buffer_device=None)
     if device.type == "cpu":
-        lines.sum_gradients_without_nccl(model)
+        sum_gradients_without_nccl(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     # The same number of tokens in all: the ranks that TP leaves have other ones.
     shape = (tp // 2, sizes.seq_len + 1)

@@ -25,14 +25,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from torchtitan_tp_validate.rehearsal.cases import Case
+from torchtitan_tp_validate.rehearsal.models import installed_line
+from torchtitan_tp_validate.rehearsal.reports import INVALID
+from torchtitan_tp_validate.rehearsal.runner import Result, result_from_dict, run_cases
+from torchtitan_tp_validate.rehearsal.truth import report
+from torchtitan_tp_validate.rehearsal.truth.cases import all_cases, small_cases
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from tests.torchrun import lines, truth_report  # noqa: E402
-from tests.torchrun.truth_cases import Case, all_cases, small_cases  # noqa: E402
-from tests.torchrun.truth_runner import Result, result_from_dict, run_cases  # noqa: E402
-
-BACKENDS_0_3 = ("spmd_types", "partial_dtensor", "full_dtensor")
 
 
 def main() -> None:
@@ -52,11 +52,11 @@ def main() -> None:
     else:
         _run([case for case in cases if case.key not in results], results, record, versions, keep=keep)
     reported = [results[case.key] for case in cases if case.key in results]
-    table, text = truth_report.write(reported, options.out, versions)
-    print(truth_report.as_text(reported))
+    table, text = report.write(reported, options.out, versions)
+    print(report.as_text(reported))
     print(f"\nWritten to {table} and {text}")
-    judgements = {truth_report.judgement(result) for result in reported}
-    raise SystemExit(1 if judgements & {truth_report.MISS, truth_report.FALSE_REFUSAL} else 0)
+    judgements = {report.judgement(result) for result in reported}
+    raise SystemExit(1 if judgements & {report.MISS, report.FALSE_REFUSAL} else 0)
 
 
 def _parse() -> argparse.Namespace:
@@ -67,7 +67,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--line", default="auto", help="0.2 or 0.3: insist on that torchtitan being installed"
     )
-    parser.add_argument("--backend", nargs="+", choices=BACKENDS_0_3, help="0.3.x: only these spmd backends")
+    parser.add_argument("--backend", nargs="+", help="0.3.x: only these spmd backends")
     parser.add_argument("--family", nargs="+", help="only these families")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--rejudge", action="store_true")
@@ -80,8 +80,8 @@ def _parse() -> argparse.Namespace:
 
 
 def _chosen(options: argparse.Namespace) -> list[Case]:
-    line = lines.installed_line()
-    backends = (None,) if version("torchtitan").startswith("0.2.") else options.backend or BACKENDS_0_3
+    line = installed_line()
+    backends = options.backend or {backend for found in line.BACKENDS.values() for backend in found}
     cases = (small_cases if options.part == "small" else all_cases)(line, backends)
     return [case for case in cases if not options.family or case.family in options.family]
 
@@ -120,14 +120,14 @@ def _run(
 
 def _rejudge(results: Sequence[Result]) -> dict[str, Result]:
     """The same truths with the verdicts that the engine gives now; nothing is run."""
-    from tests.torchrun.truth import judge_case
+    from torchtitan_tp_validate.rehearsal.parallelize import judge_case
 
-    line = lines.installed_line()
+    line = installed_line()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     line.prepare("cpu")
     judged = {}
     for result in tqdm(results, unit="case", file=sys.stderr):
-        if result.truth != "invalid":
+        if result.truth != INVALID:
             verdict = judge_case(line, result.case)
             result = replace(
                 result, verdict=verdict.word, codes=tuple(verdict.codes), verdict_text=verdict.text

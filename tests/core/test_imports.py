@@ -24,6 +24,7 @@ ORDER = (
     ("wrappers",),
     ("guards",),
     ("transformers_tp", "kv_replication"),
+    ("rehearsal",),
     ("cli",),
     ("train", "__main__"),
     ("auto",),
@@ -33,14 +34,19 @@ ORDER = (
 A module imports what stands above its own row, or lies in its own folder.
 """
 
-OPT_INS = ("transformers_tp", "kv_replication")
+OPT_INS = ("transformers_tp", "kv_replication", "rehearsal")
 """Reached by name: whatever stands above them imports them inside a function, when they are asked for."""
 
 HEAVY = ("torch", "torchtitan", "transformers", "spmd_types", "wrapt")
 """Imported inside functions only, ..."""
 
 HEAVY_AT_ONCE = {
-    f"{PACKAGE}.kv_replication.{module}" for module in ("gather", "torchtitan_0_2", "torchtitan_0_3")
+    *(f"{PACKAGE}.kv_replication.{module}" for module in ("gather", "torchtitan_0_2", "torchtitan_0_3")),
+    *(
+        f"{PACKAGE}.rehearsal.{module}"
+        for module in ("checkpoints", "parallelize", "pipeline", "rank", "training")
+    ),
+    f"{PACKAGE}.rehearsal.models.torchtitan_0_3",
 }
 """... but for what is made of them."""
 

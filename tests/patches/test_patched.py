@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from tests.patches.trees import RELEASE, ROOT
-from tests.torchrun import lines
-from tests.torchrun.harness import run_torchrun
+from torchtitan_tp_validate.rehearsal.models import installed_line
+from torchtitan_tp_validate.rehearsal.torchrun import run_torchrun
 
 IS_0_2 = RELEASE.startswith("0.2")
 NAMES = {"llama3": "Llama 3", "llama4": "Llama 4", "qwen3": "Qwen3", "qwen3_5": "Qwen3.5"}
@@ -95,13 +95,14 @@ def test_the_config_time_check_follows_the_same_rule(verdicts: list[dict[str, An
 
 
 def test_the_patched_torchtitan_alone_refuses_on_every_rank_and_trains(patched: Path, tmp_path: Path) -> None:
-    families = [family for family in NAMES if family in lines.installed_line().FAMILIES]
+    families = [family for family in NAMES if family in installed_line().FAMILIES]
     assert len(families) == 3
     result = run_torchrun(
         ["--out", str(tmp_path)],
         nproc=4,
         timeout=420,
         out=tmp_path,
+        cwd=ROOT,
         env=environment(patched),
         module="tests.patches.worker",
     )

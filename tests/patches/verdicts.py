@@ -22,10 +22,11 @@ from typing import Any
 
 import torch
 
-from tests.torchrun import lines
-from tests.torchrun.truth_cases import MLA_FAMILIES
+from torchtitan_tp_validate.rehearsal.models import installed_line
+from torchtitan_tp_validate.rehearsal.truth.cases import MLA_FAMILIES
 
 ACCEPTED = "accepted"
+ENGINE = {"torchtitan_tp_validate.guards", "torchtitan_tp_validate.validate"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Record:
     """What was said of a case: `ACCEPTED`, or the error's type and first line.
 
     Attributes:
-        alone: by the patched torchtitan, this package not loaded.
+        alone: by the patched torchtitan, the engine of this package not loaded.
         config: by its config-time check, or None where there is none.
         ours: by this package's helper.
         together: by the patched torchtitan with this package installed on top.
@@ -103,8 +104,8 @@ def cases(line: Any) -> Iterator[Case]:
 
 
 def main() -> None:
-    assert "torchtitan_tp_validate" not in sys.modules
-    line = lines.installed_line()
+    assert not ENGINE & sys.modules.keys()
+    line = installed_line()
     shared = list(cases(line))
     calls = [(str(case), case.tp, _model(line, case), _config_check(line, case)) for case in shared]
     calls += [(f"transformers 8/2 tp={tp}", tp, model, None) for tp, model in _transformers_models()]
@@ -112,7 +113,7 @@ def main() -> None:
     for name, tp, (model, parallelize_fn), config_check in calls:
         config = config_check and _verdict(config_check)[0]
         alone.append(Record(name, _verdict(_call(parallelize_fn, model, tp))[0], config))
-    assert "torchtitan_tp_validate" not in sys.modules
+    assert not ENGINE & sys.modules.keys()
 
     import torchtitan_tp_validate as tpv
 

@@ -2,7 +2,8 @@
 
     torchrun --nproc-per-node 4 -m tests.patches.worker --out DIR
 
-Writes a report per family to ``DIR/rank{RANK}.json``. This package cannot be imported in here.
+Writes a report per family to ``DIR/rank{RANK}.json``. Of this package nothing can be imported in here but
+what runs it.
 """
 
 from __future__ import annotations
@@ -19,10 +20,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-sys.modules["torchtitan_tp_validate"] = None  # type: ignore[assignment]  # importing it raises from here on
-
-from tests.torchrun import lines  # noqa: E402
-from tests.torchrun.training import (  # noqa: E402
+from torchtitan_tp_validate.rehearsal.models import installed_line
+from torchtitan_tp_validate.rehearsal.training import (
     collectives,
     copy_weights,
     join_process_group,
@@ -44,7 +43,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
     out = parser.parse_args().out
-    line = lines.installed_line()
+    line = installed_line()
+    assert not {"torchtitan_tp_validate.guards", "torchtitan_tp_validate.validate"} & sys.modules.keys()
+    sys.modules["torchtitan_tp_validate"] = None  # type: ignore[assignment]  # importing it raises from here on
     device = join_process_group(line)
     reports = []
     try:
@@ -77,7 +78,7 @@ def _refusals(line: Any, family: str, report: dict[str, Any]) -> None:
         len(groups) - n_groups,
         sum(isinstance(parameter, DTensor) for parameter in tiny.model.parameters()),
     ]
-    if hasattr(line, "UPSTREAM_CHECKS"):
+    if line.HAS_HEAD_CHECK:
         try:
             line.build(family, **heads, tp=tp)
         except ValueError as error:

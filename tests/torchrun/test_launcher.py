@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.torchrun.harness import REPOSITORY, Result, run_torchrun
+from torchtitan_tp_validate.rehearsal.torchrun import Torchrun, run_torchrun
 
+REPOSITORY = Path(__file__).parents[2]
 PROBE = Path(__file__).parent / "probe"
 TIMEOUT = 300
-LINE = ".".join(version("torchtitan").split(".")[:2])
-only_0_2 = pytest.mark.skipif(LINE != "0.2", reason="TOML jobs and custom_import are torchtitan 0.2.x")
-only_0_3 = pytest.mark.skipif(LINE != "0.3", reason="--module/--config jobs are torchtitan 0.3.x")
+with_toml = pytest.mark.requires(torchtitan="0.2")
+with_config_modules = pytest.mark.requires(torchtitan="0.3")
 
 FLAG = "--parallelism.tensor_parallel_degree"
+LLAMA3_DEBUG = ["--module", "llama3", "--config", "llama3_debugmodel"]
+QWEN35_35B = ["--module", "qwen3_5", "--config", "qwen35_35b_a3b"]
 
 
 def toml_job(folder: Path, model: str, flavor: str, tp: int) -> list[str]:
@@ -31,7 +33,7 @@ def toml_job(folder: Path, model: str, flavor: str, tp: int) -> list[str]:
 
 def launch(
     module: str, arguments: Sequence[str], out: Path, *, nproc: int, path: Sequence[Path] = ()
-) -> Result:
+) -> Torchrun:
     env = {
         "PYTHONPATH": os.pathsep.join(map(str, (PROBE, REPOSITORY, *path))),
         "TP_VALIDATE_PROBE": str(out),
@@ -46,12 +48,12 @@ def process_groups(out: Path) -> list[str]:
     return sorted(path.name for path in out.glob("process-group-*"))
 
 
-def spoken(result: Result) -> list[str]:
+def spoken(result: Torchrun) -> list[str]:
     """What the ranks printed, without torchrun's own summary after it."""
     return result.output.partition("FAILED\n")[0].splitlines()
 
 
-def assert_refused(result: Result, out: Path, *, headline: str, advice: str, nproc: int) -> None:
+def assert_refused(result: Torchrun, out: Path, *, headline: str, advice: str, nproc: int) -> None:
     assert result.returncode != 0, result
     assert process_groups(out) == [], result
     lines = spoken(result)
@@ -70,21 +72,20 @@ def assert_refused(result: Result, out: Path, *, headline: str, advice: str, npr
         assert "recorded_check" not in text, result
 
 
-@only_0_3
+@with_config_modules
 def test_qwen35_35b_with_tp_4_is_refused_at_startup_on_every_rank(tmp_path: Path) -> None:
-    arguments = ["--module", "qwen3_5", "--config", "qwen35_35b_a3b", FLAG, "4"]
-    result = launch("torchtitan_tp_validate.train", arguments, tmp_path, nproc=4)
+    result = launch("torchtitan_tp_validate.train", [*QWEN35_35B, FLAG, "4"], tmp_path, nproc=2)
     assert_refused(
         result,
         tmp_path,
         headline="Tensor parallel degree (4) must divide n_kv_heads (2). "
         "For Qwen3.5-MoE, max supported TP is 2.",
         advice="  parallelism=ParallelismConfig(tensor_parallel_degree=2)",
-        nproc=4,
+        nproc=2,
     )
 
 
-@only_0_2
+@with_toml
 @pytest.mark.parametrize(
     ("model", "flavor", "tp", "headline"),
     [
@@ -116,7 +117,7 @@ def test_a_toml_job_is_refused_at_startup(
     assert_refused(result, tmp_path, headline=headline, advice=f"  tensor_parallel_degree = {valid}", nproc=2)
 
 
-@only_0_2
+@with_toml
 def test_a_flag_overrides_the_toml_file(tmp_path: Path) -> None:
     arguments = [*toml_job(tmp_path, "llama3", "8B", 8), FLAG, "3"]
     result = launch("torchtitan_tp_validate.train", arguments, tmp_path, nproc=1)
@@ -124,28 +125,38 @@ def test_a_flag_overrides_the_toml_file(tmp_path: Path) -> None:
     assert process_groups(tmp_path) == [], result
 
 
-@pytest.mark.parametrize("module", ["torchtitan_tp_validate.train", "torchtitan.train"])
-def test_a_compatible_job_is_handed_over_and_gets_to_its_process_group(tmp_path: Path, module: str) -> None:
-    """With stock torchtitan.train beside it: the probe sees the same in both, so it is live."""
-    if LINE == "0.2":
-        arguments = toml_job(tmp_path, "llama3", "debugmodel", 2)
-    else:
-        arguments = ["--module", "llama3", "--config", "llama3_debugmodel", FLAG, "2"]
-    result = launch(module, arguments, tmp_path, nproc=2)
+@pytest.mark.parametrize(
+    "job",
+    [
+        pytest.param(partial(toml_job, model="llama3", flavor="debugmodel", tp=2), marks=with_toml),
+        pytest.param(lambda _: [*LLAMA3_DEBUG, FLAG, "2"], marks=with_config_modules),
+    ],
+    ids=["toml", "config module"],
+)
+def test_a_compatible_job_is_handed_over_and_gets_to_its_process_group(
+    tmp_path: Path, job: Callable[[Path], list[str]]
+) -> None:
+    result = launch("torchtitan_tp_validate.train", job(tmp_path), tmp_path, nproc=2)
     assert process_groups(tmp_path) == ["process-group-0", "process-group-1"], result
     assert "must divide" not in result.output, result
 
 
-def test_stock_torchtitan_lets_the_same_job_get_to_its_process_group(tmp_path: Path) -> None:
-    if LINE == "0.2":
-        arguments = toml_job(tmp_path, "llama3", "8B", 16)
-    else:
-        arguments = ["--module", "qwen3_5", "--config", "qwen35_35b_a3b", FLAG, "4"]
-    result = launch("torchtitan.train", arguments, tmp_path, nproc=1)
+@pytest.mark.parametrize(
+    "job",
+    [
+        pytest.param(partial(toml_job, model="llama3", flavor="8B", tp=16), marks=with_toml),
+        pytest.param(lambda _: [*QWEN35_35B, FLAG, "4"], marks=with_config_modules),
+    ],
+    ids=["toml", "config module"],
+)
+def test_stock_torchtitan_lets_a_refused_job_get_to_its_process_group(
+    tmp_path: Path, job: Callable[[Path], list[str]]
+) -> None:
+    result = launch("torchtitan.train", job(tmp_path), tmp_path, nproc=1)
     assert process_groups(tmp_path) == ["process-group-0"], result
 
 
-@only_0_2
+@with_toml
 def test_custom_import_guards_stock_torchtitan_train(tmp_path: Path) -> None:
     arguments = [
         *toml_job(tmp_path, "llama3", "8B", 16),
@@ -157,7 +168,7 @@ def test_custom_import_guards_stock_torchtitan_train(tmp_path: Path) -> None:
     assert "TPCompatError: Tensor parallel degree (16) must divide n_kv_heads (8)." in result.output, result
 
 
-@only_0_2
+@with_toml
 def test_custom_import_lets_a_compatible_job_through(tmp_path: Path) -> None:
     arguments = [
         *toml_job(tmp_path, "llama3", "debugmodel", 1),
@@ -167,7 +178,7 @@ def test_custom_import_lets_a_compatible_job_through(tmp_path: Path) -> None:
     assert process_groups(tmp_path) == ["process-group-0"], result
 
 
-@only_0_3
+@with_config_modules
 def test_install_in_a_users_config_module_guards_stock_torchtitan_train(tmp_path: Path) -> None:
     package = tmp_path / "users_job"
     package.mkdir()
@@ -178,7 +189,7 @@ def test_install_in_a_users_config_module_guards_stock_torchtitan_train(tmp_path
         "torchtitan_tp_validate.install()\n"
     )
     arguments = ["--module", "users_job", "--config", "llama3_debugmodel", FLAG, "32"]
-    result = launch("torchtitan.train", arguments, tmp_path, nproc=2, path=[tmp_path])
+    result = launch("torchtitan.train", arguments, tmp_path, nproc=1, path=[tmp_path])
     assert result.returncode != 0, result
     assert process_groups(tmp_path) == [], result
     assert "TPCompatError: Tensor parallel degree (32) must divide n_heads (16)." in result.output, result

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from tests.torchrun import lines
-from tests.torchrun.replication_truth import refused
+from torchtitan_tp_validate.rehearsal.parallelize import judge_case
+from torchtitan_tp_validate.rehearsal.truth.kv_replication import parse
 
 TABLE = Path(__file__).parents[1] / "truth" / f"replication-{version('torchtitan')}.csv"
 if not TABLE.exists():
@@ -18,17 +19,16 @@ if not TABLE.exists():
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict[str, str]]:
-    lines.installed_line().prepare("cpu")
     with TABLE.open(encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream))
 
 
-def test_the_engine_refuses_exactly_what_broke(rows: list[dict[str, str]]) -> None:
+def test_the_engine_refuses_exactly_what_broke(rows: list[dict[str, str]], line: ModuleType) -> None:
     assert len(rows) >= 40
-    line = lines.installed_line()
     for row in rows:
-        codes = refused(row["case"], line)
-        assert bool(codes) == (row["truth"] == "broken"), row
+        verdict = judge_case(line, parse(row["case"]))
+        assert verdict.word == ("refused" if row["truth"] == "broken" else "compatible"), row
+        assert " ".join(verdict.codes) == row["codes"], row
 
 
 def test_every_rule_of_replication_is_needed(rows: list[dict[str, str]]) -> None:

@@ -7,16 +7,18 @@ new one that refuses what works, is seen in seconds.
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from tests.torchrun import lines, truth_report
-from tests.torchrun.truth import judge_case
-from tests.torchrun.truth_cases import Case
-from tests.torchrun.truth_runner import Result
 from torchtitan_tp_validate.plan import PlanBuilder
+from torchtitan_tp_validate.rehearsal.cases import Case
+from torchtitan_tp_validate.rehearsal.parallelize import judge_case
+from torchtitan_tp_validate.rehearsal.runner import Result
+from torchtitan_tp_validate.rehearsal.truth import report
 from torchtitan_tp_validate.rules import RULES
 
 RELEASE = version("torchtitan")
@@ -32,7 +34,8 @@ PROVED_ELSEWHERE = {
     "TP015": "no CPU has the low-precision products: tests/torchtitan/test_jobs_0_3.py",
     "TP014": "only under KV-head replication: test_recorded_replication.py",
 }
-NOT_IN_0_2 = {"TP003", "TP004", "TP007", "TP008"}
+DIMENSIONS_OF_0_3 = {"TP003", "TP004", "TP007", "TP008"}
+"""0.2.x has none of them."""
 
 
 def recorded() -> list[Result]:
@@ -59,23 +62,12 @@ def _result(row: dict[str, str]) -> Result:
 
 
 @pytest.fixture(scope="module")
-def rejudged() -> list[Result]:
-    line = lines.installed_line()
-    line.prepare("cpu")
+def rejudged(line: ModuleType) -> list[Result]:
     results = []
     for result in recorded():
-        if result.truth not in (truth_report.INVALID, truth_report.UNSTABLE):
+        if result.truth not in (report.INVALID, report.UNSTABLE):
             verdict = judge_case(line, result.case)
-            results.append(
-                Result(
-                    result.case,
-                    verdict.word,
-                    tuple(verdict.codes),
-                    "",
-                    result.truth,
-                    versions=result.versions,
-                )
-            )
+            results.append(replace(result, verdict=verdict.word, codes=tuple(verdict.codes)))
     return results
 
 
@@ -84,29 +76,33 @@ def test_no_recorded_case_is_missed_and_none_refused_falsely(rejudged: list[Resu
     wrong = [
         f"{result.case.key}: {result.verdict} {result.codes}, but {result.truth}"
         for result in rejudged
-        if truth_report.judgement(result) not in (truth_report.AGREED, truth_report.BY_DECISION)
+        if report.judgement(result) not in (report.AGREED, report.BY_DECISION)
     ]
     assert wrong == []
 
 
-def test_both_verdicts_are_recorded_for_every_family(rejudged: list[Result]) -> None:
+def test_both_verdicts_are_recorded_for_every_family(rejudged: list[Result], line: ModuleType) -> None:
     seen = {(result.case.family, result.verdict) for result in rejudged}
-    line = lines.installed_line()
     for family in (*line.FAMILIES, *line.MORE_FAMILIES):
         assert {(family, "compatible"), (family, "refused")} <= seen
 
 
-@pytest.mark.parametrize("code", RULES)
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param(
+            code, marks=[pytest.mark.requires(torchtitan="0.3")] if code in DIMENSIONS_OF_0_3 else []
+        )
+        for code in RULES
+    ],
+)
 def test_without_the_rule_a_recorded_case_would_be_missed(
-    rejudged: list[Result], monkeypatch: pytest.MonkeyPatch, code: str
+    rejudged: list[Result], line: ModuleType, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
     if code in PROVED_ELSEWHERE:
         pytest.skip(PROVED_ELSEWHERE[code])
-    if RELEASE.startswith("0.2") and code in NOT_IN_0_2:
-        pytest.skip("torchtitan 0.2.x has no such dimension")
     dims = PlanBuilder.dims
     monkeypatch.setattr(PlanBuilder, "dims", lambda self: tuple(d for d in dims(self) if d.code != code))
-    line = lines.installed_line()
     needs_it = (result for result in rejudged if result.codes == (code,) and result.truth != "equal")
     result = next(needs_it, None)
     assert result is not None, f"every case that {code} refuses is refused by another rule too"

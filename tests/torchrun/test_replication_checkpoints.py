@@ -2,60 +2,63 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from itertools import permutations
 from typing import Any
 
 import pytest
 
-from tests.torchrun import lines
-from tests.torchrun.harness import Result, run_torchrun
+from tests.torchrun.conftest import ResultOf
+from torchtitan_tp_validate.rehearsal.cases import Case
+from torchtitan_tp_validate.rehearsal.models import installed_line
 
-IS_0_3 = hasattr(lines.installed_line(), "UPSTREAM_CHECKS")
-FAMILIES = ("qwen3_fused", "qwen3_5_moe") if IS_0_3 else ("llama3", "qwen3_moe")
-PAIRS = ["1->2", "1->4", "2->1", "2->4", "4->1", "4->2"]
-
-
-@pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    out: Path = tmp_path_factory.mktemp("checkpoints")
-    result = run_torchrun(
-        ["--family", *FAMILIES, "--out", str(out)],
-        nproc=4,
-        timeout=600,
-        out=out,
-        module="tests.torchrun.replication_checkpoints",
-    )
-    assert result.returncode == 0, result
-    assert not result.leftover, result
-    return result
+LINE = installed_line()
+FAMILIES = [name for name in ("qwen3_fused", "qwen3_5_moe") if name in LINE.FAMILIES] or [
+    "llama3",
+    "qwen3_moe",
+]
+# With the two heads of the models here, TP 4 shares them. Which degrees is no matter of the family.
+DEGREES = dict(zip(FAMILIES, ("1-2-4", "1-4"), strict=True))
 
 
-def reports(result: Result, family: str) -> list[dict[str, Any]]:
-    found = [report for report in result.reports if report["family"] == family]
-    assert [report["rank"] for report in found] == [0, 1, 2, 3], result
-    return found
+def moved(family: str) -> Case:
+    sizes = {"num_experts": 8} if "num_experts" in LINE.SIZES[family] else {}
+    settings = {"guard": "install", "upstream_check": True, "ac": "none", "checkpoints": DEGREES[family]}
+    return Case.parse(f"{family}:8/2", ranks=4, sizes=sizes, **settings)
+
+
+CASES = [moved(family) for family in FAMILIES]
+
+
+def pairs(family: str) -> list[str]:
+    return ["->".join(pair) for pair in permutations(DEGREES[family].split("-"), 2)]
+
+
+def seen(result_of: ResultOf, family: str) -> list[dict[str, Any]]:
+    result = result_of(moved(family))
+    assert result.truth == "equal", result
+    assert [report["rank"] for report in result.reports] == [0, 1, 2, 3], result
+    return [report["checkpoints"] for report in result.reports]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_model_and_optimizer_state_move_between_degrees_bit_for_bit(result: Result, family: str) -> None:
-    for report in reports(result, family):
-        assert sorted(report["loaded"]) == PAIRS, report
+def test_model_and_optimizer_state_move_between_degrees_bit_for_bit(result_of: ResultOf, family: str) -> None:
+    for report in seen(result_of, family):
+        assert sorted(report["loaded"]) == pairs(family), report
         # A weight and two moments of each parameter at least.
         assert min(report["loaded"].values()) >= 3 * 20, report
         assert report["different"] == [], report
 
 
-@pytest.mark.skipif(not IS_0_3, reason="0.2.x has no fused QKV projection")
-def test_weights_move_between_a_fused_projection_and_three(result: Result) -> None:
-    for report in reports(result, "qwen3_fused"):
+@pytest.mark.requires(torchtitan="0.3")
+def test_weights_move_between_a_fused_projection_and_three(result_of: ResultOf) -> None:
+    for report in seen(result_of, "qwen3_fused"):
         assert sorted(report["weights"]) == ["4->stock", "stock->4"], report
         assert min(report["weights"].values()) >= 20, report
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_training_resumes_at_every_other_degree(result: Result, family: str) -> None:
-    for report in reports(result, family):
-        assert sorted(report["resumed"]) == PAIRS, report
+def test_training_resumes_at_every_other_degree(result_of: ResultOf) -> None:
+    for report in seen(result_of, FAMILIES[0]):
+        assert sorted(report["resumed"]) == pairs(FAMILIES[0]), report
         losses = report["resumed"]
         # Each source has weights of its own: AdamW's first step makes much of the last bit of a gradient.
         for one, other in (("1->2", "1->4"), ("2->1", "2->4"), ("4->1", "4->2")):
@@ -63,9 +66,9 @@ def test_training_resumes_at_every_other_degree(result: Result, family: str) -> 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_hugging_face_adapter_exports_the_same(result: Result, family: str) -> None:
-    for report in reports(result, family):
-        assert sorted(report["exported"]) == ["1", "2", "4"], report
+def test_the_hugging_face_adapter_exports_the_same(result_of: ResultOf, family: str) -> None:
+    for report in seen(result_of, family):
+        assert sorted(report["exported"]) == DEGREES[family].split("-"), report
         assert min(report["exported"].values()) >= 20, report
         assert report["exported_differently"] == [], report
         # Why we refuse it for Llama 3 alone: an axis of four ranks, stock FSDP's or ours, has two heads.

@@ -2,28 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from tests.torchrun.test_launcher import FLAG, LINE, launch, only_0_2, only_0_3, process_groups, toml_job
+import pytest
+
+from tests.torchrun.test_launcher import (
+    FLAG,
+    launch,
+    process_groups,
+    toml_job,
+    with_config_modules,
+    with_toml,
+)
 
 REPLICATE = "--replicate-kv-heads"
 
 
-def test_a_job_that_is_refused_without_the_flag_gets_to_its_process_group_with_it(tmp_path: Path) -> None:
-    """0.3.x: a config as torchtitan ships it, which can never start by itself."""
-    if LINE == "0.2":
-        arguments = toml_job(tmp_path, "llama3", "8B", 16)
-    else:
-        arguments = ["--module", "qwen3_5", "--config", "qwen35_122b_a10b"]
+@pytest.mark.parametrize(
+    "job",
+    [
+        pytest.param(partial(toml_job, model="llama3", flavor="8B", tp=16), marks=with_toml),
+        # As torchtitan ships it: it can never start by itself.
+        pytest.param(
+            lambda _: ["--module", "qwen3_5", "--config", "qwen35_122b_a10b"], marks=with_config_modules
+        ),
+    ],
+    ids=["toml", "config module"],
+)
+def test_a_job_that_is_refused_without_the_flag_gets_to_its_process_group_with_it(
+    tmp_path: Path, job: Callable[[Path], list[str]]
+) -> None:
+    arguments = job(tmp_path)
     refused = launch("torchtitan_tp_validate.train", arguments, tmp_path / "off", nproc=1)
     assert "must divide n_kv_heads" in refused.output, refused
     assert "KV-head replication (--replicate-kv-heads, or " in refused.output, refused
     assert process_groups(tmp_path / "off") == [], refused
-    started = launch("torchtitan_tp_validate.train", [*arguments, REPLICATE], tmp_path / "on", nproc=2)
-    assert process_groups(tmp_path / "on") == ["process-group-0", "process-group-1"], started
+    started = launch("torchtitan_tp_validate.train", [*arguments, REPLICATE], tmp_path / "on", nproc=1)
+    assert process_groups(tmp_path / "on") == ["process-group-0"], started
 
 
-@only_0_2
+@with_toml
 def test_float8_linears_are_refused_on_every_rank(tmp_path: Path) -> None:
     arguments = [*toml_job(tmp_path, "llama3", "8B", 16), "--model.converters", "quantize.linear.float8"]
     headline = (
@@ -33,7 +53,7 @@ def test_float8_linears_are_refused_on_every_rank(tmp_path: Path) -> None:
     assert_refused(arguments, headline, tmp_path)
 
 
-@only_0_3
+@with_config_modules
 def test_a_model_without_kv_heads_is_refused_on_every_rank(tmp_path: Path) -> None:
     arguments = ["--module", "deepseek_v3", "--config", "deepseek_v3_debugmodel", FLAG, "2"]
     headline = (

@@ -16,7 +16,7 @@ from torch.nn.functional import silu
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import torchtitan_tp_validate as tpv
-from tests.torchrun import lines
+from torchtitan_tp_validate.rehearsal.models import TinyModel, installed_line
 from torchtitan_tp_validate.rules import ALIGNMENT
 
 IS_0_2 = version("torchtitan").startswith("0.2")
@@ -62,7 +62,7 @@ RUNS = [
 def test_fsdp_refuses_what_the_rule_does(
     family: str, backend: str | None, world_size: int, tp: int, ep: int, num_experts: int, hidden: int
 ) -> None:
-    tiny = lines.installed_line().build(
+    tiny = installed_line().build(
         family,
         n_heads=8,
         n_kv_heads=4,
@@ -83,7 +83,7 @@ def test_fsdp_refuses_what_the_rule_does(
             parallelize(tiny, parallel_dims)
 
 
-def refused_codes(tiny: lines.TinyModel, parallel_dims: object) -> set[str]:
+def refused_codes(tiny: TinyModel, parallel_dims: object) -> set[str]:
     try:
         tpv.validate_tp_compat(tiny.model, parallel_dims)
     except tpv.TPCompatError as error:
@@ -91,7 +91,7 @@ def refused_codes(tiny: lines.TinyModel, parallel_dims: object) -> set[str]:
     return set()
 
 
-def parallelize(tiny: lines.TinyModel, parallel_dims: object) -> None:
+def parallelize(tiny: TinyModel, parallel_dims: object) -> None:
     args, kwargs = tiny.arguments(parallel_dims)
     tiny.parallelize_fn(tiny.model, *args, **kwargs)
 

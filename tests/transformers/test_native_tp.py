@@ -14,10 +14,10 @@ import pytest
 import transformers
 
 import torchtitan_tp_validate as tpv
-from tests.torchrun.harness import run_torchrun
 from tests.transformers.models import FAMILIES as MODELS
 from tests.transformers.models import VOCAB
 from torchtitan_tp_validate.cli import main
+from torchtitan_tp_validate.rehearsal.torchrun import run_torchrun
 from torchtitan_tp_validate.releases.transformers_plans import release
 
 RELEASE = release(transformers.__version__)
@@ -28,6 +28,7 @@ FAMILIES = ("llama", "qwen3_5_moe", "qwen2_audio")
 HAVE_A_RULE = ("llama", "qwen3_5_moe")
 TOLERANCE = 1e-5
 TIMEOUT = 300
+ROOT = Path(__file__).parents[2]
 
 Reports = dict[str, list[dict[str, Any]]]
 
@@ -64,7 +65,7 @@ def run(out: Path, cases: list[dict[str, Any]], nproc: int) -> Reports:
     (out / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
     arguments = ["--cases", str(out / "cases.json"), "--out", str(out)]
     result = run_torchrun(
-        arguments, nproc=nproc, timeout=TIMEOUT, out=out, module="tests.transformers.worker"
+        arguments, nproc=nproc, timeout=TIMEOUT, out=out, cwd=ROOT, module="tests.transformers.worker"
     )
     assert not result.timed_out, result
     assert not result.leftover, result

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import transformers
 
-from tests.torchrun.harness import REPOSITORY
 from tests.transformers.models import EIGHT_OF_5_23
 
+REPOSITORY = Path(__file__).parents[2]
 PATCHES = sorted((REPOSITORY / "patches" / f"transformers-{transformers.__version__}").glob("*.patch"))
 
 pytestmark = pytest.mark.skipif(not PATCHES, reason="there are no patches for this transformers release")

@@ -15,22 +15,25 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torchtitan.distributed.spmd_types import annotate_input_spmd_types
 from torchtitan.distributed.utils import get_spmd_context
 
-from tests.torchrun import lines
-from tests.torchrun.replication import Case, build, replicating
+from torchtitan_tp_validate.rehearsal.cases import Case
+from torchtitan_tp_validate.rehearsal.models import installed_line
+from torchtitan_tp_validate.rehearsal.parallelize import Guards, build
 
 WORLD_SIZE = 4
 
 
 def main(families: list[str]) -> None:
-    line = lines.installed_line()
+    line = installed_line()
     line.prepare("cpu")
     dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=WORLD_SIZE)
+    guards = Guards()
     for family in families:
-        with replicating(True):
-            tiny = build(Case.parse(f"{family}:8/2"), line, replicate_kv_heads=True)
-            dims = tiny.make_parallel_dims(WORLD_SIZE, WORLD_SIZE)
-            args, kwargs = tiny.arguments(dims)
-            model = tiny.parallelize_fn(tiny.model, *args, **kwargs)
+        case = Case.parse(f"{family}:8/2:guard=install", WORLD_SIZE, replicate_kv_heads=True)
+        guards.before_build(case)
+        tiny = build(line, case)
+        dims = tiny.make_parallel_dims(WORLD_SIZE, WORLD_SIZE)
+        args, kwargs = tiny.arguments(dims)
+        model = tiny.parallelize_fn(tiny.model, *args, **kwargs)
         model.to_empty(device="cpu")
         model.init_states(buffer_device=None)
         tokens = torch.zeros(2, tiny.seq_len, dtype=torch.long)

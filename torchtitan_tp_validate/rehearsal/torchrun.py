@@ -1,6 +1,6 @@
-"""Start a real torchrun, bound its time, and prove that nothing of it outlives the test.
+"""Start a real torchrun, bound its time, and leave nothing of it behind.
 
-Linux only: the proof reads the environment of every process in /proc.
+Linux only: what is left is found by the environment of every process in /proc.
 """
 
 from __future__ import annotations
@@ -20,21 +20,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-WORKER = "tests.torchrun.worker"
-
-_MARKER = "TP_VALIDATE_TEST_RUN"
+_MARKER = "TP_VALIDATE_TORCHRUN"
 _GRACE_SECONDS = 15.0
 _WATCH_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
-class Result:
-    """The end of a torchrun. Its text is everything that a failed assertion needs to be understood.
+class Torchrun:
+    """The end of a torchrun. Its text is everything that a failure needs to be understood.
 
     Attributes:
         leftover: processes that were still alive after torchrun had ended; all were killed.
-        reports: what the worker's ranks wrote, by rank; a rank that was killed wrote nothing.
+        reports: what ranks wrote to ``rank*.json``, by rank; one that was killed wrote nothing.
     """
 
     command: tuple[str, ...]
@@ -63,16 +60,15 @@ def run_torchrun(
     nproc: int,
     timeout: float,
     out: Path,
-    cwd: Path = REPOSITORY,
+    module: str,
+    cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
-    module: str = WORKER,
     watch: Callable[[], bool] = lambda: True,
-) -> Result:
+) -> Torchrun:
     """Run ``torchrun --nproc-per-node NPROC -m MODULE ARGUMENTS`` to its end, or kill it.
 
-    Output and reports go to `out`. The worker is told so by an added ``--out``; another module gets
-    its arguments as they are. Runs wait for each other, also across test processes, and the time
-    limit starts when a run does. `watch` is called all along, and ends the run by returning False.
+    Its output goes to `out`. Runs wait for each other, also across processes, and the time limit starts
+    when a run does. `watch` is called all along, and ends the run by returning False.
     """
     out.mkdir(parents=True, exist_ok=True)
     for stale in out.glob("rank*.json"):
@@ -83,8 +79,6 @@ def run_torchrun(
         *("--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(nproc)),
         *("-m", module, *arguments),
     ]
-    if module == WORKER:
-        command += ["--out", str(out)]
     run_id = uuid.uuid4().hex
     with _one_at_a_time():
         started = time.monotonic()
@@ -97,7 +91,7 @@ def run_torchrun(
         report for path in out.glob("rank*.json") for report in json.loads(path.read_text(encoding="utf-8"))
     ]
     reports.sort(key=lambda report: report["rank"])
-    return Result(tuple(command), returncode, output, timed_out, seconds, tuple(reports), leftover)
+    return Torchrun(tuple(command), returncode, output, timed_out, seconds, tuple(reports), leftover)
 
 
 def _environment(run_id: str, extra: Mapping[str, str] | None) -> dict[str, str]:
@@ -115,7 +109,7 @@ def _environment(run_id: str, extra: Mapping[str, str] | None) -> dict[str, str]
 
 def _run(
     command: Sequence[str],
-    cwd: Path,
+    cwd: Path | None,
     env: Mapping[str, str],
     out: Path,
     timeout: float,
@@ -150,7 +144,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _kill_leftover(run_id: str) -> tuple[int, ...]:
-    """Kill what is left of a run until nothing is; the processes that had to be killed."""
+    """Kill what is left of a run until nothing is; return the processes that had to be killed."""
     # A worker that has just been told to end may need a moment to disappear.
     deadline = time.monotonic() + 2.0
     while (left := _processes_of(run_id)) and time.monotonic() < deadline:

@@ -1,9 +1,9 @@
-"""A pipeline of two stages, each of them tensor parallel with shared key-value heads."""
+"""A pipeline of two stages, cut by torchtitan's own function, each of them tensor parallel."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from tests.torchrun.lines import TinyModel
-from tests.torchrun.training import whole
+from torchtitan_tp_validate.rehearsal.models import TinyModel
+from torchtitan_tp_validate.rehearsal.training import Context, whole
 
 STAGES = 2
 
@@ -30,13 +30,13 @@ class Pipeline:
     """
 
     stage: nn.Module
-    context: Callable[[], AbstractContextManager[None]]
+    context: Context
     parallel_dims: Any
     feed: Callable[[torch.Tensor, torch.Tensor, list[torch.Tensor] | None], None]
     last: bool
 
     def step(self, tokens: torch.Tensor, labels: torch.Tensor) -> float:
-        """Forward and backward of a batch; the loss, on every rank."""
+        """Run a batch forward and backward, and return its loss, on every rank."""
         losses: list[torch.Tensor] | None = [] if self.last else None
         with self.context():
             self.feed(tokens, labels, losses)
@@ -47,10 +47,8 @@ class Pipeline:
         return loss
 
 
-def build_pipeline(tiny: TinyModel, tp: int, device: torch.device) -> Pipeline:
-    """Cut a model in two stages by torchtitan's own hand; the ranks besides TP are its stages."""
-    parallel_dims = tiny.make_parallel_dims(tp, dist.get_world_size())
-    parallel_dims = replace(parallel_dims, pp=STAGES, dp_shard=parallel_dims.dp_shard // STAGES)
+def build_pipeline(tiny: TinyModel, parallel_dims: Any, device: torch.device) -> Pipeline:
+    """Cut a model in two stages, with torchtitan's own ``pipeline_llm``."""
     args, kwargs = tiny.arguments(parallel_dims)
     if args:
         return _pipeline_0_2(tiny, parallel_dims, args[1], device)

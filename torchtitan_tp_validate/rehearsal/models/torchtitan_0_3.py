@@ -32,9 +32,8 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from tests.torchrun.training import copy_whole, named_parameters
-
-from . import TinyModel, sum_gradients_without_nccl
+from torchtitan_tp_validate.rehearsal.models import TinyModel, sum_gradients_without_nccl
+from torchtitan_tp_validate.rehearsal.training import copy_whole
 
 if TYPE_CHECKING:
     from torchtitan.config import ParallelismConfig
@@ -44,8 +43,7 @@ if TYPE_CHECKING:
 VOCAB_SIZE = 256
 SEQ_LEN = 32
 HEAD_DIM = 64
-UPSTREAM_CHECKS = True
-"""Unlike 0.2.x, this line has a head check of its own."""
+HAS_HEAD_CHECK = True
 
 VISION_HEADS = 4
 VISION_HIDDEN = 256
@@ -160,6 +158,8 @@ _MORE_FAMILIES = {
 
 MORE_FAMILIES = tuple(_MORE_FAMILIES)
 """Families that `build` knows besides `FAMILIES`."""
+SHARED_KV_HEADS = (*FAMILIES, "qwen3_moe", "gpt_oss")
+FUSED_QKV = ("qwen3_fused", "llama3")
 
 _ALL_FAMILIES = _FAMILIES | _MORE_FAMILIES
 SIZES = {name: family.sizes for name, family in _ALL_FAMILIES.items()}
@@ -199,7 +199,7 @@ def _on_cpu() -> bool:
     """Whether `prepare` chose the CPU."""
     from torchtitan.tools import utils
 
-    return utils.device_type == "cpu"
+    return bool(utils.device_type == "cpu")
 
 
 def _run_experts_without_gpu_kernels() -> None:
@@ -655,19 +655,21 @@ class _Run:
             "dump_folder": "",
         }
 
-    @torch.no_grad()
+    @torch.no_grad()  # type: ignore[untyped-decorator]
     def initialize(self, model: nn.Module, device: torch.device) -> None:
-        """Materialise the model and draw its weights whole, on CPU, at every degree alike."""
+        """Materialise the model and draw its weights; those of one process whole, as if built on the CPU."""
         self.select_backend()
         if _on_cpu():
             sum_gradients_without_nccl(model)
-        drawn = self.config.build()
-        drawn.init_states(buffer_device=None)
-        weights = dict(drawn.named_parameters())
+        drawn: dict[str, nn.Parameter] = {}
+        if self.parallel_dims is None:
+            whole = self.config.build()
+            whole.init_states(buffer_device=None)
+            drawn = dict(whole.named_parameters())
         model.to_empty(device=device)
         model.init_states(buffer_device=None)
-        for name, parameter in named_parameters(model):
-            copy_whole(parameter, weights[name])
+        for name, weight in drawn.items():
+            copy_whole(model.get_parameter(name), weight)
         _leave_out_upstream_faults(model)
 
     def loss(self, model: nn.Module, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -701,7 +703,7 @@ class _Run:
         from torchtitan.distributed.full_dtensor import parallelize_inputs
 
         if self.backend == FULL_DTENSOR and self.parallel_dims is not None:
-            return parallelize_inputs(self.parallel_dims, tokens, labels, arguments)
+            tokens, labels, arguments = parallelize_inputs(self.parallel_dims, tokens, labels, arguments)
         return tokens, labels, arguments
 
     def _current_mesh(self) -> AbstractContextManager[None]:
@@ -710,7 +712,8 @@ class _Run:
 
         if self.parallel_dims is None:
             return nullcontext()
-        return get_spmd_context(parallel_dims=self.parallel_dims)()
+        context: AbstractContextManager[None] = get_spmd_context(parallel_dims=self.parallel_dims)()
+        return context
 
     def _model_arguments(self, model: nn.Module, tokens: torch.Tensor) -> dict[str, Any]:
         """What the Trainer would feed beside the tokens."""
@@ -738,7 +741,7 @@ class _Run:
         }
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def _leave_out_upstream_faults(model: nn.Module) -> None:
     """Take parameters out of training that torchtitan 0.3.0 gets wrong at every degree above 1.
 
@@ -763,6 +766,10 @@ def _parallelism(tp: int, ep: int, backend: str) -> ParallelismConfig:
     return ParallelismConfig(tensor_parallel_degree=tp, expert_parallel_degree=ep, spmd_backend=backend)
 
 
+def replicate_kv_heads(model: nn.Module, tp: int) -> None:
+    """Do nothing: the config that the model was built from has been converted."""
+
+
 def build(
     family: str,
     *,
@@ -776,7 +783,7 @@ def build(
     replicate_kv_heads: bool = False,
     sequence_parallel: bool = True,
 ) -> TinyModel:
-    """A tiny model of this family, configured for a run at these degrees.
+    """Return a tiny model of this family, configured for a run at these degrees.
 
     With ``replicate_kv_heads`` its config goes through our converter.
 

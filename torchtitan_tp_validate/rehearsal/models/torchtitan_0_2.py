@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from . import TinyModel, sum_gradients_without_nccl
+from torchtitan_tp_validate.rehearsal.models import TinyModel, sum_gradients_without_nccl
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 FAMILIES = ("llama3", "llama4", "qwen3", "qwen3_moe")
 # gpt_oss came with 0.2.1.
 MORE_FAMILIES = tuple(name for name in ("deepseek_v3", "gpt_oss") if find_spec(f"torchtitan.models.{name}"))
+SHARED_KV_HEADS = FAMILIES
+HAS_HEAD_CHECK = False
+FUSED_QKV = ()
 
 SEQ_LEN = 32
 VOCAB_SIZE = 256
@@ -43,6 +46,8 @@ SIZES: dict[str, tuple[str, ...]] = {
     "gpt_oss": (*_ROUTED, *_ANY),
 }
 """The sizes that `build` understands, by family."""
+BACKENDS = dict.fromkeys(SIZES, (None,))
+STRIDE = 1
 
 _ARGUMENTS = {
     "vocab": "vocab_size",
@@ -96,7 +101,7 @@ def build(
     replicate_kv_heads: bool = False,
     sequence_parallel: bool = True,
 ) -> TinyModel:
-    """A tiny model of `family` with these head counts and sizes, configured for a run at these degrees.
+    """Return a tiny model with these head counts and sizes, configured for a run at these degrees.
 
     0.2.x has no head check of its own to take out of the way, and DTensor as its only backend.
     deepseek_v3 has no KV heads: its `n_kv_heads` is not looked at. The guard brings KV-head replication
@@ -139,6 +144,13 @@ def build(
         seq_len=seq_len,
         hf_adapter=lambda: spec.state_dict_adapter(model_args, None),
     )
+
+
+def replicate_kv_heads(model: nn.Module, tp: int) -> None:
+    """Let ranks share the KV heads of a model that has been built, without any check of ours."""
+    from torchtitan_tp_validate.kv_replication import torchtitan_0_2
+
+    torchtitan_0_2.replicate_kv_heads(model, tp)
 
 
 def _refuse_unknown(family: str, sizes: Mapping[str, int], spmd_backend: str | None) -> None:

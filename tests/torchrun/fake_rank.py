@@ -1,4 +1,4 @@
-"""Stands in for `truth` in its runner's test: each case ends in the way that its dimension says."""
+"""Stands in for `rehearsal.rank` in the runner's test: each case ends in the way that its dimension says."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tests.torchrun.truth_cases import Case, from_dict
-from tests.torchrun.truth_forks import OUT_OF_STEP, Report, Verdict, append_report, run_in_forks
+from torchtitan_tp_validate.rehearsal.cases import Case
+from torchtitan_tp_validate.rehearsal.forks import OUT_OF_STEP, run_in_forks
+from torchtitan_tp_validate.rehearsal.reports import Report, Verdict, append_report
 
 
 def main() -> None:
@@ -21,7 +22,7 @@ def main() -> None:
     parser.add_argument("--cases", type=Path)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    cases = [from_dict(data) for data in json.loads(options.cases.read_text(encoding="utf-8"))]
+    cases = [Case(**data) for data in json.loads(options.cases.read_text(encoding="utf-8"))]
 
     def run(cases: Sequence[Case], attempt: int) -> NoReturn:
         del attempt

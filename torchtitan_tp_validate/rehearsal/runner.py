@@ -1,9 +1,9 @@
-"""Run truth cases under torchrun, whatever they do: raise, hang, or take a rank down.
+"""Run cases under torchrun, whatever they do: raise, hang, or take a rank down.
 
-Cases of the same number of ranks share a torchrun. Its ranks can tell when one of them does not end a
-case; when none of them does, they all stop making progress, and the torchrun is ended here. The next one
-starts behind that case if it came first, or right after one that was equal to TP = 1: nothing before it
-can be blamed then. Any other is run again, in a torchrun that starts with it.
+All cases share a torchrun, which has as many ranks as the largest needs. They can tell when one of them does
+not end a case; when none of them does, they all stop making progress, and the torchrun is ended here. The
+next one starts behind that case if it came first, or right after one that was equal to TP = 1: nothing
+before it can be blamed then. Any other is run again, in a torchrun that starts with it.
 """
 
 from __future__ import annotations
@@ -11,20 +11,22 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import groupby
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tests.torchrun.harness import Result as Torchrun
-from tests.torchrun.harness import run_torchrun
-from tests.torchrun.truth_cases import Case, from_dict
-from tests.torchrun.truth_forks import CRASH, EQUAL, HANG, final_reports, read_reports
+from torchtitan_tp_validate.rehearsal.cases import Case
+from torchtitan_tp_validate.rehearsal.reports import (
+    CRASH,
+    EQUAL,
+    HANG,
+    WORST_FIRST,
+    final_reports,
+    read_reports,
+)
+from torchtitan_tp_validate.rehearsal.torchrun import Torchrun, run_torchrun
 
-PROGRAM = "tests.torchrun.truth"
-CASES_PER_TORCHRUN = 12
-"""About a minute: torchruns wait for each other, and someone else's may be waiting for this one."""
-
+PROGRAM = "torchtitan_tp_validate.rehearsal.rank"
 # For a case, and for Python and torch to start. Ranks that notice that another one does not follow end
 # much earlier.
 PATIENCE_SECONDS = 180.0
@@ -36,9 +38,10 @@ class Result:
 
     Attributes:
         verdict: ``compatible``, ``refused``, ``not validated`` or ``crashed``; "" when there is none.
-        truth: ``equal``, ``different``, ``exception``, ``hang``, ``crash``, ``invalid`` or ``unstable``.
+        truth: the worst of what the ranks say of it, see `reports.Report`.
         stage: how far the run came; detail: what it raised, or how far off it was.
         seconds: what the case took on its slowest rank; 0 for a hang.
+        reports: those of its ranks, in their order; of a case that some rank did not end, of those that did.
     """
 
     case: Case
@@ -50,16 +53,18 @@ class Result:
     detail: str = ""
     seconds: float = 0.0
     versions: Mapping[str, str] = field(default_factory=dict)
+    reports: tuple[Mapping[str, Any], ...] = field(default=(), compare=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """The result as JSON data."""
-        return {**asdict(self), "case": self.case.as_dict(), "key": self.case.key}
+        """Return the result as JSON data, without the reports."""
+        return {**asdict(replace(self, reports=())), "case": self.case.as_dict(), "key": self.case.key}
 
 
 def result_from_dict(data: Mapping[str, Any]) -> Result:
-    """The result that `Result.as_dict` was of."""
+    """Return the result that `Result.as_dict` was of."""
     fields = {name: value for name, value in data.items() if name != "key"}
-    return Result(**{**fields, "case": from_dict(data["case"]), "codes": tuple(data["codes"])})
+    fields |= {"case": Case(**data["case"]), "codes": tuple(data["codes"]), "reports": ()}
+    return Result(**fields)
 
 
 def run_cases(cases: Iterable[Case], out: Path, *, done: Callable[[Result], None]) -> None:
@@ -68,15 +73,23 @@ def run_cases(cases: Iterable[Case], out: Path, *, done: Callable[[Result], None
     Args:
         out: where each torchrun gets a folder for its output and reports.
     """
-
     number = 0
-    in_order = sorted(cases, key=lambda case: (case.world_size, case.meshes))
-    for _, group in groupby(in_order, key=lambda case: case.world_size):
-        waiting = list(group)
-        while waiting:
-            number += 1
-            batch = _Batch(waiting[:CASES_PER_TORCHRUN], out / f"torchrun-{number:03}", done)
-            del waiting[: batch.run()]
+    waiting = sorted(cases, key=_order)
+    while waiting:
+        number += 1
+        batch = _Batch(waiting, out / f"torchrun-{number:03}", done)
+        waiting = waiting[batch.run() :]
+
+
+def _order(case: Case) -> tuple[Any, ...]:
+    """Put together cases that share a guard, and of those such that share the run in one process."""
+    return (
+        case.world_size,
+        case.guard,
+        case.replicate_kv_heads,
+        case.in_one_process.key,
+        case.meshes,
+    )
 
 
 class _Batch:
@@ -99,7 +112,7 @@ class _Batch:
         cases.write_text(json.dumps([case.as_dict() for case in self._cases]), encoding="utf-8")
         torchrun = run_torchrun(
             ["--cases", str(cases), "--out", str(self._out)],
-            nproc=self._cases[0].world_size,
+            nproc=max(case.world_size for case in self._cases),
             timeout=PATIENCE_SECONDS * len(self._cases),
             out=self._out,
             module=PROGRAM,
@@ -110,6 +123,8 @@ class _Batch:
         if stopped and self._in_step and self._ended < len(self._cases):
             self._done(self._never_ended(self._cases[self._ended], torchrun))
             return self._ended + 1
+        if torchrun.leftover and not stopped:
+            raise RuntimeError(f"processes outlived their torchrun\n{torchrun}")
         if not self._ended:
             raise RuntimeError(f"torchrun did not run {self._cases[0].key}\n{torchrun}")
         return self._ended
@@ -124,7 +139,7 @@ class _Batch:
     def _collect(self) -> int:
         """Hand on the cases that have ended on every rank since the last call; how many there were."""
         before = self._ended
-        new = final_reports(self._cases, self._out, self._cases[0].world_size)[before:]
+        new = final_reports(self._cases, self._out)[before:]
         for case, reports in zip(self._cases[before:], new, strict=False):
             result = _merge(case, reports)
             self._done(result)
@@ -144,8 +159,7 @@ class _Batch:
 
 def _merge(case: Case, reports: Sequence[Mapping[str, Any]]) -> Result:
     """One result of what all ranks reported; the worst of their answers counts."""
-    worst_first = ("invalid", "crash", "hang", "exception", "unstable", "different", "equal")
-    report = min(reports, key=lambda r: worst_first.index(r["truth"]))
+    report = min(reports, key=lambda r: WORST_FIRST.index(r["truth"]))
     if report["truth"] in (CRASH, HANG):
         return _stopped(case, [r for r in reports if r["truth"] not in (CRASH, HANG)], report["truth"])
     verdict = report["verdict"] or {}
@@ -161,6 +175,7 @@ def _merge(case: Case, reports: Sequence[Mapping[str, Any]]) -> Result:
         stage=report["stage"],
         detail=_detail(report),
         seconds=round(max(r["seconds"] for r in reports), 2),
+        reports=tuple(reports),
     )
 
 
@@ -179,12 +194,15 @@ def _stopped(case: Case, reports: Sequence[Mapping[str, Any]], truth: str) -> Re
         stage=raised[0]["stage"] if raised else "",
         detail=detail
         or f"{case.world_size - len({r['rank'] for r in reports})} of {case.world_size} ranks never ended",
+        reports=tuple(reports),
     )
 
 
 def _detail(report: Mapping[str, Any]) -> str:
     if report["error_type"] is not None:
         return _line(report)
+    if report["loss_difference"] is None:
+        return ""
     loss, gradient = report["loss_difference"], report["gradient_difference"]
     reshaped = f"; {report['message']}" if report["message"] else ""
     return f"loss off by {loss:.1e}, gradient of {report['worst_gradient']} by {gradient:.1e}{reshaped}"

@@ -7,23 +7,22 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from tests.torchrun.truth_cases import DECISIONS, UPSTREAM_FAULTS
-from tests.torchrun.truth_runner import Result
+from torchtitan_tp_validate.rehearsal.reports import CRASH, DIFFERENT, EXCEPTION, HANG, INVALID, UNSTABLE
+from torchtitan_tp_validate.rehearsal.runner import Result
+from torchtitan_tp_validate.rehearsal.truth.cases import DECISIONS, UPSTREAM_FAULTS
 
 AGREED = "agreed"
 FALSE_REFUSAL = "false refusal"
 MISS = "miss"
 NOT_VALIDATED = "not validated"
 BY_DECISION = "refused by decision"
-UNSTABLE = "unstable"
-INVALID = "invalid"
 JUDGEMENTS = (AGREED, FALSE_REFUSAL, MISS, NOT_VALIDATED, BY_DECISION, UNSTABLE, INVALID)
 
-_WRONG = ("exception", "hang", "crash", "different")
+_WRONG = (EXCEPTION, HANG, CRASH, DIFFERENT)
 
 
 def judgement(result: Result) -> str:
-    """What our verdict is worth in the light of the real run.
+    """Return what our verdict is worth in the light of the real run.
 
     ``invalid`` is a case that fails at TP = 1 too: it says nothing about tensor parallelism.
     """
@@ -44,7 +43,7 @@ def _decided(result: Result) -> bool:
 
 
 def matrix(results: Iterable[Result], row: Callable[[Result], str]) -> dict[str, Counter[str]]:
-    """How many results of each judgement there are in each row; the last row is all of them."""
+    """Count the results of each judgement in each row; the last row is all of them."""
     rows: dict[str, Counter[str]] = {}
     everything: Counter[str] = Counter()
     for result in results:
@@ -54,17 +53,17 @@ def matrix(results: Iterable[Result], row: Callable[[Result], str]) -> dict[str,
 
 
 def by_family(result: Result) -> str:
-    """The matrix row: the family, and its backend where there is a choice."""
+    """Return the matrix row: the family, and its backend where there is a choice."""
     return " ".join(filter(None, (result.case.family, result.case.spmd_backend)))
 
 
 def by_dimension(result: Result) -> str:
-    """The matrix row: what was broken; pairs are one row."""
+    """Return the matrix row: what was broken; pairs are one row."""
     return "two at random" if "+" in result.case.dimension else result.case.dimension
 
 
 def as_text(results: Sequence[Result]) -> str:
-    """Both matrices for a terminal, and every case that our verdict got wrong."""
+    """Return both matrices for a terminal, and every case that our verdict got wrong."""
     parts = [_aligned(table) for table in _tables(results)]
     for name in (FALSE_REFUSAL, MISS, NOT_VALIDATED, UNSTABLE):
         lines = [f"  {r.case.key}: {r.truth} ({r.detail})" for r in results if judgement(r) == name]
@@ -91,7 +90,15 @@ def _write_csv(results: Sequence[Result], path: Path) -> None:
         for r in results:
             sizes = " ".join(f"{name}={size}" for name, size in sorted(r.case.sizes.items()))
             model = (r.case.tp, r.case.dp, r.case.ep, r.case.n_heads, r.case.n_kv_heads, sizes, r.case.seed)
-            ended = (r.verdict, " ".join(r.codes), r.truth, r.stage, judgement(r), r.detail, r.seconds)
+            ended = (
+                r.verdict,
+                " ".join(sorted(r.codes)),
+                r.truth,
+                r.stage,
+                judgement(r),
+                r.detail,
+                r.seconds,
+            )
             rows.writerow([r.case.family, r.case.spmd_backend or "", r.case.dimension, *model, *ended])
 
 
@@ -114,7 +121,7 @@ def _markdown(results: Sequence[Result], versions: Mapping[str, str]) -> str:
 
 
 def _bullet(result: Result) -> str:
-    codes = f" ({' '.join(result.codes)})" if result.codes else ""
+    codes = f" ({' '.join(sorted(result.codes))})" if result.codes else ""
     detail = result.detail.replace("`", "'")
     return f"- {result.case.key}: {result.verdict or 'no verdict'}{codes}; {result.truth}: `{detail}`"
 

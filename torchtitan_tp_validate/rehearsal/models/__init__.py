@@ -1,16 +1,21 @@
-"""How to build and run each model family of a torchtitan line on whatever device the tests have.
+"""How to build and run each model family of a torchtitan line on whatever device there is.
 
-One file per line (`torchtitan_0_2.py`, `torchtitan_0_3.py`), each with the same three names, so that
-the worker knows nothing about a line:
+One file per line (`torchtitan_0_2`, `torchtitan_0_3`), each with the same names:
 
-- ``FAMILIES``: the family names that ``build`` understands.
+- ``FAMILIES``: the families that the tests train; ``MORE_FAMILIES``: the others that ``build`` understands.
+- ``SHARED_KV_HEADS``: those that KV-head replication is tried on.
+- ``SIZES``: what ``build`` can set besides the head counts, by family; ``HEAD_DIM``: rows of a head.
+- ``BACKENDS``: the values of ``spmd_backend`` that each family runs under, the default first, ``(None,)``
+  where there is no choice; ``STRIDE``: of the truth cases dealt out to them, one in this many is run.
+- ``HAS_HEAD_CHECK``: whether torchtitan itself refuses head counts when the model is configured.
+- ``FUSED_QKV``: the families whose stock model has a fused QKV projection.
 - ``prepare(device_type)``: called once per process, before the first process group; on ``"cpu"`` it
   puts the few pure-torch stand-ins in place that torchtitan's GPU kernels need there.
-- ``build(family, *, n_heads, n_kv_heads, tp, ep=1, upstream_check=True)``: a `TinyModel` at debug size,
-  set up for a run at the degrees ``tp`` and ``ep``.
-
-``upstream_check=False`` takes torchtitan's own head check (0.3.0 has one) out of the way, so that
-the failure behind it is seen.
+- ``build(family, *, n_heads, n_kv_heads, tp, ep=1, upstream_check=True, ...)``: a `TinyModel` at debug size,
+  set up for a run at the degrees ``tp`` and ``ep``. ``upstream_check=False`` takes torchtitan's own head
+  check out of the way, so that the failure behind it is seen.
+- ``replicate_kv_heads(model, tp)``: lets ranks share the KV heads of a model that was built for it, without
+  any check.
 """
 
 from __future__ import annotations
@@ -59,7 +64,7 @@ class TinyModel:
 
 
 def installed_line() -> ModuleType:
-    """The module for the torchtitan that is installed."""
+    """Return the module for the torchtitan that is installed."""
     from importlib.metadata import version
 
     line = "_".join(version("torchtitan").split(".")[:2])

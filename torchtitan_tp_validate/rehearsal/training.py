@@ -1,36 +1,43 @@
-"""What every torchrun program here does with a tiny model: set up ranks, load weights, train, compare."""
+"""Set up ranks, load weights into a model, train it, and compare its gradients with others."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from tests.torchrun.lines import TinyModel
+from torchtitan_tp_validate.rehearsal.models import TinyModel
 
 BATCH_SIZE = 2
 LEARNING_RATE = 0.1
+MAX_NORM = 1.0
 # A machine with fewer cores than ranks can be slow to reach a collective.
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 
 # Levels that activation checkpointing and torch.compile put into a parameter's name.
 _WRAPPER_NAMES = ("_checkpoint_wrapped_module", "_orig_mod")
 
+Gradients = dict[str, torch.Tensor]
+Context = Callable[[], AbstractContextManager[None]]
+
 
 @dataclass
 class Step:
-    """The loss of one training step and the whole gradient of every parameter."""
+    """The loss of one training step, the gradient of every parameter, and their norm if they are clipped."""
 
     loss: float
-    gradients: dict[str, torch.Tensor]
+    gradients: Gradients
+    norm: float = 0.0
 
 
 @dataclass
@@ -66,7 +73,7 @@ class Difference:
 
 
 def relative_difference(difference: float, scale: float) -> float:
-    """A difference as a part of what it should be compared with; not a number counts as infinite."""
+    """Return a difference as a part of what it is compared with; not a number counts as infinite."""
     if math.isnan(difference) or not math.isfinite(scale):
         return math.inf
     if scale:
@@ -83,7 +90,7 @@ def join_process_group(line: ModuleType) -> torch.device:
 
 
 def choose_device() -> torch.device:
-    """One GPU per rank where there are enough of them, otherwise all ranks on the CPU."""
+    """Return a GPU per rank where there are enough of them, otherwise the CPU for all ranks."""
     if torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"]):
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return torch.device("cpu")
@@ -110,7 +117,7 @@ def open_process_group(device: torch.device, attempt: int = 0) -> None:
 
 
 def collectives() -> list[int]:
-    """How many collectives this rank has entered so far, for each of its process groups."""
+    """Return how many collectives this rank has entered so far, for each of its process groups."""
     groups = dist.distributed_c10d._world.pg_map
     # The stand-in for a mesh dimension of size 1 never communicates, and has no counter.
     real = [group for group in groups if dist.get_backend(group) != "fake"]
@@ -118,18 +125,33 @@ def collectives() -> list[int]:
 
 
 def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters under the names they have in a model that nothing has wrapped."""
+    """Yield parameters under the names they have in a model that nothing has wrapped."""
     for name, parameter in model.named_parameters():
         yield ".".join(part for part in name.split(".") if part not in _WRAPPER_NAMES), parameter
 
 
 def copy_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights of a plain model, by name."""
+    """Return the weights of a plain model, by name."""
     return {name: weight.detach().clone() for name, weight in named_parameters(model)}
 
 
+def unfused(model: nn.Module, tensors: Gradients) -> Gradients:
+    """Return weights or gradients of a fused QKV projection as those of three, by torchtitan's own hook."""
+    result = dict(tensors)
+    for name, module in model.named_modules():
+        split = getattr(module, "_split_qkv_on_save", None)
+        if split is not None:
+            split(module, result, f"{name}.", {})
+    return result
+
+
 def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
-    """Give a model, parallelized or not, these weights."""
+    """Give a model, parallelized or not, these weights; those of three projections, if its own is fused."""
+    weights = dict(weights)
+    for name, module in model.named_modules():
+        merge = getattr(module, "_merge_qkv_on_load", None)
+        if merge is not None and f"{name}.wqkv.weight" not in weights:
+            merge(module, weights, f"{name}.")
     parameters = dict(named_parameters(model))
     if parameters.keys() != weights.keys():
         raise AssertionError(f"parameters differ: {sorted(parameters.keys() ^ weights.keys())}")
@@ -156,6 +178,16 @@ def copy_whole(parameter: nn.Parameter, weight: torch.Tensor) -> None:
     parameter.copy_(weight)
 
 
+def batches(
+    tiny: TinyModel, device: torch.device, *, steps: int, seed: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield the same tokens and labels on every rank, of shape (BATCH_SIZE, seq_len)."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        text = torch.randint(tiny.vocab_size, (BATCH_SIZE, tiny.seq_len + 1), generator=generator).to(device)
+        yield text[:, :-1].contiguous(), text[:, 1:].contiguous()
+
+
 def train(
     tiny: TinyModel,
     model: nn.Module,
@@ -164,28 +196,42 @@ def train(
     steps: int,
     seed: int,
     enter: Callable[[str], None],
+    rows: slice = slice(None),
+    context: Context = nullcontext,
+    pipeline: Any = None,
+    clip: Callable[[list[nn.Parameter]], torch.Tensor] | None = None,
 ) -> Iterator[Step]:
-    """Train on batches drawn from ``seed``, telling ``enter`` where it is."""
+    """Train on batches drawn from ``seed``.
+
+    Args:
+        enter: is told where it is.
+        rows: of each batch, those that are this rank's.
+        context: what torchtitan's Trainer has open around each step.
+        pipeline: the `Pipeline` that the model is a stage of.
+        clip: clips the gradients of the parameters and returns their norm.
+    """
     parameters = dict(named_parameters(model))
     # Plain SGD: an adaptive optimizer would turn rounding in a tiny gradient into a whole step.
     optimizer = torch.optim.SGD(parameters.values(), lr=LEARNING_RATE)
-    batches = torch.Generator().manual_seed(seed)
-    for _ in range(steps):
-        shape = (BATCH_SIZE, tiny.seq_len + 1)
-        text = torch.randint(tiny.vocab_size, shape, generator=batches).to(device)
+    for tokens, labels in batches(tiny, device, steps=steps, seed=seed):
         model.zero_grad()
         enter("forward")
-        loss = tiny.loss(model, text[:, :-1].contiguous(), text[:, 1:].contiguous())
-        enter("backward")
-        loss.backward()
+        if pipeline is not None:
+            loss = torch.tensor(pipeline.step(tokens, labels))
+        else:
+            with context():
+                loss = tiny.loss(model, tokens[rows].contiguous(), labels[rows].contiguous())
+                enter("backward")
+                loss.backward()
         enter("gradients")
         # A parameter that the batch does not reach (a vision tower without images) has none.
         gradients = {name: whole(p.grad) for name, p in parameters.items() if p.grad is not None}
+        norm = whole(clip(list(parameters.values()))).item() if clip else 0.0
         enter("optimizer")
         optimizer.step()
-        yield Step(loss=whole(loss).item(), gradients=gradients)
+        yield Step(whole(loss).item(), gradients, norm)
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy of a tensor, put together from all ranks if it is sharded."""
+    """Return a copy of a tensor, put together from all ranks if it is sharded."""
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()

@@ -1,18 +1,13 @@
-"""One rank of a torchrun test: checkpoints of a model with shared key-value heads, across degrees.
+"""Checkpoints of a model with shared key-value heads, across degrees.
 
-    torchrun --nproc-per-node 4 -m tests.torchrun.replication_checkpoints --family qwen3 --out DIR
-
-Each family is trained for one AdamW step at TP 1, 2 and 4 (the ranks that are left shard the data), with two
-key-value heads: stock at TP 1 and 2, shared at TP 4. Every checkpoint is then loaded at every other degree.
+A model is trained for one AdamW step at each degree (the ranks that are left shard the data): stock, or
+shared where there are more ranks than heads. Every checkpoint is then loaded at every other degree.
 The weights alone are loaded across a fused QKV projection and three, too.
-``DIR/rank{RANK}.json`` holds a `Report` for every family.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,27 +23,15 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.elastic.multiprocessing.errors import record
 
-from tests.torchrun import lines
-from tests.torchrun.lines import TinyModel
-from tests.torchrun.replication import (
-    SEED,
-    Case,
-    batches,
-    build,
-    parallelize,
-    replicating,
-)
-from tests.torchrun.training import join_process_group, whole
-
-DEGREES = (1, 2, 4)
-FUSED = ("qwen3_fused", "llama3") if hasattr(lines.installed_line(), "UPSTREAM_CHECKS") else ()
-"""The families whose stock model has a fused QKV projection."""
+from torchtitan_tp_validate.rehearsal.cases import Case
+from torchtitan_tp_validate.rehearsal.models import TinyModel
+from torchtitan_tp_validate.rehearsal.parallelize import Guards, build, make_parallel_dims, parallelize
+from torchtitan_tp_validate.rehearsal.training import batches, whole
 
 
 @dataclass
-class Report:
+class _Seen:
     """What one rank saw.
 
     Attributes:
@@ -62,8 +45,6 @@ class Report:
             the weights that the adapter does not make of them again.
     """
 
-    family: str
-    rank: int
     loaded: dict[str, int] = field(default_factory=dict)
     different: list[str] = field(default_factory=list)
     resumed: dict[str, float] = field(default_factory=dict)
@@ -75,28 +56,28 @@ class Report:
 
 
 @dataclass
-class Run:
+class _Run:
     """A model at one degree, with its optimizer."""
 
-    tp: int
+    case: Case
     tiny: TinyModel
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    device: torch.device
 
     def step(self, batch: int) -> float:
-        """The loss of a batch, on which the model is then trained."""
-        device = torch.device("cpu")
-        tokens, labels = list(batches(self.tiny, device, batch + 1))[batch]
+        """Return the loss of a batch, on which the model is then trained."""
+        tokens, labels = list(batches(self.tiny, self.device, steps=batch + 1, seed=self.case.seed))[batch]
         self.model.zero_grad()
-        loss = self.tiny.loss(self.model, tokens.contiguous(), labels.contiguous())
+        loss = self.tiny.loss(self.model, tokens, labels)
         loss.backward()
         self.optimizer.step()
         total = whole(loss)
         dist.all_reduce(total)
-        return total.item() / dist.get_world_size()
+        return float(total.item() / dist.get_world_size())
 
     def state(self) -> dict[str, Any]:
-        """Model and optimizer, under the names that torchtitan's checkpoints have."""
+        """Return model and optimizer, under the names that torchtitan's checkpoints have."""
         flat = StateDictOptions(flatten_optimizer_state_dict=True)
         return {
             **get_model_state_dict(self.model),
@@ -112,35 +93,39 @@ class Run:
         set_optimizer_state_dict(self.model, self.optimizer, rest, options=flat)
 
 
-@record
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--family", nargs="+", required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
-    line = lines.installed_line()
-    join_process_group(line)
-    reports = []
-    for family in options.family:
-        reports.append(Report(family, dist.get_rank()))
-        _round_trips(family, line, options.out / family, reports[-1])
-        reports[-1].hugging_face.clear()
-    path = options.out / f"rank{dist.get_rank()}.json"
-    path.write_text(json.dumps([asdict(report) for report in reports], indent=2), encoding="utf-8")
-    dist.destroy_process_group()
+def move_checkpoints(
+    case: Case, line: ModuleType, device: torch.device, guards: Guards, folder: Path
+) -> dict[str, Any]:
+    """Return what this rank saw of the checkpoints of the case's model.
 
+    Args:
+        folder: where the checkpoints lie.
+    """
+    seen = _Seen()
+    degrees = [int(degree) for degree in case.checkpoints.split("-")]
+    fused = case.family in line.FUSED_QKV
 
-def _round_trips(family: str, line: ModuleType, folder: Path, report: Report) -> None:
-    runs = {tp: _run(family, tp, line) for tp in DEGREES}
+    def at(tp: int, *, replicate: bool) -> _Run:
+        shared = replace(case, tp=tp, dp=case.world_size // tp, replicate_kv_heads=replicate)
+        guards.before_build(shared)
+        tiny = build(line, shared)
+        model, *_ = parallelize(tiny, make_parallel_dims(tiny, shared), shared, device)
+        torch.manual_seed(case.seed)
+        tiny.initialize(model, device)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=False)
+        return _Run(shared, tiny, model, optimizer, device)
+
+    # The optimizer's state is named after the parameters: fused projections are three at every degree.
+    runs = {tp: at(tp, replicate=tp > case.n_kv_heads or fused) for tp in degrees}
     saved = {}
     for tp, run in runs.items():
         run.step(0)
         state = run.state()
         saved[tp] = {name: _copy(value) for name, value in state.items()}
         dcp.save(state, checkpoint_id=folder / f"tp{tp}")
-    _export(runs[1], report)
-    for source in DEGREES:
-        for target in DEGREES:
+    _export(runs[1], seen)
+    for source in degrees:
+        for target in degrees:
             if source == target:
                 continue
             run, name = runs[target], f"{source}->{target}"
@@ -150,22 +135,24 @@ def _round_trips(family: str, line: ModuleType, folder: Path, report: Report) ->
             dcp.load(state, checkpoint_id=folder / f"tp{source}")
             run.load(state)
             loaded = {key: _copy(value) for key, value in run.state().items()}
-            report.loaded[name] = len(loaded)
+            seen.loaded[name] = len(loaded)
             assert loaded.keys() == saved[source].keys(), loaded.keys() ^ saved[source].keys()
-            report.different += [
+            seen.different += [
                 f"{name}: {key}" for key, value in loaded.items() if not _same(value, saved[source][key])
             ]
             if source == 1:
-                _export(run, report)
-            report.resumed[name] = run.step(1)
-    if family in FUSED:
-        stock = _run(family, 2, line, replicate=False)
-        _move_weights(runs[4], stock, "4->stock", folder, report)
+                _export(run, seen)
+            seen.resumed[name] = run.step(1)
+    if fused:
+        stock = at(2, replicate=False)
+        _move_weights(runs[degrees[-1]], stock, f"{degrees[-1]}->stock", folder, seen)
         stock.step(0)
-        _move_weights(stock, runs[4], "stock->4", folder, report)
+        _move_weights(stock, runs[degrees[-1]], f"stock->{degrees[-1]}", folder, seen)
+    seen.hugging_face.clear()
+    return asdict(seen)
 
 
-def _move_weights(source: Run, target: Run, name: str, folder: Path, report: Report) -> None:
+def _move_weights(source: _Run, target: _Run, name: str, folder: Path, seen: _Seen) -> None:
     """Save the weights of one run and load them into another, as torchtitan 0.3.x does."""
     state = source.model.state_dict()
     wanted = {key: _copy(value) for key, value in state.items()}
@@ -175,26 +162,11 @@ def _move_weights(source: Run, target: Run, name: str, folder: Path, report: Rep
     target.model.load_state_dict(state)
     loaded = {key: _copy(value) for key, value in target.model.state_dict().items()}
     assert loaded.keys() == wanted.keys(), loaded.keys() ^ wanted.keys()
-    report.weights[name] = len(loaded)
-    report.different += [f"{name}: {key}" for key, value in loaded.items() if not _same(value, wanted[key])]
+    seen.weights[name] = len(loaded)
+    seen.different += [f"{name}: {key}" for key, value in loaded.items() if not _same(value, wanted[key])]
 
 
-def _run(family: str, tp: int, line: ModuleType, replicate: bool | None = None) -> Run:
-    if replicate is None:
-        # The optimizer's state is named after the parameters: fused projections are three at every degree.
-        replicate = tp == 4 or family in FUSED
-    case = Case.parse(f"{family}:8/2:tp={tp}")
-    sizes = {"num_experts": 8} if "num_experts" in line.SIZES[family] else {}
-    with replicating(replicate):
-        tiny = build(case, line, replicate_kv_heads=replicate, sizes=sizes)
-        model, _ = parallelize(tiny, case)
-    torch.manual_seed(SEED)
-    tiny.initialize(model, torch.device("cpu"))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=False)
-    return Run(tp, tiny, model, optimizer)
-
-
-def _export(run: Run, report: Report) -> None:
+def _export(run: _Run, seen: _Seen) -> None:
     """Have the Hugging Face adapter of this model export its weights, and compare with those of TP 1.
 
     Where experts are sharded, it gives each rank those that it holds.
@@ -204,12 +176,12 @@ def _export(run: Run, report: Report) -> None:
     try:
         exported = adapter.to_hf(state)
     except RuntimeError as error:
-        report.export_errors[run.tp] = str(error)
+        seen.export_errors[run.case.tp] = str(error)
         state = {name: _copy(value) for name, value in state.items()}
         exported = adapter.to_hf(state)
     imported = adapter.from_hf(exported)
-    report.exported_differently += [
-        f"TP {run.tp}: {name} back again"
+    seen.exported_differently += [
+        f"TP {run.case.tp}: {name} back again"
         # In the same order on every rank: they put each together.
         for name in sorted(state.keys() | imported.keys())
         # Hugging Face has no such buffer.
@@ -217,14 +189,14 @@ def _export(run: Run, report: Report) -> None:
         if not _same(_copy(imported.get(name)), _copy(state.get(name)))
     ]
     exported = {name: _copy(value) for name, value in exported.items()}
-    if run.tp == 1 and not report.hugging_face:
-        report.hugging_face = _of_all_ranks(exported)
+    if run.case.tp == 1 and not seen.hugging_face:
+        seen.hugging_face = _of_all_ranks(exported)
     names = _of_all_ranks(dict.fromkeys(exported))
-    report.exported[run.tp] = len(names)
-    report.exported_differently += [
-        f"TP {run.tp}: {name}"
-        for name in names.keys() | report.hugging_face.keys()
-        if name not in names or (name in exported and not _same(exported[name], report.hugging_face[name]))
+    seen.exported[run.case.tp] = len(names)
+    seen.exported_differently += [
+        f"TP {run.case.tp}: {name}"
+        for name in names.keys() | seen.hugging_face.keys()
+        if name not in names or (name in exported and not _same(exported[name], seen.hugging_face[name]))
     ]
 
 
@@ -241,7 +213,3 @@ def _copy(value: Any) -> Any:
 def _same(a: Any, b: Any) -> bool:
     both = isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
     return torch.equal(a, b) if both else type(a) is type(b) and bool(a == b)
-
-
-if __name__ == "__main__":
-    main()

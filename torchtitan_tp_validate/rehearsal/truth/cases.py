@@ -6,65 +6,15 @@ Every size in a tiny model divides by 2 and by 4 until a case says otherwise.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import Any
 
-SEED = 20
-HEADS = (8, 4)
+from torchtitan_tp_validate.rehearsal.cases import HEADS, SEED, Case
+
 PAIRS_PER_LINE = 36
 MLA_FAMILIES = ("deepseek_v3", "kimi_k2_7")
 """Latent attention: no KV heads."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """One tiny model at one set of degrees.
-
-    Attributes:
-        dimension: what the case is about, the row of the report that it counts in.
-        tp: tensor parallel degree; dp: data_parallel_shard_degree; ep: expert parallel degree.
-        sizes: the sizes that are not the line's defaults.
-        spmd_backend: torchtitan 0.3.x's backend; None on 0.2.x.
-        seed: draws the weights and the tokens.
-    """
-
-    family: str
-    dimension: str
-    tp: int
-    n_heads: int = HEADS[0]
-    n_kv_heads: int = HEADS[1]
-    sizes: Mapping[str, int] = field(default_factory=dict)
-    spmd_backend: str | None = None
-    seed: int = SEED
-    dp: int = 1
-    ep: int = 1
-
-    @property
-    def world_size(self) -> int:
-        """The ranks that it takes; those of expert parallelism are among them."""
-        return self.tp * self.dp
-
-    @property
-    def meshes(self) -> tuple[int, int, int, str]:
-        """What cases must have in common to run in one process group."""
-        return self.tp, self.dp, self.ep, self.spmd_backend or ""
-
-    @property
-    def key(self) -> str:
-        """The case in words, and its identity over runs."""
-        sizes = "".join(f" {name}={size}" for name, size in sorted(self.sizes.items()))
-        backend = f" {self.spmd_backend}" if self.spmd_backend else ""
-        seed = f" seed={self.seed}" if self.seed != SEED else ""
-        degrees = f"tp={self.tp}" + "".join(
-            f" {name}={degree}" for name, degree in (("dp", self.dp), ("ep", self.ep)) if degree > 1
-        )
-        return f"{self.family}{backend} {degrees} heads={self.n_heads}/{self.n_kv_heads}{sizes}{seed}"
-
-    def as_dict(self) -> dict[str, Any]:
-        """The case as JSON data."""
-        return {**asdict(self), "sizes": dict(self.sizes)}
 
 
 @dataclass(frozen=True)
@@ -128,7 +78,7 @@ class Decision:
     reason: str
 
     def covers(self, release: str, case: Case) -> bool:
-        """Whether this is about the case."""
+        """Return whether this is about the case."""
         has_kv_heads = case.family not in MLA_FAMILIES
         return release.startswith(self.release) and has_kv_heads and case.n_kv_heads == 1
 
@@ -184,16 +134,16 @@ _DIVISIBLE = {
 }
 
 
-def all_cases(line: ModuleType, spmd_backends: Sequence[str | None]) -> list[Case]:
-    """Every case for a line, each named once.
+def all_cases(line: ModuleType, spmd_backends: Collection[str | None]) -> list[Case]:
+    """Return every case for a line, each once.
 
     What TP 2 shows is run under every backend of a family, what takes TP 4 under one of them.
     """
-    families = (*line.FAMILIES, *getattr(line, "MORE_FAMILIES", ()))
+    families = (*line.FAMILIES, *line.MORE_FAMILIES)
     cases = [
         case
         for family in families
-        for backends in [_backends(line, family)]
+        for backends in [line.BACKENDS[family]]
         for case in (
             *(case for backend in backends for case in _on_two_ranks(family, line, backend)),
             *_on_four_ranks(family, line, backends),
@@ -205,19 +155,13 @@ def all_cases(line: ModuleType, spmd_backends: Sequence[str | None]) -> list[Cas
     return list({case.key: case for case in cases}.values())
 
 
-def small_cases(line: ModuleType, spmd_backends: Sequence[str | None]) -> list[Case]:
-    """The cases that two ranks and a few minutes are enough for: one per family and dimension."""
+def small_cases(line: ModuleType, spmd_backends: Collection[str | None]) -> list[Case]:
+    """Return the cases that two ranks and a few minutes are enough for: one per family and dimension."""
     chosen: dict[tuple[str, str | None, str], Case] = {}
     for case in all_cases(line, spmd_backends):
         if case.world_size == case.tp == 2 and "+" not in case.dimension:
             chosen.setdefault((case.family, case.spmd_backend, case.dimension), case)
     return list(chosen.values())
-
-
-def _backends(line: ModuleType, family: str) -> Sequence[str | None]:
-    """The backends that a line says the family runs under."""
-    supported: Mapping[str, Sequence[str | None]] = getattr(line, "BACKENDS", {})
-    return supported.get(family, (None,))
 
 
 def _kv_heads(family: str) -> int:
@@ -253,7 +197,7 @@ def _on_four_ranks(family: str, line: ModuleType, backends: Sequence[str | None]
         variants += (replace(control, dimension=name, sizes=broken_size) for broken_size in sizes)
         if name in _DIVISIBLE:
             variants.append(replace(control, sizes={name: _DIVISIBLE[name]}))
-    for turn, case in enumerate(variants[:: getattr(line, "STRIDE", 1)]):
+    for turn, case in enumerate(variants[:: line.STRIDE]):
         yield replace(case, spmd_backend=backends[turn % len(backends)])
 
 
@@ -335,8 +279,3 @@ def _random_pairs(
 def _near(size: int, draw: random.Random) -> int:
     """A size that divides by 4 as often as it is only even, or odd."""
     return size + draw.choice((0, 4, 2, 6, 1, 3))
-
-
-def from_dict(data: Mapping[str, Any]) -> Case:
-    """The case that `Case.as_dict` was of."""
-    return Case(**data)

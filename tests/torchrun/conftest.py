@@ -1,0 +1,37 @@
+"""What the tests on real ranks have in common: all cases that the selected ones name run in one torchrun."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+
+import pytest
+
+from torchtitan_tp_validate.rehearsal.cases import Case
+from torchtitan_tp_validate.rehearsal.models import installed_line
+from torchtitan_tp_validate.rehearsal.runner import Result, run_cases
+
+ResultOf = Callable[[Case], Result]
+
+
+@pytest.fixture(scope="session")
+def line() -> ModuleType:
+    """The installed line, its models ready to be built in this process."""
+    found = installed_line()
+    found.prepare("cpu")
+    return found
+
+
+@pytest.fixture(scope="session")
+def result_of(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ResultOf:
+    """How each case of ``CASES`` in the selected tests' modules ended, all from one torchrun."""
+    items = [item for item in request.session.items if isinstance(item, pytest.Function)]
+    modules = dict.fromkeys(item.module for item in items if "result_of" in item.fixturenames)
+    cases = {case.key: case for module in modules for case in module.CASES}
+    results: dict[str, Result] = {}
+
+    def done(result: Result) -> None:
+        results[result.case.key] = result
+
+    run_cases(cases.values(), tmp_path_factory.mktemp("cases"), done=done)
+    return lambda case: results[case.key]
