@@ -149,7 +149,7 @@ class _Batch:
         return len(new)
 
     def _never_ended(self, case: Case, torchrun: Torchrun) -> Result:
-        """What is known of a case that some rank did not end."""
+        """Return what is known of a case that some rank did not end."""
         ranks = range(case.world_size)
         reports = [r for rank in ranks for r in read_reports(self._out, rank) if r["key"] == case.key]
         if not any(self._out.glob("rank*.jsonl")):
@@ -180,7 +180,7 @@ def _merge(case: Case, reports: Sequence[Mapping[str, Any]]) -> Result:
 
 
 def _stopped(case: Case, reports: Sequence[Mapping[str, Any]], truth: str) -> Result:
-    """What is known of a case that some rank did not end, from the ranks that did."""
+    """Return what is known of a case that some rank did not end, from the ranks that did."""
     # The quickest is the cause: the others raise when its process is gone.
     raised = sorted((r for r in reports if r["error_type"]), key=lambda r: r["seconds"])[:1]
     detail = f"rank {raised[0]['rank']} raised {_line(raised[0])}; others wait" if raised else ""

@@ -184,7 +184,7 @@ def _tiny(family: str, args: Any, n_heads: int, n_kv_heads: int, sizes: Mapping[
 
 
 def _dimensions(family: str, n_heads: int, sizes: Mapping[str, int]) -> dict[str, Any]:
-    """The family's own sizes, as far as its model args can say them; `_resize` does the rest."""
+    """Return the family's own sizes, as far as its model args can say them; `_resize` does the rest."""
     if family.startswith("qwen3"):
         return {
             "dim": DIM,
@@ -289,7 +289,7 @@ def _initialize(model: nn.Module, device: torch.device) -> None:
 
 
 def _loss(model: nn.Module, tokens: torch.Tensor, labels: torch.Tensor, *, tp: int) -> torch.Tensor:
-    """The mean cross entropy of this rank's tokens; gradients are means over all ranks' tokens."""
+    """Return the mean cross entropy of this rank's tokens; gradients are means over all ranks' tokens."""
     from torch.distributed import get_world_size
     from torch.distributed.fsdp import FSDPModule
     from torch.nn.functional import cross_entropy
@@ -304,7 +304,7 @@ def _loss(model: nn.Module, tokens: torch.Tensor, labels: torch.Tensor, *, tp: i
 
 
 def _masks(model: nn.Module, tokens: torch.Tensor) -> dict[str, Any]:
-    """What the Trainer feeds beside the tokens where attention is flex attention (gpt_oss)."""
+    """Return what the Trainer feeds beside the tokens where attention is flex attention (gpt_oss)."""
     # 0.2.0 has a flag in its place, which is off in the debug flavors.
     if getattr(model.model_args, "attn_type", "sdpa") != "flex":
         return {}
@@ -351,7 +351,7 @@ def _masked_attention(
     return_lse: bool = False,
     enable_gqa: bool = False,
 ) -> Any:
-    """What flex attention computes, its own complaints about heads included."""
+    """Return what flex attention computes, its own complaints about heads included."""
     from torch.nn.attention.flex_attention import create_mask
 
     del self

@@ -214,7 +214,7 @@ def _run_experts_without_gpu_kernels() -> None:
 
 
 def _without_bfloat16(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """This forward, its casts to bf16 left out: in bf16 no two degrees would agree."""
+    """Return this forward, its casts to bf16 left out: in bf16 no two degrees would agree."""
 
     @functools.wraps(forward)
     def in_fp32(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -227,7 +227,7 @@ def _without_bfloat16(forward: Callable[..., torch.Tensor]) -> Callable[..., tor
 def _multiply_by_expert(
     self: nn.Module, *, A: torch.Tensor, B_t: torch.Tensor, offs: torch.Tensor
 ) -> torch.Tensor:
-    """The rows of each expert times its own matrix."""
+    """Return the rows of each expert times its own matrix."""
     sizes = torch.diff(offs, prepend=offs.new_zeros(1)).tolist()
     return torch.cat([rows @ weight for rows, weight in zip(A.split(sizes), B_t, strict=True)])
 
@@ -307,7 +307,7 @@ def _exchange(received: list[torch.Tensor], sent: list[torch.Tensor], group: Any
 
 
 def _tiny_spec(family: _Family, n_heads: int, n_kv_heads: int, sizes: Mapping[str, int]) -> ModelSpec:
-    """The registry's spec of this family, its model config cut down and given these sizes."""
+    """Return the registry's spec of this family, its model config cut down and given these sizes."""
     registry = import_module(f"torchtitan.models.{family.package}").model_registry
     spec = registry(family.flavor, attn_backend="flex")
     config = spec.model
@@ -335,7 +335,7 @@ def _tiny_spec(family: _Family, n_heads: int, n_kv_heads: int, sizes: Mapping[st
 
 
 def _vision_encoder(family: _Family, config: Any, sizes: Mapping[str, int]) -> Any:
-    """A vision encoder of one layer, built anew: its width follows from its heads."""
+    """Return a vision encoder of one layer, built anew: its width follows from its heads."""
     package = import_module(f"torchtitan.models.{family.package}")
     heads = sizes.get("vision_heads", VISION_HEADS)
     shape = {
@@ -353,7 +353,7 @@ def _vision_encoder(family: _Family, config: Any, sizes: Mapping[str, int]) -> A
 
 
 def _full_attention_layers(config: Any) -> list[Any]:
-    """The layers that have attention with key and value heads."""
+    """Return the layers that have attention with key and value heads."""
     return [layer for layer in config.layers if layer.attention is not None]
 
 
@@ -406,7 +406,7 @@ def _set_norm_width(norm: Any, width: int) -> None:
 
 
 def _token_embeddings(config: Any) -> Any:
-    """The config of the token embedding; muse_glimmer bundles it with a norm."""
+    """Return the config of the token embedding; muse_glimmer bundles it with a norm."""
     return getattr(config.tok_embeddings, "embedding", config.tok_embeddings)
 
 
@@ -449,7 +449,7 @@ def _set_number_of_experts(moe: Any, num_experts: int) -> None:
 
 
 def _attention_with_sizes(attention: Any, n_heads: int, n_kv_heads: int, sizes: Mapping[str, int]) -> Any:
-    """The same attention with these head counts, on a kernel that the device has."""
+    """Return the same attention with these head counts, on a kernel that the device has."""
     from torchtitan.models.common.attention import GQAttention, ScaledDotProductAttention
     from torchtitan.models.deepseek_v3.model import Attention as LatentAttention
     from torchtitan.models.gpt_oss.model import Attention as SinkAttention
@@ -632,13 +632,13 @@ class _Run:
         return ParallelDims.from_config(self.parallelism(tp), world_size)
 
     def parallelism(self, tp: int) -> ParallelismConfig:
-        """The part of the training config that says how the model is split."""
+        """Return the part of the training config that says how the model is split."""
         return dataclasses.replace(
             _parallelism(tp, self.ep, self.backend), enable_sequence_parallel=self.sequence_parallel
         )
 
     def arguments(self, parallel_dims: ParallelDims) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What follows the model in a call of the parallelize function."""
+        """Return what follows the model in a call of the parallelize function."""
         from torch.distributed.tensor.debug import _clear_sharding_prop_cache
         from torchtitan.config import CompileConfig, TrainingConfig
 
@@ -673,7 +673,7 @@ class _Run:
         _leave_out_upstream_faults(model)
 
     def loss(self, model: nn.Module, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The mean cross entropy of this rank's tokens; gradients are means over all ranks' tokens."""
+        """Return the mean cross entropy of this rank's tokens; gradients are means over all ranks' tokens."""
         from torchtitan.components.loss import cross_entropy_loss
 
         self.select_backend()
@@ -699,7 +699,7 @@ class _Run:
     def _inputs(
         self, tokens: torch.Tensor, labels: torch.Tensor, arguments: dict[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-        """The inputs as the backend wants them, as the Trainer prepares them."""
+        """Return the inputs as the backend wants them, as the Trainer prepares them."""
         from torchtitan.distributed.full_dtensor import parallelize_inputs
 
         if self.backend == FULL_DTENSOR and self.parallel_dims is not None:
@@ -707,7 +707,7 @@ class _Run:
         return tokens, labels, arguments
 
     def _current_mesh(self) -> AbstractContextManager[None]:
-        """The mesh that torchtitan's collectives and annotations read from the context."""
+        """Return the mesh that torchtitan's collectives and annotations read from the context."""
         from torchtitan.distributed.utils import get_spmd_context
 
         if self.parallel_dims is None:
@@ -716,7 +716,7 @@ class _Run:
         return context
 
     def _model_arguments(self, model: nn.Module, tokens: torch.Tensor) -> dict[str, Any]:
-        """What the Trainer would feed beside the tokens."""
+        """Return what the Trainer would feed beside the tokens."""
         positions = torch.arange(tokens.shape[1], device=tokens.device).repeat(tokens.shape[0], 1)
         arguments: dict[str, Any] = {"positions": positions}
         if not _on_cpu():
@@ -727,7 +727,7 @@ class _Run:
         return arguments
 
     def _with_images(self, tokens: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
-        """The sequences, an image in each after two tokens, and what the model wants besides."""
+        """Return the sequences, an image in each after two tokens, and what the model wants besides."""
         placeholder = self.config.vocab_size - 1
         tokens = torch.where(tokens == placeholder, 0, tokens)
         tokens[:, 2 : 2 + IMAGE_TOKENS] = placeholder
@@ -760,7 +760,7 @@ def _leave_out_upstream_faults(model: nn.Module) -> None:
 
 
 def _parallelism(tp: int, ep: int, backend: str) -> ParallelismConfig:
-    """The part of the training config that says how a model is split."""
+    """Return the part of the training config that says how a model is split."""
     from torchtitan.config import ParallelismConfig
 
     return ParallelismConfig(tensor_parallel_degree=tp, expert_parallel_degree=ep, spmd_backend=backend)

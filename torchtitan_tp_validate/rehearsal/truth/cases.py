@@ -169,7 +169,7 @@ def _kv_heads(family: str) -> int:
 
 
 def _on_two_ranks(family: str, line: ModuleType, backend: str | None) -> Iterator[Case]:
-    """A control, and each dimension broken once."""
+    """Yield a control, and each dimension broken once."""
     kv_heads = _kv_heads(family)
     yield Case(family, "control", 2, n_kv_heads=kv_heads, spmd_backend=backend)
     for variants in _heads(family, line).values():
@@ -180,7 +180,7 @@ def _on_two_ranks(family: str, line: ModuleType, backend: str | None) -> Iterato
 
 
 def _on_four_ranks(family: str, line: ModuleType, backends: Sequence[str | None]) -> Iterator[Case]:
-    """A control per backend; and what four ranks tell apart and two do not, dealt out to the backends.
+    """Yield a control per backend; and what four ranks tell apart and two do not, dealt out to the backends.
 
     That is a dimension that halves but does not quarter, one that leaves a rank without any, and other
     sizes that divide. Of these a line runs one in its ``STRIDE``.
@@ -249,7 +249,7 @@ def _heads(family: str, line: ModuleType) -> dict[str, list[Case]]:
 
 
 def _sizes(family: str, line: ModuleType) -> list[str]:
-    """The family's sizes that are not head counts."""
+    """Return the family's sizes that are not head counts."""
     return [name for name in line.SIZES[family] if name != "layer1_kv_heads"]
 
 
@@ -277,5 +277,5 @@ def _random_pairs(
 
 
 def _near(size: int, draw: random.Random) -> int:
-    """A size that divides by 4 as often as it is only even, or odd."""
+    """Return a size that divides by 4 as often as it is only even, or odd."""
     return size + draw.choice((0, 4, 2, 6, 1, 3))

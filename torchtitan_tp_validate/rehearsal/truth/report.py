@@ -127,7 +127,7 @@ def _bullet(result: Result) -> str:
 
 
 def _left_out(release: str) -> list[str]:
-    """What the comparison does not look at, and why."""
+    """Return what the comparison does not look at, and why."""
     faults = [
         f"- {', '.join((*fault.families, *fault.spmd_backends))}: {fault.reason}."
         for fault in UPSTREAM_FAULTS
