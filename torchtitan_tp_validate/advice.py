@@ -86,7 +86,9 @@ def what_works(
             f"No other {alone} works by itself. The nearest degrees that {work}: {changed}.\n"
             f"{replication}To change it: {_how(plan, degrees, layout)}"
         )
-    at_fault = next(iter(_violations(plan, _least(degrees))), broken[0])
+    at_fault = next(iter(_violations(plan, _least(degrees))), None)
+    if at_fault is None:
+        return f"{replication}No other degree is known to work: the model could not be read at any."
     size = f"{at_fault.name} ({at_fault.size}) {at_fault.problem(1)}"
     return f"{replication}No degree works: {size}, so change it instead."
 

@@ -131,7 +131,8 @@ def n_kv_heads(config: Mapping[str, Any], n_heads: Sequence[int], where: str) ->
 def unknown_fields(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield ``(name, value)`` of what looks like a number of key-value heads under a name not known here.
 
-    Settings of attention that are kept in a group of their own are looked into too.
+    Settings of attention that are kept in a group of their own are looked into too: there, even a known name
+    has not been read.
     """
     for name, value in config.items():
         if not isinstance(name, str):
@@ -144,7 +145,7 @@ def unknown_fields(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         elif isinstance(value, str):
             if of_attention and _SAYS_SHARED.search(value):
                 yield name, value
-        elif name in N_KV_HEADS or name in _N_SHARING or name in _READ_ELSEWHERE:
+        elif name in _READ_ELSEWHERE:
             continue
         elif value and _LOOKS_SHARED.search(lowered) and not _ANOTHER_THING.search(lowered):
             yield name, value

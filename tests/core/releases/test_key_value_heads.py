@@ -100,6 +100,9 @@ def test_settings_of_attention_in_a_group_of_their_own_are_looked_into() -> None
         layer_heads({**MHA, "attention": {"num_gqa_groups": 2}})
     with pytest.raises(tpv.PlanError, match=re.escape("attn_config.attn_type ('grouped_query_attention')")):
         layer_heads({**MHA, "attn_config": {"attn_type": "grouped_query_attention"}})
+    for name in ("num_key_value_heads", "n_shared_head"):  # known, but not there
+        with pytest.raises(tpv.PlanError, match=re.escape(f"attention.{name} (2) looks like")):
+            layer_heads({**MHA, "attention": {name: 2}})
 
 
 @pytest.mark.parametrize(
