@@ -41,6 +41,9 @@ _LEAST = 64
 """Widths that are no larger stay as they are: below it nothing gets faster."""
 
 
+_LEAST_HEAD_DIM = 8
+
+
 class ShrinkError(TPValidateError):
     """A model cannot be made small, since something of it is not known; the text names the field."""
 
@@ -53,24 +56,88 @@ def same_remainders(size: int, degrees: Degrees, *, block: int = _WHOLE_BYTES) -
         degrees: of the run.
         block: how many units a kernel takes at a time.
     """
-    most = degrees.tp * degrees.ep * degrees.dp_shard * degrees.cp
-    modulus = math.lcm(degrees.tp, degrees.ep, degrees.dp_shard, degrees.cp) * block
     # From the square of a degree on, rounding up leaves no rank of it without a shard.
-    least = max(_LEAST, max(degrees.tp, degrees.dp_shard) ** 2, min(most, modulus))
-    return min(size, least + (size - least) % modulus)
+    least = max(_LEAST, max(degrees.tp, degrees.dp_shard) ** 2)
+    return _smallest(size, _modulus(degrees) * block, least)
 
 
 def shrink(config: Any, degrees: Degrees, *, block: int = _WHOLE_BYTES) -> Any:
-    """Return a small copy of a model's config tree, which gets the same verdicts at these degrees.
+    """Return a small copy of a model's config, which gets the same verdicts at these degrees.
 
     Args:
-        config: the config of a torchtitan 0.3.x model, with ``dim``, ``vocab_size`` and ``layers``.
+        config: the config tree of a torchtitan 0.3.x model, or the model args of a 0.2.x one.
         degrees: of the run.
         block: how many units the narrowest kernel of the model takes at a time, see `same_remainders`.
 
     Raises:
         ShrinkError: something carries the residual stream under a name that is not known.
     """
+    is_tree = isinstance(getattr(config, "layers", None), (list, tuple))
+    return (_shrink_tree if is_tree else _shrink_args)(config, degrees, block)
+
+
+def _modulus(degrees: Degrees) -> int:
+    """What every remainder that a rule looks at is a remainder of."""
+    return math.lcm(degrees.tp, degrees.ep, degrees.dp_shard, degrees.cp)
+
+
+def _smallest(size: int, modulus: int, least: int) -> int:
+    """The smallest number from ``least`` on with the remainder of ``size``, which is the largest."""
+    return min(size, least + (size - least) % modulus)
+
+
+def _shrink_args(args: Any, degrees: Degrees, block: int) -> Any:
+    """Shrink the model args of torchtitan 0.2.x, where formulas give what is not among them.
+
+    Source: ``models/*/model/args.py`` and ``model.py`` of torchtitan 0.2.2.
+    """
+    small = copy.deepcopy(args)
+    for name in ("vocab_size", "hidden_dim", "inter_dim", "moe_inter_dim", "dim"):
+        if hasattr(args, name):
+            setattr(small, name, same_remainders(getattr(args, name), degrees, block=block))
+    if not hasattr(args, "head_dim") and not hasattr(args, "qk_nope_head_dim"):
+        small.dim = args.n_heads * _head_dim(args, degrees, block)
+    if hasattr(args, "multiple_of"):
+        _scale_feed_forward(args, small, degrees, block)
+    small.n_layers = min(args.n_layers, _layers_of_all_kinds(args))
+    if hasattr(args, "n_dense_layers"):
+        small.n_dense_layers = min(args.n_dense_layers, 1)
+    return small
+
+
+def _head_dim(args: Any, degrees: Degrees, block: int) -> int:
+    """A small head_dim where the width of the model is that of its heads: both leave the same remainders."""
+    modulus = _modulus(degrees)
+    of_dim = modulus * block // math.gcd(modulus * block, args.n_heads)
+    # RoPE turns pairs.
+    return _smallest(args.dim // args.n_heads, math.lcm(2, modulus, of_dim), _LEAST_HEAD_DIM)
+
+
+def _scale_feed_forward(args: Any, small: Any, degrees: Degrees, block: int) -> None:
+    """Scale what the hidden sizes of llama3 and llama4 are rounded up to, and what is rounded, alike.
+
+    So each stays the same multiple of it.
+    """
+    small.multiple_of = _smallest(args.multiple_of, _modulus(degrees) * block, block)
+    multiplier = 1.0 if args.ffn_dim_multiplier is None else args.ffn_dim_multiplier
+    hidden = int(multiplier * int(8 * args.dim / 3))
+    scaled = math.ceil(hidden * small.multiple_of / args.multiple_of)
+    # The half keeps the product of two floats on its side of the whole number that it is cut to.
+    small.ffn_dim_multiplier = (scaled + 0.5) / int(8 * small.dim / 3)
+
+
+def _layers_of_all_kinds(args: Any) -> int:
+    """How many of the first layers have one of each kind; which kind one is follows from its index."""
+    periods = [
+        getattr(args, name, None) or 1 for name in ("interleave_moe_layer_step", "every_n_layers_nope")
+    ]
+    if hasattr(args, "sliding_window_size"):
+        periods.append(2)
+    return min(getattr(args, "n_dense_layers", 0), 1) + math.lcm(*periods)
+
+
+def _shrink_tree(config: Any, degrees: Degrees, block: int) -> Any:
+    """Shrink a config tree of torchtitan 0.3.x."""
     small = copy.copy(config)
     small.layers = _one_of_each_kind(config.layers)
     small = copy.deepcopy(small)
@@ -95,10 +162,7 @@ def _kind(value: Any) -> Hashable:
         names = (field.name for field in dataclasses.fields(value))
         # Initial values are scaled by the layer's index.
         return type(value), tuple((n, _kind(getattr(value, n, None))) for n in names if n != "param_init")
-    if isinstance(value, (int, float, str, type(None))):
-        return value
-    kind: Hashable = type(value)
-    return kind
+    return value if isinstance(value, (int, float, str, type(None))) else type(value).__qualname__
 
 
 class _Widths:
