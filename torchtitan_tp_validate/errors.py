@@ -101,6 +101,10 @@ class OutputError(TPValidateError):
     """Standard output does not take the result; the text says why."""
 
 
+class ShrinkError(TPValidateError):
+    """A model cannot be made small, since something of it is not known; the text names the field."""
+
+
 class NotValidatedWarning(UserWarning):
     """Something was let through without a verdict; the text says what and why."""
 
