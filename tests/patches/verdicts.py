@@ -149,7 +149,7 @@ def _model(line: Any, case: Case) -> tuple[Any, Callable[..., Any]]:
 
 def _config_check(line: Any, case: Case) -> Callable[[], None] | None:
     """torchtitan's own config-time check of a case, where the line has one."""
-    if not hasattr(line, "UPSTREAM_CHECKS"):
+    if not line.HAS_HEAD_CHECK:
         return None
     heads = {"n_heads": case.n_heads, "n_kv_heads": case.n_kv_heads}
     return lambda: _reach(line.build(case.family, **heads, tp=case.tp, sizes=case.sizes))
