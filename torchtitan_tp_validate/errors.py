@@ -101,7 +101,11 @@ class OutputError(TPValidateError):
     """Standard output does not take the result; the text says why."""
 
 
-class ShrinkError(TPValidateError):
+class RehearsalError(TPValidateError):
+    """A run cannot be rehearsed; the text says why."""
+
+
+class ShrinkError(RehearsalError):
     """A model cannot be made small, since something of it is not known; the text names the field."""
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
@@ -56,19 +57,20 @@ def same_remainders(size: int, degrees: Degrees, *, block: int = _WHOLE_BYTES) -
     return _smallest(size, _modulus(degrees) * block, least)
 
 
-def shrink(config: Any, degrees: Degrees, *, block: int = _WHOLE_BYTES) -> Any:
+def shrink(config: Any, degrees: Degrees, *, block: int = _WHOLE_BYTES, least_layers: int = 1) -> Any:
     """Return a small copy of a model's config, which gets the same verdicts at these degrees.
 
     Args:
         config: the config tree of a torchtitan 0.3.x model, or the model args of a 0.2.x one.
         degrees: of the run.
         block: how many units the narrowest kernel of the model takes at a time, see `same_remainders`.
+        least_layers: how many layers there must be, where the model has so many.
 
     Raises:
         ShrinkError: something carries the residual stream under a name that is not known.
     """
     is_tree = isinstance(getattr(config, "layers", None), (list, tuple))
-    return (_shrink_tree if is_tree else _shrink_args)(config, degrees, block)
+    return (_shrink_tree if is_tree else _shrink_args)(config, degrees, block, least_layers)
 
 
 def _modulus(degrees: Degrees) -> int:
@@ -81,7 +83,7 @@ def _smallest(size: int, modulus: int, least: int) -> int:
     return min(size, least + (size - least) % modulus)
 
 
-def _shrink_args(args: Any, degrees: Degrees, block: int) -> Any:
+def _shrink_args(args: Any, degrees: Degrees, block: int, least_layers: int) -> Any:
     """Shrink the model args of torchtitan 0.2.x, where formulas give what is not among them.
 
     Source: ``models/*/model/args.py`` and ``model.py`` of torchtitan 0.2.2.
@@ -94,7 +96,7 @@ def _shrink_args(args: Any, degrees: Degrees, block: int) -> Any:
         small.dim = args.n_heads * _head_dim(args, degrees, block)
     if hasattr(args, "multiple_of"):
         _scale_feed_forward(args, small, degrees, block)
-    small.n_layers = min(args.n_layers, _layers_of_all_kinds(args))
+    small.n_layers = min(args.n_layers, max(least_layers, _layers_of_all_kinds(args)))
     if hasattr(args, "n_dense_layers"):
         small.n_dense_layers = min(args.n_dense_layers, 1)
     return small
@@ -131,24 +133,27 @@ def _layers_of_all_kinds(args: Any) -> int:
     return min(getattr(args, "n_dense_layers", 0), 1) + math.lcm(*periods)
 
 
-def _shrink_tree(config: Any, degrees: Degrees, block: int) -> Any:
+def _shrink_tree(config: Any, degrees: Degrees, block: int, least_layers: int) -> Any:
     """Shrink a config tree of torchtitan 0.3.x."""
     small = copy.copy(config)
-    small.layers = _one_of_each_kind(config.layers)
+    small.layers = _one_of_each_kind(config.layers, least_layers)
     small = copy.deepcopy(small)
     widths = _Widths(lambda size: same_remainders(size, degrees, block=block), small.dim, small.vocab_size)
-    for path, name, node in _nodes(small):
+    for path, name, node in configs_below(small):
         widths.set(path, name, node)
     small.dim, small.vocab_size = widths.dim, widths.vocab_size
     return small
 
 
-def _one_of_each_kind(layers: list[Any]) -> list[Any]:
-    """Return the first layer of each kind, in the order of the model."""
-    first: dict[Hashable, Any] = {}
-    for layer in layers:
-        first.setdefault(_kind(layer), layer)
-    return list(first.values())
+def _one_of_each_kind(layers: list[Any], least: int) -> list[Any]:
+    """Return the first layer of each kind, and more where there must be more, in the order of the model."""
+    first: dict[Hashable, int] = {}
+    for index, layer in enumerate(layers):
+        first.setdefault(_kind(layer), index)
+    kept = set(first.values())
+    others = (index for index in range(len(layers)) if index not in kept)
+    kept |= set(itertools.islice(others, max(0, least - len(kept))))
+    return [layers[index] for index in sorted(kept)]
 
 
 def _kind(value: Any) -> Hashable:
@@ -214,8 +219,8 @@ class _Widths:
                 setattr(node, field, self.dim)
 
 
-def _nodes(config: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
-    """``(path, field name, config)`` of every config below this one."""
+def configs_below(config: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Yield ``(path, field name, config)`` of every config below this one."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name, None)
         at = f"{path}.{field.name}".removeprefix(".")
@@ -224,4 +229,4 @@ def _nodes(config: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
             if dataclasses.is_dataclass(child):
                 child_path = at if index is None else f"{at}[{index}]"
                 yield child_path, field.name, child
-                yield from _nodes(child, child_path)
+                yield from configs_below(child, child_path)

@@ -85,7 +85,7 @@ def prepare(device_type: str) -> None:
     _until_exit.enter_context(implicit_replication())
     atexit.register(_until_exit.close)
     if device_type == "cpu":
-        _stand_in_for_gpu_kernels()
+        stand_in_for_gpu_kernels()
 
 
 def build(
@@ -311,7 +311,8 @@ def _masks(model: nn.Module, tokens: torch.Tensor) -> dict[str, Any]:
     return {"attention_masks": model.get_attention_masks(tokens, tokenizer=None)}
 
 
-def _stand_in_for_gpu_kernels() -> None:
+def stand_in_for_gpu_kernels() -> None:
+    """Let this process run on the CPU: torch in the place of what only a GPU has."""
     import torch
     from torch.nn.attention import SDPBackend
     from torchtitan.distributed import parallel_dims

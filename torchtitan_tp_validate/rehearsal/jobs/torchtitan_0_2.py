@@ -1,0 +1,129 @@
+"""The jobs of torchtitan 0.2.x, made small, and its Trainer on the CPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG, Degrees
+from torchtitan_tp_validate.errors import RehearsalError
+from torchtitan_tp_validate.rehearsal.cpu import choose_cpu
+from torchtitan_tp_validate.rehearsal.jobs import LAYERS_PER_RANK, Request, small_seq_len
+from torchtitan_tp_validate.rehearsal.shrink import shrink
+from torchtitan_tp_validate.rehearsal.world import World
+
+_NO_TOKEN = -1
+_until_exit = ExitStack()
+
+
+def prepare() -> set[str]:
+    """Make the CPU torchtitan's device; see `jobs`."""
+    choose_cpu()
+    from torch.distributed.tensor.experimental import implicit_replication
+    from torchtitan.models.attention import FlexAttentionWrapper
+
+    from torchtitan_tp_validate.rehearsal.models import torchtitan_0_2
+    from torchtitan_tp_validate.rehearsal.noted import note
+
+    torchtitan_0_2.stand_in_for_gpu_kernels()
+    # In fp32 attention has the math kernel only, which adds a plain causal mask to qwen3's DTensors.
+    _until_exit.enter_context(implicit_replication())
+    used: set[str] = set()
+    FlexAttentionWrapper.forward = note(FlexAttentionWrapper.forward, "flex attention", used)
+    return used
+
+
+def parse(request: Request) -> Any:
+    """Return the ``JobConfig`` that is asked for; see `jobs`."""
+    if request.arguments:
+        from torchtitan_tp_validate.job import parse_command_line
+
+        return parse_command_line(request.arguments)
+    from torchtitan.config import JobConfig
+
+    job = JobConfig()
+    job.model.name, job.model.flavor = request.model, request.flavor
+    for field, value in request.degrees:
+        setattr(job.parallelism, field, value)
+    return job
+
+
+def make_small(job: Any, degrees: Degrees) -> None:
+    """Shrink the job's model and sequence; see `jobs`."""
+    from torch.nn.attention.flex_attention import create_block_mask
+    from torchtitan.protocols.train_spec import get_train_spec, register_train_spec
+
+    if job.model.converters:
+        raise RehearsalError(f"model.converters has {', '.join(job.model.converters)}, which take a GPU")
+    spec = get_train_spec(job.model.name)
+    for module in list(sys.modules.values()):
+        if module.__name__.startswith("torchtitan.models.") and hasattr(module, "create_attention_mask"):
+            module.create_attention_mask = partial(create_block_mask, device="cpu")  # type: ignore[attr-defined]
+    stages = LAYERS_PER_RANK * pp(job) if pp(job) > 1 else 1
+    args = shrink(spec.model_args[job.model.flavor], degrees, least_layers=stages)
+    training = job.training
+    training.seq_len = small_seq_len(training.seq_len, degrees)
+    training.dtype = training.mixed_precision_param = "float32"
+    training.enable_cpu_offload = False
+    job.compile.enable = job.checkpoint.enable = job.validation.enable = False
+    job.profiling = type(job.profiling)()
+    job.metrics = type(job.metrics)(log_freq=1)
+    register_train_spec(
+        job.model.name,
+        dataclasses.replace(
+            spec,
+            model_args={job.model.flavor: args},
+            build_tokenizer_fn=lambda *_, **__: SimpleNamespace(eos_id=_NO_TOKEN),
+            state_dict_adapter=None,
+        ),
+    )
+
+
+def split(job: Any, world: World | None) -> None:
+    """Set the job's degrees; see `jobs`."""
+    parallelism = job.parallelism
+    for ours, theirs in FLAGS.items():
+        if hasattr(parallelism, theirs):
+            setattr(parallelism, theirs, getattr(world.degrees, ours) if world else 1)
+    setattr(parallelism, PIPELINE_FLAG, world.pp if world else 1)
+
+
+def pp(job: Any) -> int:
+    """Return the job's pipeline parallel degree."""
+    degree: int = getattr(job.parallelism, PIPELINE_FLAG)
+    return degree
+
+
+def vocab_size(job: Any) -> int:
+    """Return how many token ids there are."""
+    from torchtitan.protocols.train_spec import get_train_spec
+
+    size: int = get_train_spec(job.model.name).model_args[job.model.flavor].vocab_size
+    return size
+
+
+def more_inputs(job: Any) -> tuple[tuple[str, Any], ...]:
+    """Return what a model is fed beside tokens: nothing, not even their positions."""
+    del job
+    return ()
+
+
+def build_trainer(job: Any, feed: Callable[..., Any], local_batch_size: int) -> Any:
+    """Return the job's Trainer; see `jobs`."""
+    from torchtitan.protocols import train_spec
+    from torchtitan.train import Trainer
+
+    training = job.training
+    training.local_batch_size, training.global_batch_size = local_batch_size, -1
+
+    def batches(*, dp_world_size: int, dp_rank: int, **_: Any) -> Any:
+        for inputs, labels in feed(dp_rank, dp_world_size, local_batch_size):
+            yield {"input": inputs["input"]}, labels
+
+    train_spec.get_train_spec(job.model.name).build_dataloader_fn = batches
+    return Trainer(job)

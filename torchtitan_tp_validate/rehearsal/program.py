@@ -1,0 +1,118 @@
+"""The program of a rehearsal: ``python -m torchtitan_tp_validate.rehearsal.program DIR``.
+
+It reads ``DIR/request.json``, runs the small job in one process and on all ranks, each in a fork of this
+process, and writes ``DIR/result.json``.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torchtitan_tp_validate.degrees import degrees_of_job
+from torchtitan_tp_validate.errors import PlanError, RehearsalError, TPCompatError, TPValidateError
+from torchtitan_tp_validate.guards import install
+from torchtitan_tp_validate.job import read_job
+from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
+from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line
+from torchtitan_tp_validate.rehearsal.small_run import SmallRun
+from torchtitan_tp_validate.rehearsal.world import cut_world
+from torchtitan_tp_validate.releases import kv_replication_of, line_of
+from torchtitan_tp_validate.validate import judge
+
+LOCAL_BATCH_SIZES = (2, 1)
+"""Upstream has faults that only a batch of one sequence shows."""
+
+
+class _StoppedError(BaseException):
+    """The process that started this one has ended, or wants it to."""
+
+
+def _stop(*_: Any) -> None:
+    raise _StoppedError
+
+
+def main(folder: str) -> None:
+    """Run the rehearsal of a folder."""
+    out = Path(folder)
+    signal.signal(signal.SIGTERM, _stop)
+    die_with_parent(signal.SIGTERM)
+    request = json.loads((out / "request.json").read_text(encoding="utf-8"))
+    ranks, patience = request.pop("ranks"), request.pop("patience")
+    try:
+        result = _rehearse(Request(**request), ranks, patience, out)
+    except TPValidateError as error:
+        result = {"problem": str(error)}
+    except _StoppedError:
+        # Whoever wanted the result is gone.
+        shutil.rmtree(out, ignore_errors=True)
+        os._exit(1)
+    except SystemExit:
+        # Its parser has said why.
+        result = {"problem": "torchtitan does not take the job", "because": "output"}
+    (out / "result.json").write_text(json.dumps(result), encoding="utf-8")
+
+
+def _rehearse(request: Request, ranks: int, patience: float, out: Path) -> dict[str, Any]:
+    line = installed_line()
+    used = line.prepare()
+    try:
+        job = line.parse(request)
+    except Exception as error:  # torchtitan's own complaints have many types, Exception among them
+        raise RehearsalError(f"torchtitan does not take the job: {_first_line(error)}") from error
+    degrees = degrees_of_job(job)
+    requested = read_job(job)
+    if requested is None:
+        raise RehearsalError("the job names no model")
+    world = cut_world(degrees, line.pp(job), ranks)
+    result: dict[str, Any] = {
+        "model": requested.model.name,
+        "verdict": _verdict(job, request.replicate_kv_heads),
+        "degrees": {**asdict(world.degrees), "pp": world.pp},
+        "cuts": world.cuts,
+        "runs": [],
+    }
+    line.split(job, world)
+    line.make_small(job, world.degrees)
+    if request.replicate_kv_heads:
+        kv_replication_of(line_of(job)).put_into_job(job)
+        install(replicate_kv_heads=True)
+    children = Children(out, patience)
+    for local_batch_size in LOCAL_BATCH_SIZES:
+        run = SmallRun(line, job, world, local_batch_size, out, used)
+        run.run_reference(children)
+        result["runs"].append(run.run_ranks(children))
+        if any(end["how"] != "ended" for end in result["runs"][-1]["ends"]):
+            break
+    return result
+
+
+def _verdict(job: Any, replicate_kv_heads: bool) -> str:
+    """Return what the engine says of the job as it is."""
+    job = copy.deepcopy(job)
+    try:
+        if replicate_kv_heads:
+            kv_replication_of(line_of(job)).put_into_job(job)
+        requested = read_job(job)
+        assert requested is not None
+        judge(requested.subject, requested.degrees.vary(replicate_kv_heads=replicate_kv_heads))
+    except TPCompatError as error:
+        return str(error)
+    except PlanError as error:
+        return str(error)
+    return "fits"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].removesuffix(".") or type(error).__name__
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
