@@ -280,12 +280,12 @@ class PlantedRun(SmallRun):
 
     fault: Fault | None = None
 
-    def build_trainer(self, feed: Callable[..., Any], local_batch_size: int) -> Any:
+    def build_trainer(self, feed: Callable[..., Any], local_batch_size: int, microbatch_size: int) -> Any:
         """Return the Trainer, with the fault."""
         fault = self.fault
         if fault and fault.before:
             fault.before()
-        trainer = super().build_trainer(feed, local_batch_size)
+        trainer = super().build_trainer(feed, local_batch_size, microbatch_size)
         if fault and fault.after:
             fault.after(trainer)
         return trainer
@@ -300,7 +300,7 @@ def main(folder: str) -> None:
     results: dict[str, Any] = {}
     for name, arguments in JOBS.items():
         job = line.parse(Request(arguments))
-        world = cut_world(degrees_of_job(job), 1, 4)
+        world = cut_world(degrees_of_job(job), line.pp(job), line.microbatches(job), 4)
         line.split(job, world)
         line.make_small(job, world.degrees)
         run = PlantedRun(line, job, world, 2, out, used)

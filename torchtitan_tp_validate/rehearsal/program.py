@@ -27,8 +27,8 @@ from torchtitan_tp_validate.rehearsal.world import cut_world
 from torchtitan_tp_validate.releases import kv_replication_of, line_of
 from torchtitan_tp_validate.validate import judge
 
-LOCAL_BATCH_SIZES = (2, 1)
-"""Upstream has faults that only a batch of one sequence shows."""
+MICROBATCH_SIZES = (2, 1)
+"""Upstream has faults that only one sequence at a time shows."""
 
 
 class _StoppedError(BaseException):
@@ -71,22 +71,23 @@ def _rehearse(request: Request, ranks: int, patience: float, out: Path) -> dict[
     requested = read_job(job)
     if requested is None:
         raise RehearsalError("the job names no model")
-    world = cut_world(degrees, line.pp(job), ranks)
+    world = cut_world(degrees, line.pp(job), line.microbatches(job), ranks)
+    verdict = _verdict(job, request.replicate_kv_heads)
+    line.split(job, world)
+    others = line.make_small(job, world.degrees)
     result: dict[str, Any] = {
         "model": requested.model.name,
-        "verdict": _verdict(job, request.replicate_kv_heads),
+        "verdict": verdict,
         "degrees": {**asdict(world.degrees), "pp": world.pp},
-        "cuts": world.cuts,
+        "cuts": [*world.cuts, *others],
         "runs": [],
     }
-    line.split(job, world)
-    line.make_small(job, world.degrees)
     if request.replicate_kv_heads:
         kv_replication_of(line_of(job)).put_into_job(job)
         install(replicate_kv_heads=True)
     children = Children(out, patience)
-    for local_batch_size in LOCAL_BATCH_SIZES:
-        run = SmallRun(line, job, world, local_batch_size, out, used)
+    for microbatch_size in MICROBATCH_SIZES:
+        run = SmallRun(line, job, world, microbatch_size, out, used)
         run.run_reference(children)
         result["runs"].append(run.run_ranks(children))
         if any(end["how"] != "ended" for end in result["runs"][-1]["ends"]):

@@ -1,4 +1,4 @@
-"""A small job at one local batch size: run in one process, then on all ranks."""
+"""A small job at one batch size: run in one process, then on all ranks."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from torchtitan_tp_validate.rehearsal.world import World
 
 @dataclass
 class SmallRun:
-    """A small job at one local batch size.
+    """A small job at one batch size.
 
     Attributes:
         line: the module of `jobs` that the job is of.
         job: split over ``world``, and small.
-        local_batch_size: sequences that each data rank gets.
+        microbatch_size: sequences that each data rank computes at a time.
         out: the folder of the rehearsal.
         used: the stand-ins that this process has called.
     """
@@ -30,7 +30,7 @@ class SmallRun:
     line: ModuleType
     job: Any
     world: World
-    local_batch_size: int
+    microbatch_size: int
     out: Path
     used: set[str]
 
@@ -48,27 +48,31 @@ class SmallRun:
         """Run on all ranks; return what each saw, as JSON data, beside the reference."""
         ends = children.run("rehearsal", self.world.ranks, self._rank)
         return {
-            "local_batch_size": self.local_batch_size,
+            "local_batch_size": self._local_batch_size,
             "ends": [asdict(end) for end in ends],
             "records": [_record(self.out / f"rehearsal-rank{rank}.json") for rank in range(len(ends))],
             "reference": _record(self.out / "reference-rank0.json"),
         }
 
-    def build_trainer(self, feed: Callable[..., Any], local_batch_size: int) -> Any:
+    def build_trainer(self, feed: Callable[..., Any], local_batch_size: int, microbatch_size: int) -> Any:
         """Return the Trainer, in a process of the run."""
-        return self.line.build_trainer(self.job, feed, local_batch_size)
+        return self.line.build_trainer(self.job, feed, local_batch_size, microbatch_size)
+
+    @property
+    def _local_batch_size(self) -> int:
+        return self.microbatch_size * self.world.microbatches
 
     @property
     def _rows(self) -> int:
         degrees = self.world.degrees
-        return self.local_batch_size * degrees.dp_shard * degrees.dp_replicate
+        return self._local_batch_size * degrees.dp_shard * degrees.dp_replicate
 
     def _reference(self, rank: int, enter: Callable[[str], None]) -> None:
         self.line.split(self.job, None)
         self._run("reference", rank, enter, self._rows)
 
     def _rank(self, rank: int, enter: Callable[[str], None]) -> None:
-        self._run("rehearsal", rank, enter, self.local_batch_size)
+        self._run("rehearsal", rank, enter, self._local_batch_size)
 
     def _run(self, name: str, rank: int, enter: Callable[[str], None], local_batch_size: int) -> None:
         from torchtitan_tp_validate.rehearsal.batches import Batches
@@ -81,7 +85,7 @@ class SmallRun:
         )
         process = Process(self.out, enter)
         run = process.reference if name == "reference" else process.rank
-        run(partial(self.build_trainer, batches.of_rank, local_batch_size))
+        run(partial(self.build_trainer, batches.of_rank, local_batch_size, self.microbatch_size))
         process.record.stand_ins = sorted(self.used)
         write_json(self.out / f"{name}-rank{rank}.json", asdict(process.record))
 

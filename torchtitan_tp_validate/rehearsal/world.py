@@ -19,11 +19,13 @@ class World:
     Attributes:
         degrees: of everything but the pipeline.
         pp: pipeline parallel degree.
+        microbatches: in a local batch, which a pipeline takes one by one.
         cuts: what is smaller than requested, as ``dp_shard 64 -> 2``.
     """
 
     degrees: Degrees
     pp: int
+    microbatches: int
     cuts: tuple[str, ...]
 
     @property
@@ -32,7 +34,7 @@ class World:
         return self.degrees.ranks * self.pp
 
 
-def cut_world(degrees: Degrees, pp: int, ranks: int) -> World:
+def cut_world(degrees: Degrees, pp: int, microbatches: int, ranks: int) -> World:
     """Return the smallest world that still has as much of every axis as ``ranks`` ranks allow.
 
     An axis of degree 2 shows what it does; one of degree 1 does nothing. Tensor parallelism is what heads and
@@ -42,6 +44,7 @@ def cut_world(degrees: Degrees, pp: int, ranks: int) -> World:
         degrees: of the run; where its data shards are left to the number of ranks, there are at least 2 if
             there is room.
         pp: its pipeline parallel degree.
+        microbatches: its own.
         ranks: the most that there may be.
     """
     requested = {field: getattr(degrees, field) for field in _FIELDS if field != "pp"} | {"pp": pp}
@@ -57,7 +60,19 @@ def cut_world(degrees: Degrees, pp: int, ranks: int) -> World:
         for field in _FIELDS
         if best[field] != requested[field] and (known or field != "dp_shard")
     )
-    return World(degrees.vary(**cut), best["pp"], cuts)
+    small = _few(microbatches, pp, best["pp"])
+    if small != microbatches and best["pp"] > 1:
+        cuts = (*cuts, f"microbatches {microbatches} -> {small}")
+    return World(degrees.vary(**cut), best["pp"], small, cuts)
+
+
+def _few(microbatches: int, pp: int, small_pp: int) -> int:
+    """Return how many microbatches keep a smaller pipeline as busy, up to two for each of two stages a rank.
+
+    A schedule that refuses fewer microbatches than stages refuses these too. A model that is not cut into
+    stages takes its batch at once.
+    """
+    return min(max(1, microbatches * small_pp // pp), 4 * small_pp) if small_pp > 1 else 1
 
 
 def _worlds(degrees: Degrees, requested: dict[str, int], ranks: int) -> Iterator[dict[str, int]]:

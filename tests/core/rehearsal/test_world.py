@@ -39,11 +39,30 @@ DEGREES = st.sampled_from([1, 2, 3, 4, 8])
 def test_degrees_are_cut_to_what_still_shows_them(
     degrees: Degrees, pp: int, ranks: int, left: dict[str, int], cuts: tuple[str, ...]
 ) -> None:
-    world = cut_world(degrees, pp, ranks)
+    world = cut_world(degrees, pp, 2 * pp, ranks)
     fields = ("tp", "cp", "ep", "dp_shard", "dp_replicate")
     found = {field: getattr(world.degrees, field) for field in fields} | {"pp": world.pp}
     assert {field: degree for field, degree in found.items() if degree > 1} == left
     assert world.cuts == cuts
+
+
+@pytest.mark.parametrize(
+    ("microbatches", "pp", "ranks", "left", "cut"),
+    [
+        # Fewer than stages: what refuses these is to refuse them here.
+        (1, 2, 4, 1, False),
+        (4, 8, 4, 1, True),
+        (8, 8, 4, 2, True),
+        (8, 2, 4, 8, False),
+        (64, 2, 4, 8, True),
+        # No pipeline, no microbatches.
+        (8, 1, 4, 1, False),
+        (8, 2, 1, 1, False),
+    ],
+)
+def test_a_pipeline_stays_as_busy(microbatches: int, pp: int, ranks: int, left: int, cut: bool) -> None:
+    world = cut_world(Degrees(tp=1), pp, microbatches, ranks)
+    assert (world.microbatches, any("microbatches" in one for one in world.cuts)) == (left, cut)
 
 
 @settings(deadline=None)
@@ -52,7 +71,7 @@ def test_a_world_has_no_more_ranks_than_there_may_be_and_makes_a_mesh(
     tp: int, ep: int, cp: int, dp_shard: int, dp_replicate: int, pp: int, ranks: int
 ) -> None:
     degrees = Degrees(tp=tp, ep=ep, cp=cp, dp_shard=dp_shard, dp_replicate=dp_replicate)
-    world = cut_world(degrees, pp, ranks)
+    world = cut_world(degrees, pp, pp, ranks)
     assert world.ranks <= ranks
     assert world.degrees.makes_a_mesh
     # What is not said to be cut is as requested.

@@ -7,11 +7,12 @@ One file per line (`torchtitan_0_2`, `torchtitan_0_3`), each with the same names
   names of the stand-ins that are used from then on.
 - ``parse(request)``: the job that a `Request` asks for.
 - ``make_small(job, degrees)``: shrinks the job's model and sequence in place, and turns off what a rehearsal
-  has no need of: checkpoints, profiles, validation, compilation, low precision.
+  has no need of: checkpoints, profiles, validation, compilation, low precision; returns what it left out,
+  in words.
 - ``split(job, world)``: sets the job's degrees, or those of one process where ``world`` is None.
-- ``build_trainer(job, feed, local_batch_size)``: the job's Trainer, fed by ``feed(dp_rank, dp_world_size,
-  batch_size)`` in place of its data set.
-- ``vocab_size(job)``, ``more_inputs(job)``, ``pp(job)``: what the job says.
+- ``build_trainer(job, feed, local_batch_size, microbatch_size)``: the job's Trainer, fed by ``feed(dp_rank,
+  dp_world_size, local_batch_size)`` in place of its data set.
+- ``vocab_size(job)``, ``more_inputs(job)``, ``pp(job)``, ``microbatches(job)``: what the job says.
 """
 
 from __future__ import annotations

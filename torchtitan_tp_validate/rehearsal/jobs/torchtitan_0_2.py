@@ -11,13 +11,14 @@ from types import SimpleNamespace
 from typing import Any
 
 from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG, Degrees
-from torchtitan_tp_validate.errors import RehearsalError
 from torchtitan_tp_validate.rehearsal.cpu import choose_cpu
 from torchtitan_tp_validate.rehearsal.jobs import LAYERS_PER_RANK, Request, small_seq_len
 from torchtitan_tp_validate.rehearsal.shrink import shrink
 from torchtitan_tp_validate.rehearsal.world import World
 
 _NO_TOKEN = -1
+# Source: components/quantization of torchtitan 0.2.2.
+_LOW_PRECISION = ("quantize.linear.float8", "quantize.grouped_mm.float8", "quantize.linear.mx", "quantize.grouped_mm.mx")
 _until_exit = ExitStack()
 
 
@@ -50,16 +51,18 @@ def parse(request: Request) -> Any:
     job.model.name, job.model.flavor = request.model, request.flavor
     for field, value in request.degrees:
         setattr(job.parallelism, field, value)
+    # The batch is not asked about: one for every stage.
+    job.training.local_batch_size = 2 * pp(job) * job.parallelism.pipeline_parallel_microbatch_size
     return job
 
 
-def make_small(job: Any, degrees: Degrees) -> None:
+def make_small(job: Any, degrees: Degrees) -> list[str]:
     """Shrink the job's model and sequence; see `jobs`."""
     from torch.nn.attention.flex_attention import create_block_mask
     from torchtitan.protocols.train_spec import get_train_spec, register_train_spec
 
-    if job.model.converters:
-        raise RehearsalError(f"model.converters has {', '.join(job.model.converters)}, which take a GPU")
+    low_precision = [name for name in job.model.converters if name in _LOW_PRECISION]
+    job.model.converters = [name for name in job.model.converters if name not in _LOW_PRECISION]
     spec = get_train_spec(job.model.name)
     for module in list(sys.modules.values()):
         if module.__name__.startswith("torchtitan.models.") and hasattr(module, "create_attention_mask"):
@@ -82,6 +85,7 @@ def make_small(job: Any, degrees: Degrees) -> None:
             state_dict_adapter=None,
         ),
     )
+    return [f"{name} in fp32" for name in low_precision]
 
 
 def split(job: Any, world: World | None) -> None:
@@ -99,6 +103,12 @@ def pp(job: Any) -> int:
     return degree
 
 
+def microbatches(job: Any) -> int:
+    """Return into how many parts a pipeline cuts the job's local batch."""
+    count: int = job.training.local_batch_size // job.parallelism.pipeline_parallel_microbatch_size
+    return count
+
+
 def vocab_size(job: Any) -> int:
     """Return how many token ids there are."""
     from torchtitan.protocols.train_spec import get_train_spec
@@ -113,13 +123,14 @@ def more_inputs(job: Any) -> tuple[tuple[str, Any], ...]:
     return ()
 
 
-def build_trainer(job: Any, feed: Callable[..., Any], local_batch_size: int) -> Any:
+def build_trainer(job: Any, feed: Callable[..., Any], local_batch_size: int, microbatch_size: int) -> Any:
     """Return the job's Trainer; see `jobs`."""
     from torchtitan.protocols import train_spec
     from torchtitan.train import Trainer
 
     training = job.training
     training.local_batch_size, training.global_batch_size = local_batch_size, -1
+    job.parallelism.pipeline_parallel_microbatch_size = microbatch_size
 
     def batches(*, dp_world_size: int, dp_rank: int, **_: Any) -> Any:
         for inputs, labels in feed(dp_rank, dp_world_size, local_batch_size):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG, Degrees
 from torchtitan_tp_validate.errors import RehearsalError
+from torchtitan_tp_validate.hardware import build_for_its_hardware
 from torchtitan_tp_validate.rehearsal.cpu import choose_cpu
 from torchtitan_tp_validate.rehearsal.jobs import LAYERS_PER_RANK, Request, small_seq_len
 from torchtitan_tp_validate.rehearsal.shrink import configs_below, shrink
@@ -35,25 +36,37 @@ def parse(request: Request) -> Any:
     if request.arguments:
         from torchtitan_tp_validate.job import parse_command_line
 
-        return parse_command_line(request.arguments)
+        return build_for_its_hardware(lambda: parse_command_line(request.arguments))[0]
     from torchtitan.config import ParallelismConfig
 
     from torchtitan_tp_validate import registry
 
     found = registry.model(request.model).spec(request.flavor)
-    jobs = [build() for build in registry.configs(request.model).values()]
-    # Of the flavor's own job if there is one: its loss and optimizer go with the model.
-    job = next((job for job in jobs if job.model_spec.flavor == request.flavor), jobs[0])
+    job = _job_of(registry.configs(request.model).values(), request.flavor)
     job.model_spec = dataclasses.replace(job.model_spec, flavor=request.flavor, model=found.config)
-    job.parallelism = ParallelismConfig()
+    parallelism = job.parallelism = ParallelismConfig()
     for field, value in request.degrees:
-        setattr(job.parallelism, field, value)
+        setattr(parallelism, field, value)
+    # The batch is not asked about: one for every stage.
+    job.training.local_batch_size = 2 * pp(job) * parallelism.pipeline_parallel_microbatch_size
     return job
 
 
-def make_small(job: Any, degrees: Degrees) -> None:
+def _job_of(builders: Iterable[Callable[[], Any]], flavor: str) -> Any:
+    """Return the flavor's own job if there is one: its loss and optimizer go with the model."""
+    first = None
+    for build in builders:
+        job, _ = build_for_its_hardware(build)
+        if job.model_spec.flavor == flavor:
+            return job
+        first = first or job
+    return first
+
+
+def make_small(job: Any, degrees: Degrees) -> list[str]:
     """Shrink the job's model and sequence; see `jobs`."""
     stages = LAYERS_PER_RANK * pp(job) if pp(job) > 1 else 1
+    others = _undo_low_precision(job.model_spec.model)
     config = shrink(job.model_spec.model, degrees, least_layers=stages)
     job.model_spec = dataclasses.replace(job.model_spec, model=config)
     training = job.training
@@ -73,9 +86,34 @@ def make_small(job: Any, degrees: Degrees) -> None:
         if getattr(node, "global_vocab_size", None):
             node.global_vocab_size = config.vocab_size
     for path, _, node in configs_below(config):
-        name = type(node).__qualname__.partition(".")[0]
-        if name in _ONLY_ON_A_GPU or type(node).__module__.startswith(_LOW_PRECISION):
-            raise RehearsalError(f"{path} is a {name}, which takes a GPU")
+        if _name(node) in _ONLY_ON_A_GPU:
+            raise RehearsalError(f"{path} is a {_name(node)}, which takes a GPU")
+    return others
+
+
+def _undo_low_precision(config: Any) -> list[str]:
+    """Put back the configs that converters to low precision replaced; say which were there.
+
+    Source: ``components/quantization`` of torchtitan 0.3.0, whose configs extend those that they replace.
+    """
+    from torchtitan.config import Configurable
+
+    names = set()
+    for _, node, parent, attribute in list(config.traverse(Configurable.Config, recurse=True)):
+        if type(node).__module__.startswith(_LOW_PRECISION):
+            names.add(_name(node))
+            original = next(c for c in type(node).__mro__ if not c.__module__.startswith(_LOW_PRECISION))
+            fields = {f.name: getattr(node, f.name) for f in dataclasses.fields(original) if f.init}
+            replacement = original(**fields)
+            if isinstance(parent, list):
+                parent[attribute] = replacement
+            else:
+                setattr(parent, attribute, replacement)
+    return [f"{name} in fp32" for name in sorted(names)]
+
+
+def _name(node: Any) -> str:
+    return type(node).__qualname__.rsplit(".", 2)[-2]
 
 
 def split(job: Any, world: World | None) -> None:
@@ -93,6 +131,12 @@ def pp(job: Any) -> int:
     return degree
 
 
+def microbatches(job: Any) -> int:
+    """Return into how many parts a pipeline cuts the job's local batch."""
+    count: int = job.training.local_batch_size // job.parallelism.pipeline_parallel_microbatch_size
+    return count
+
+
 def vocab_size(job: Any) -> int:
     """Return how many token ids there are."""
     size: int = job.model_spec.model.vocab_size
@@ -106,9 +150,10 @@ def more_inputs(job: Any) -> tuple[tuple[str, Any], ...]:
     return (("special_tokens", {"image_id": -1, "video_id": -2}),)
 
 
-def build_trainer(job: Any, feed: Callable[..., Any], local_batch_size: int) -> Any:
+def build_trainer(job: Any, feed: Callable[..., Any], local_batch_size: int, microbatch_size: int) -> Any:
     """Return the job's Trainer; see `jobs`."""
     job.training.local_batch_size, job.training.global_batch_size = local_batch_size, -1
+    job.parallelism.pipeline_parallel_microbatch_size = microbatch_size
     job.tokenizer = _Part(lambda **_: None)
     job.dataloader = _Part(
         lambda *, dp_world_size, dp_rank, local_batch_size, **_: feed(
