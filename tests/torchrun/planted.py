@@ -305,7 +305,10 @@ def main(folder: str) -> None:
         line.make_small(job, world.degrees)
         run = PlantedRun(line, job, world, 2, out, used)
         run.run_reference(children)
-        told = {"model": name, "verdict": "fits", "degrees": asdict(world.degrees), "cuts": ()}
+        told = {
+            **{"release": "", "model": name, "verdict": "fits", "degrees": asdict(world.degrees), "cuts": ()},
+            **{"left_out": (), "microbatches": 1, "seq_len": job.training.seq_len},
+        }
         faults = {f"{name} without a fault": None} | {n: f for n, f in FAULTS.items() if f.job == name}
         for called, run.fault in faults.items():
             results[called] = asdict(judged({**told, "runs": [run.run_ranks(children)]}))

@@ -26,6 +26,26 @@ def choose_cpu() -> None:
     torch.compiler.set_stance("force_eager")
     # torchtitan does the same in init_distributed: its current mesh is thread-local.
     torch.autograd.set_multithreading_enabled(False)
+    _send_as_nccl_does()
+
+
+def _send_as_nccl_does() -> None:
+    """Let stages of a pipeline send dense memory of any order of dims, as NCCL does and gloo does not.
+
+    What a stage computes under sequence parallelism has the sequence outermost, and its receiver knows.
+    """
+    from torch.distributed.pipelining import schedules
+
+    batch_p2p = schedules._batch_p2p
+
+    def batch_p2p_as_stored(ops: Any, *args: Any, **kwargs: Any) -> Any:
+        for op in ops:
+            if not op.tensor.is_contiguous():
+                dims = sorted(range(op.tensor.dim()), key=op.tensor.stride, reverse=True)
+                op.tensor = op.tensor.detach().permute(dims)
+        return batch_p2p(ops, *args, **kwargs)
+
+    schedules._batch_p2p = batch_p2p_as_stored
 
 
 def _cpu_module() -> Any:

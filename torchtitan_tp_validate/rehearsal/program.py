@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +75,16 @@ def _rehearse(request: Request, ranks: int, patience: float, out: Path) -> dict[
     world = cut_world(degrees, line.pp(job), line.microbatches(job), ranks)
     verdict = _verdict(job, request.replicate_kv_heads)
     line.split(job, world)
-    others = line.make_small(job, world.degrees)
+    left_out = line.make_small(job, world.degrees)
     result: dict[str, Any] = {
+        "release": version("torchtitan"),
         "model": requested.model.name,
         "verdict": verdict,
         "degrees": {**asdict(world.degrees), "pp": world.pp},
-        "cuts": [*world.cuts, *others],
+        "cuts": world.cuts,
+        "left_out": left_out,
+        "microbatches": world.microbatches,
+        "seq_len": job.training.seq_len,
         "runs": [],
     }
     if request.replicate_kv_heads:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from torchtitan_tp_validate.rehearsal.rehearse import Rehearsal, judged
+from torchtitan_tp_validate.rehearsal.findings import Rehearsal, judged
 
 REFERENCE = {"losses": [4.0, 3.0], "norms": [1.0, 0.5], "trainable": ["w1", "w2"]}
 
@@ -37,10 +37,14 @@ def rehearsal(*records: dict[str, Any], ends: tuple[str, ...] = ("ended",), **de
     run = {"local_batch_size": 2, "records": records, "reference": REFERENCE, "ends": told}
     return judged(
         {
+            "release": "0.2.2",
             "model": "tiny",
             "verdict": "fits",
-            "degrees": {"tp": 4, "ep": 1, "seq_len": 32, **degrees},
+            "degrees": {"tp": 4, "ep": 1, **degrees},
+            "seq_len": 32,
+            "microbatches": 3,
             "cuts": [],
+            "left_out": ["Float8Linear in fp32"],
             "runs": [run],
         }
     )
@@ -50,7 +54,7 @@ def test_a_run_that_computes_the_same_is_equal() -> None:
     seen = rehearsal(record(), record())
     assert (seen.outcome, seen.compared, seen.differences) == ("equal", 4, ())
     assert seen.worst == pytest.approx(1e-7)
-    assert (seen.degrees, seen.stand_ins) == ({"tp": 4}, ("flex attention",))
+    assert (seen.degrees, seen.stand_ins) == ({"tp": 4}, ("Float8Linear in fp32", "flex attention"))
 
 
 @pytest.mark.parametrize(
@@ -62,8 +66,10 @@ def test_a_run_that_computes_the_same_is_equal() -> None:
         (2.0, 1e-6, "counted once per EP or data shard rank"),
         (0.5, 1e-6, "not summed over EP or data shard ranks"),
         (0.0, 0.0, "zero"),
-        (3.0, 1e-6, ""),
-        (4.0, 0.5, ""),
+        (3.0, 1e-6, "counted once per microbatch"),
+        (64.0, 1e-3, "counted once per token of a local batch"),
+        (5.0, 1e-6, ""),
+        (4.0, 0.7, ""),
         (math.nan, math.inf, ""),
     ],
 )
@@ -140,3 +146,18 @@ def test_ranks_that_do_not_end_are_told(ends: tuple[str, ...], outcome: str) -> 
     result = rehearsal(ends=ends)
     assert result.outcome == outcome
     assert [end["how"] for end in result.ends] == [how for how in ends if how != "ended"]
+
+
+@pytest.mark.parametrize(
+    ("name", "factor", "issue"),
+    [
+        ("layers.0.moe.router.gate.weight", 0.7, "#1805"),
+        ("layers.0.moe.router.gate.weight", 1.0, ""),
+        ("norm.weight", 64.0, "#2972"),
+        ("norm.weight", 0.7, ""),
+    ],
+)
+def test_a_known_upstream_fault_is_named(name: str, factor: float, issue: str) -> None:
+    result = rehearsal(record(gradients=[[seen(name, factor)]]))
+    assert [issue in difference.issue for difference in result.differences] == [True] * (factor != 1.0)
+    assert bool(issue) == any(difference.issue for difference in result.differences)
