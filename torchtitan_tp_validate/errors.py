@@ -102,7 +102,15 @@ class OutputError(TPValidateError):
 
 
 class RehearsalError(TPValidateError):
-    """A run cannot be rehearsed; the text says why."""
+    """A run cannot be rehearsed; the text says why.
+
+    Attributes:
+        output: the end of what the process that tried has written, where that says more.
+    """
+
+    def __init__(self, text: str, output: str = "") -> None:
+        super().__init__(f"{text.removesuffix('.')}.")
+        self.output = output
 
 
 class ShrinkError(RehearsalError):

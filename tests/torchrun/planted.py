@@ -295,7 +295,7 @@ def main(folder: str) -> None:
     """Run everything, in a folder."""
     out = Path(folder)
     line = installed_line()
-    used = line.prepare()
+    used = line.prepare(compile=False)
     children = Children(out, PATIENCE)
     results: dict[str, Any] = {}
     for name, arguments in JOBS.items():

@@ -69,7 +69,7 @@ def test_what_the_rules_refuse_is_seen_to_die() -> None:
 
 
 def test_a_job_that_torchtitan_does_not_take_cannot_be_rehearsed() -> None:
-    with pytest.raises(RehearsalError, match="^torchtitan does not take the job"):
+    with pytest.raises(RehearsalError, match=r"^torchtitan does not take the job"):
         rehearse(["--nonsense", "1"])
 
 

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         return status
     except TPValidateError as error:
-        _complain(str(error))
+        _complain(str(error), getattr(error, "output", ""))
     except BrokenPipeError:
         # Whoever read the output has gone, e.g. `| head`.
         pass
@@ -88,11 +88,11 @@ def _run(arguments: list[str], theirs: list[str] | None) -> int:
         return stop.code if isinstance(stop.code, int) else USAGE if stop.code else 0
 
 
-def _complain(message: str) -> None:
-    from torchtitan_tp_validate.cli.formats import terminal
+def _complain(message: str, output: str = "") -> None:
+    from torchtitan_tp_validate.cli.formats import block, terminal
 
     if sys.stderr is not None:
-        sys.stderr.write(f"tp-validate: {terminal(message)}\n")
+        sys.stderr.write(f"tp-validate: {terminal(message)}\n{output and block(output) + chr(10)}")
 
 
 def _forget_output() -> None:

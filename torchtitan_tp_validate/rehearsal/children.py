@@ -154,6 +154,12 @@ class Children:
         return End(rank, how, _read(file.with_suffix(".stage")), error, way)
 
 
+def current_stage(folder: Path) -> str:
+    """Return where the first rank of a run is, in a folder that is being written below."""
+    stages = sorted(folder.glob("**/*-rank0.stage"), key=lambda path: path.stat().st_mtime)
+    return f"{stages[-1].name.partition('-')[0]}: {_read(stages[-1])}" if stages else "importing torchtitan"
+
+
 def die_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
     """Have this process sent a signal as soon as its parent is gone, however that ends."""
     parent = os.getppid()

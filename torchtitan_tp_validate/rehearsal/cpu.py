@@ -12,10 +12,10 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 
-def choose_cpu() -> None:
+def choose_cpu(compile: bool) -> None:
     """Make the CPU torchtitan's device. To be called before anything of it is imported.
 
-    What torch would compile runs as it is written: compiling takes longer than a rehearsal.
+    Unless it is to be compiled, what torch would compile runs as it is written: that takes less long.
     """
     import torch
 
@@ -23,7 +23,8 @@ def choose_cpu() -> None:
     device = _cpu_module()
     torch._utils._get_available_device_type = lambda: "cpu"
     torch._utils._get_device_module = lambda _: device
-    torch.compiler.set_stance("force_eager")
+    if not compile:
+        torch.compiler.set_stance("force_eager")
     # torchtitan does the same in init_distributed: its current mesh is thread-local.
     torch.autograd.set_multithreading_enabled(False)
     _send_as_nccl_does()

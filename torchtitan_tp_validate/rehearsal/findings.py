@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +96,13 @@ def judged(result: Mapping[str, Any]) -> Rehearsal:
         stand_ins=tuple(
             sorted(
                 {*result["left_out"]}
-                | {name for run in runs for record in run["records"] if record for name in record["stand_ins"]}
+                | {
+                    name
+                    for run in runs
+                    for record in run["records"]
+                    if record
+                    for name in record["stand_ins"]
+                }
             )
         ),
     )
@@ -130,7 +136,8 @@ def _differences(run: Mapping[str, Any], result: Mapping[str, Any]) -> Iterator[
                     seen.append(Difference(what, "", size, step, distance, value / wanted))
         for step, gradients in enumerate(record["gradients"], 1):
             for one in gradients:
-                looks_like = _looks_like(one["factor"], one["rest"], meanings)
+                alike = sum(_near(other["factor"], one["factor"]) for other in gradients)
+                looks_like = _looks_like(one["factor"], one["rest"], meanings[2 * alike > len(gradients)])
                 name, distance, layout = one["name"], one["distance"], one["layout"]
                 issue = upstream_issue(result["release"], name, looks_like) if distance > TOLERANCE else ""
                 seen.append(
@@ -145,16 +152,27 @@ def _differences(run: Mapping[str, Any], result: Mapping[str, Any]) -> Iterator[
     yield from worst.values()
 
 
-def _meanings(run: Mapping[str, Any], result: Mapping[str, Any]) -> list[tuple[str, str, float]]:
-    """Return what multiples of the right gradient mean, the likeliest first: a phrase, of what, how many."""
+_Meanings = list[tuple[str, str, float]]
+
+
+def _meanings(run: Mapping[str, Any], result: Mapping[str, Any]) -> tuple[_Meanings, _Meanings]:
+    """Return what multiples of the right gradient mean, the likeliest first: a phrase, of what, how many.
+
+    The first are of a gradient, the second of one among many with the same multiple: what reduces gradients
+    over data ranks reduces all of them.
+    """
     degrees, size = result["degrees"], run["local_batch_size"]
-    axes = [(name, degrees[axis]) for axis, name in _AXES.items() if degrees.get(axis, 1) > 1]
+    axes = [(axis, name, degrees[axis]) for axis, name in _AXES.items() if degrees.get(axis, 1) > 1]
     counts = [("token of a local batch", size * result["seq_len"]), ("microbatch", result["microbatches"])]
-    return [
-        *(("counted once per {} rank", name, n) for name, n in axes),
-        *(("not summed over {} ranks", name, 1 / n) for name, n in axes),
-        *(("counted once per {}", name, n) for name, n in counts if n > 1),
-            ]
+
+    def of(axes: list[tuple[str, str, int]]) -> _Meanings:
+        return [
+            *(("counted once per {} rank", name, n) for _, name, n in axes),
+            *(("not summed over {} ranks", name, 1 / n) for _, name, n in axes),
+            *(("counted once per {}", name, n) for name, n in counts if n > 1),
+        ]
+
+    return of([axis for axis in axes if not axis[0].startswith("dp")]), of(axes)
 
 
 def _first_wrong_output(run: Mapping[str, Any]) -> str:
@@ -178,7 +196,7 @@ def _is_wrong(difference: Difference) -> bool:
     return not difference.distance <= TOLERANCE
 
 
-def _looks_like(factor: float, rest: float, meanings: Sequence[tuple[str, str, float]]) -> str:
+def _looks_like(factor: float, rest: float, meanings: _Meanings) -> str:
     """Say what a multiple of the right gradient comes of; nothing where it is not quite one."""
     if not math.isfinite(factor):
         return ""
@@ -186,8 +204,14 @@ def _looks_like(factor: float, rest: float, meanings: Sequence[tuple[str, str, f
         return "zero"
     if rest > 0.15 * abs(factor):
         return ""
-    near = [(phrase, name) for phrase, name, n in meanings if abs(factor - n) < 0.06 * n]
-    return near[0][0].format(" or ".join(name for phrase, name in near if phrase == near[0][0])) if near else ""
+    near = [(phrase, name) for phrase, name, n in meanings if _near(factor, n)]
+    return (
+        near[0][0].format(" or ".join(name for phrase, name in near if phrase == near[0][0])) if near else ""
+    )
+
+
+def _near(factor: float, expected: float) -> bool:
+    return abs(factor - expected) <= 0.06 * abs(expected)
 
 
 def _likelihood(difference: Difference) -> tuple[Any, ...]:

@@ -38,8 +38,8 @@ _KNOWN = (
     Known(
         "0.2.",
         r"\.router\.gate\.",
-        "the gradient of the router's gate is not summed over TP ranks: upstream issue #1805, mended in #2416 "
-        "after 0.2.2",
+        "the gradient of the router's gate is not summed over TP ranks: upstream issue #1805, mended in "
+        "#2416 after 0.2.2",
     ),
     Known(
         "0.2.",

@@ -97,11 +97,13 @@ class Process:
     Args:
         out: the folder of the rehearsal.
         enter: is told where the run is.
+        keep: leave a rank's gradients in the folder, too.
     """
 
-    def __init__(self, out: Path, enter: Callable[[str], None]) -> None:
+    def __init__(self, out: Path, enter: Callable[[str], None], keep: bool = False) -> None:
         self._out = out
         self._enter = enter
+        self._keep = keep
         self.record = Record()
 
     def reference(self, build: Callable[[], Any]) -> None:
@@ -136,13 +138,23 @@ class Process:
             for name, p in named_parameters(model)
         }
 
+        kept: list[dict[str, torch.Tensor]] = []
+
+        def begin() -> None:
+            self.record.gradients.append([])
+            kept.append({})
+
         def compare(name: str, gradient: torch.Tensor) -> None:
             gradients = self.record.gradients
+            if self._keep:
+                kept[-1][name] = gradient
             wanted = reference["steps"][len(gradients) - 1]
             if name in wanted:
                 gradients[-1].append(beside(name, gradient, wanted[name], layouts[name]))
 
-        self._train(trainer, compare, lambda: self.record.gradients.append([]))
+        self._train(trainer, compare, begin)
+        if self._keep:
+            torch.save({"steps": kept}, self._out / f"rehearsal-rank{dist.get_rank()}.pt")
         self._enter("comparing copies")
         self.record.drift = [
             name

@@ -46,24 +46,25 @@ def main(folder: str) -> None:
     signal.signal(signal.SIGTERM, _stop)
     die_with_parent(signal.SIGTERM)
     request = json.loads((out / "request.json").read_text(encoding="utf-8"))
-    ranks, patience = request.pop("ranks"), request.pop("patience")
+    options = {name: request.pop(name) for name in ("ranks", "patience", "keep")}
     try:
-        result = _rehearse(Request(**request), ranks, patience, out)
+        result = _rehearse(Request(**request), out, **options)
     except TPValidateError as error:
-        result = {"problem": str(error)}
+        result = {"problem": str(error), "is_in_output": False}
     except _StoppedError:
         # Whoever wanted the result is gone.
-        shutil.rmtree(out, ignore_errors=True)
+        if not options["keep"]:
+            shutil.rmtree(out, ignore_errors=True)
         os._exit(1)
     except SystemExit:
         # Its parser has said why.
-        result = {"problem": "torchtitan does not take the job", "because": "output"}
+        result = {"problem": "torchtitan does not take the job", "is_in_output": True}
     (out / "result.json").write_text(json.dumps(result), encoding="utf-8")
 
 
-def _rehearse(request: Request, ranks: int, patience: float, out: Path) -> dict[str, Any]:
+def _rehearse(request: Request, out: Path, *, ranks: int, patience: float, keep: bool) -> dict[str, Any]:
     line = installed_line()
-    used = line.prepare()
+    used = line.prepare(request.compile)
     try:
         job = line.parse(request)
     except Exception as error:  # torchtitan's own complaints have many types, Exception among them
@@ -87,12 +88,16 @@ def _rehearse(request: Request, ranks: int, patience: float, out: Path) -> dict[
         "seq_len": job.training.seq_len,
         "runs": [],
     }
+    if not request.compile:
+        job.compile.enable = False
     if request.replicate_kv_heads:
         kv_replication_of(line_of(job)).put_into_job(job)
         install(replicate_kv_heads=True)
-    children = Children(out, patience)
     for microbatch_size in MICROBATCH_SIZES:
-        run = SmallRun(line, job, world, microbatch_size, out, used)
+        folder = out / f"microbatch-{microbatch_size}"
+        folder.mkdir(exist_ok=True)
+        children = Children(folder, patience)
+        run = SmallRun(line, job, world, microbatch_size, folder, used, keep)
         run.run_reference(children)
         result["runs"].append(run.run_ranks(children))
         if any(end["how"] != "ended" for end in result["runs"][-1]["ends"]):

@@ -8,14 +8,18 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torchtitan_tp_validate.errors import RehearsalError
+from torchtitan_tp_validate.rehearsal.children import current_stage
 from torchtitan_tp_validate.rehearsal.findings import Rehearsal, judged
 from torchtitan_tp_validate.rehearsal.jobs import Request
+from torchtitan_tp_validate.rehearsal.told import whole_text
 
 RANKS = 4
 PATIENCE_SECONDS = 60.0
@@ -23,6 +27,14 @@ PATIENCE_SECONDS = 60.0
 
 _PROGRAM = "torchtitan_tp_validate.rehearsal.program"
 _MOST_OUTPUT = 2000
+_LOOK_SECONDS = 0.05
+_REPEAT = """\
+# Repeats the rehearsal whose tensors are beside this file.
+from torchtitan_tp_validate.rehearsal.rehearse import rehearse
+from torchtitan_tp_validate.rehearsal.told import whole_text
+
+print(whole_text(rehearse({arguments!r}, **{how!r})))
+"""
 
 
 def rehearse(
@@ -32,8 +44,11 @@ def rehearse(
     flavor: str = "",
     degrees: Mapping[str, int | str] | None = None,
     replicate_kv_heads: bool = False,
+    compile: bool = False,
     ranks: int = RANKS,
     patience: float = PATIENCE_SECONDS,
+    keep: Path | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Rehearsal:
     """Rehearse a run on the CPU, in processes of its own, of which none is left behind.
 
@@ -42,19 +57,56 @@ def rehearse(
         model, flavor: a model that torchtitan registers, or a package of your own, and
         degrees: field of torchtitan's parallelism config -> degree.
         replicate_kv_heads: with KV-head replication, as the launcher has it.
+        compile: what the job compiles. Otherwise nothing is: compiling takes longer than a rehearsal.
         ranks: the most that there may be; degrees are cut to fit.
         patience: seconds after which ranks that make no progress are taken to hang.
+        keep: a new or empty folder for weights, gradients, the output of every rank, and ``repeat.py``.
+        progress: is told what goes on, whenever that changes.
 
     Raises:
         RehearsalError: the run cannot be rehearsed, and why.
     """
-    request = Request(tuple(arguments), model, flavor, tuple((degrees or {}).items()), replicate_kv_heads)
-    with tempfile.TemporaryDirectory(prefix="tp-validate-rehearsal-") as folder:
-        result = _run(Path(folder), {**asdict(request), "ranks": ranks, "patience": patience})
-    return judged(result)
+    request = Request(
+        tuple(arguments), model, flavor, tuple((degrees or {}).items()), replicate_kv_heads, compile
+    )
+    options = {"ranks": ranks, "patience": patience}
+    with _folder(keep) as out:
+        if keep is not None:
+            how = {**asdict(request), "degrees": dict(request.degrees), **options}
+            repeat = _REPEAT.format(arguments=how.pop("arguments"), how=how)
+            (out / "repeat.py").write_text(repeat, encoding="utf-8")
+        options["keep"] = keep is not None
+        return judged(_run(out, {**asdict(request), **options}, progress or (lambda _: None)))
 
 
-def _run(out: Path, request: Mapping[str, Any]) -> Any:
+def assert_equal_to_one_process(*arguments: Any, **how: Any) -> Rehearsal:
+    """Assert, in a test of your own, that a rehearsal is equal; see `rehearse`.
+
+    Raises:
+        AssertionError: it is not, and how.
+    """
+    rehearsal = rehearse(*arguments, **how)
+    if rehearsal.outcome != "equal":
+        raise AssertionError(whole_text(rehearsal))
+    return rehearsal
+
+
+@contextmanager
+def _folder(keep: Path | None) -> Iterator[Path]:
+    if keep is None:
+        with tempfile.TemporaryDirectory(prefix="tp-validate-rehearsal-") as folder:
+            yield Path(folder)
+        return
+    try:
+        keep.mkdir(parents=True, exist_ok=True)
+        if any(keep.iterdir()):
+            raise RehearsalError(f"{keep} is not empty: what is in it is not overwritten")
+    except OSError as error:
+        raise RehearsalError(f"{keep} cannot hold what is kept: {error.strerror}") from error
+    yield keep.resolve()
+
+
+def _run(out: Path, request: Mapping[str, Any], progress: Callable[[str], None]) -> Any:
     """Run the program to its end, and return its result."""
     (out / "request.json").write_text(json.dumps(request), encoding="utf-8")
     log = out / "output.txt"
@@ -68,7 +120,7 @@ def _run(out: Path, request: Mapping[str, Any]) -> Any:
             start_new_session=True,
         )
         try:
-            process.wait()
+            _wait(process, out, progress)
         finally:
             # It takes its ranks along, whatever it was doing.
             if process.poll() is None:
@@ -77,8 +129,18 @@ def _run(out: Path, request: Mapping[str, Any]) -> Any:
     text = log.read_text(encoding="utf-8", errors="replace").strip()[-_MOST_OUTPUT:]
     path = out / "result.json"
     if not path.exists():
-        raise RehearsalError(f"the rehearsal ended with status {process.returncode}:\n{text}")
+        raise RehearsalError(f"the rehearsal ended with status {process.returncode}", text)
     result = json.loads(path.read_text(encoding="utf-8"))
     if "problem" in result:
-        raise RehearsalError(f"{result['problem']}{f':{chr(10)}{text}' if 'because' in result else '.'}")
+        raise RehearsalError(result["problem"], text if result["is_in_output"] else "")
     return result
+
+
+def _wait(process: subprocess.Popen[bytes], out: Path, progress: Callable[[str], None]) -> None:
+    said = ""
+    while process.poll() is None:
+        now = current_stage(out)
+        if now != said:
+            progress(now)
+            said = now
+        time.sleep(_LOOK_SECONDS)

@@ -25,6 +25,7 @@ class SmallRun:
         microbatch_size: sequences that each data rank computes at a time.
         out: the folder of the rehearsal.
         used: the stand-ins that this process has called.
+        keep: leave every rank's gradients in the folder.
     """
 
     line: ModuleType
@@ -33,6 +34,7 @@ class SmallRun:
     microbatch_size: int
     out: Path
     used: set[str]
+    keep: bool = False
 
     def run_reference(self, children: Children) -> None:
         """Run in one process, on the rows of all data ranks.
@@ -83,7 +85,7 @@ class SmallRun:
         batches = Batches(
             self._rows, job.training.seq_len, line.vocab_size(job), seed=1, more=line.more_inputs(job)
         )
-        process = Process(self.out, enter)
+        process = Process(self.out, enter, self.keep)
         run = process.reference if name == "reference" else process.rank
         run(partial(self.build_trainer, batches.of_rank, local_batch_size, self.microbatch_size))
         process.record.stand_ins = sorted(self.used)

@@ -30,7 +30,7 @@ UNTOLD = "docs/cli.md names other formats than cli/formats.py has"
 COMMANDS = ("check", "table", "audit", "hf-audit", "rule", "rules", "rehearse", "doctor")
 KILLED = {"rank": 1, "how": "killed", "stage": "starting", "error": "", "traceback": ""}
 HEAD = HeadAudit("lm_head", (128, 64), None, (), None, 16384)
-SEEN = Rehearsal("debug 8B", "dies", "fits", {"tp": 2}, (), math.nan, 0, ends=(KILLED,))
+SEEN = Rehearsal("debug 8B", "dies", "fits", {"tp": 2}, (), (2,), math.nan, 0, ends=(KILLED,))
 PLANS = {
     "WholeForCausalLM": PlanAudit("WholeForCausalLM", "5.9", 4, HEAD, (Linear("fc", 2, (8, 4), 128),)),
     "HeadlessForCausalLM": PlanAudit("HeadlessForCausalLM", "5.9", 4, None, ()),

@@ -63,8 +63,8 @@ def test_a_run_that_computes_the_same_is_equal() -> None:
         (4.0, 1e-6, "counted once per TP rank"),
         (3.9, 0.1, "counted once per TP rank"),
         (0.25, 1e-6, "not summed over TP ranks"),
-        (2.0, 1e-6, "counted once per EP or data shard rank"),
-        (0.5, 1e-6, "not summed over EP or data shard ranks"),
+        (2.0, 1e-6, "counted once per EP rank"),
+        (0.5, 1e-6, "not summed over EP ranks"),
         (0.0, 0.0, "zero"),
         (3.0, 1e-6, "counted once per microbatch"),
         (64.0, 1e-3, "counted once per token of a local batch"),
@@ -80,6 +80,12 @@ def test_a_wrong_gradient_says_what_it_looks_like(factor: float, rest: float, lo
     (difference,) = result.differences
     assert (difference.what, difference.name, difference.step) == ("gradient", "w2", 1)
     assert difference.looks_like == looks_like
+
+
+def test_only_what_most_gradients_have_in_common_is_blamed_on_data_ranks() -> None:
+    wrong = record(gradients=[[seen("w1", 0.5), seen("w2", 0.5)]])
+    looks_like = {one.looks_like for one in rehearsal(wrong, ep=2, dp_shard=2, dp_replicate=2).differences}
+    assert looks_like == {"not summed over EP or data shard or data replica ranks"}
 
 
 def test_the_cause_comes_before_its_consequences() -> None:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torchtitan_tp_validate.cli import formats
+from torchtitan_tp_validate.cli import formats, output
 from torchtitan_tp_validate.cli.arguments import Parser, add_output, positive
 from torchtitan_tp_validate.cli.formats import BAD, GOOD, QUIET, Annotation, Findings, Line
 from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG
 
 if TYPE_CHECKING:
-    from torchtitan_tp_validate.rehearsal.rehearse import Difference, Rehearsal
+    from torchtitan_tp_validate.rehearsal.findings import Rehearsal
 
 SCHEMA_VERSION = 1
 """Of the JSON output, which ``cli/schema-rehearse.json`` describes."""
 
-_MOST_SHOWN = 3
 _DEGREES = {**FLAGS, "pp": PIPELINE_FLAG}
 _EXAMPLES = """\
 examples:
@@ -69,6 +69,18 @@ def add_parser(commands: Any) -> None:
         metavar="SECONDS",
         help="after which ranks that make no progress are taken to hang (default: 60)",
     )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile what the run compiles, which takes minutes; otherwise nothing is",
+    )
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="DIR",
+        help="leave weights, gradients, the output of all ranks and a script that repeats the rehearsal in "
+        "a new folder",
+    )
     add_output(parser)
     parser.set_defaults(run=run, parser=parser, command="rehearse", hint="a run's arguments follow --")
 
@@ -88,15 +100,19 @@ def run(options: Any) -> int:
         options.parser.error("the run has its own model and degrees: give them after --")
     if options.model is not None and options.flavor is None:
         options.parser.error("--flavor is missing: which flavor of the model?")
-    seen = rehearse(
-        options.torchtitan_arguments or (),
-        model=options.model or "",
-        flavor=options.flavor or "",
-        degrees=degrees,
-        replicate_kv_heads=options.replicate_kv_heads,
-        ranks=options.ranks,
-        patience=options.patience,
-    )
+    with output.status() as progress:
+        seen = rehearse(
+            options.torchtitan_arguments or (),
+            model=options.model or "",
+            flavor=options.flavor or "",
+            degrees=degrees,
+            replicate_kv_heads=options.replicate_kv_heads,
+            compile=options.compile,
+            ranks=options.ranks,
+            patience=options.patience,
+            keep=options.keep,
+            progress=progress,
+        )
     with formats.writing(options, _Rehearsals()) as write:
         write(seen)
     return 0 if seen.outcome == "equal" else 1
@@ -108,35 +124,36 @@ class _Rehearsals(Findings["Rehearsal"]):
     columns = ("run", "outcome", "what was seen", "rules")
     array = "rehearsals"
 
+    def __init__(self) -> None:
+        from torchtitan_tp_validate.rehearsal import told
+
+        self._told = told
+
     def full(self, thing: Rehearsal) -> Iterator[Line]:
-        good = thing.outcome == "equal"
-        yield f"{_name(thing)}: {_OUTCOMES[thing.outcome]}", GOOD if good else BAD
-        for line in _seen(thing):
-            yield f"  {line}", ""
-        more = len(_causes(thing)) - _MOST_SHOWN
-        if more > 0:
-            yield f"  and {more} more", QUIET
-        for end in thing.ends[:1]:
-            for line in end["traceback"].strip().splitlines()[-_MOST_TRACEBACK:]:
-                yield f"    {line}", QUIET
-        yield f"  by the rules: {thing.verdict.partition(chr(10))[0]}", ""
-        for cut in thing.cuts:
-            yield f"  smaller than in the run: {cut}", QUIET
-        if thing.stand_ins:
-            yield f"  not the run's own, on the CPU: {', '.join(thing.stand_ins)}", QUIET
+        yield (
+            f"{self._told.name(thing)}: {self._told.OUTCOMES[thing.outcome]}",
+            GOOD if thing.outcome == "equal" else BAD,
+        )
+        yield from ((f"  {line}", "") for line in self._told.seen(thing))
+        yield from ((f"    {line}", QUIET) for line in self._told.stack(thing))
+        yield from ((f"  {line}", QUIET) for line in self._told.circumstances(thing))
 
     def line(self, thing: Rehearsal) -> str:
-        return f"{_name(thing)}: {_OUTCOMES[thing.outcome]}: {next(_seen(thing))}"
+        return f"{self._told.name(thing)}: {self._told.OUTCOMES[thing.outcome]}: {self._told.seen(thing)[0]}"
 
     def annotation(self, thing: Rehearsal) -> Annotation | None:
         if thing.outcome == "equal":
             return None
-        return Annotation("error", _name(thing), "\n".join((_OUTCOMES[thing.outcome], *_seen(thing))))
+        return Annotation(
+            "error",
+            self._told.name(thing),
+            "\n".join((self._told.OUTCOMES[thing.outcome], *self._told.seen(thing))),
+        )
 
     def cells(self, thing: Rehearsal) -> list[Line]:
-        outcome = (_OUTCOMES[thing.outcome], "" if thing.outcome == "equal" else BAD)
+        outcome = (self._told.OUTCOMES[thing.outcome], "" if thing.outcome == "equal" else BAD)
         verdict = thing.verdict.partition("\n")[0]
-        return [(_name(thing), ""), outcome, (next(_seen(thing)), ""), (verdict, "")]
+        return [(self._told.name(thing), ""), outcome, (self._told.seen(thing)[0], ""), (verdict, "")]
 
     def document(self) -> dict[str, Any]:
         return {"schema_version": SCHEMA_VERSION}
@@ -150,56 +167,3 @@ class _Rehearsals(Findings["Rehearsal"]):
                 difference[name] = value if abs(value) < float("inf") else None
         content["worst"] = thing.worst if abs(thing.worst) < float("inf") else None
         return content
-
-
-_OUTCOMES = {
-    "equal": "equal to one process",
-    "differs": "differs from one process",
-    "dies": "dies",
-    "hangs": "hangs",
-}
-_MOST_TRACEBACK = 6
-
-
-def _name(thing: Rehearsal) -> str:
-    degrees = ", ".join(f"{axis} {degree}" for axis, degree in thing.degrees.items()) or "one rank"
-    return f"{thing.model} at {degrees}"
-
-
-def _seen(thing: Rehearsal) -> Iterator[str]:
-    """Yield what was seen, the likeliest cause first."""
-    if thing.outcome == "equal":
-        yield (
-            f"loss, gradient norm, {thing.compared} gradients and all copies over two steps, at local batch "
-            f"sizes 2 and 1; worst relative difference {thing.worst:.1e}"
-        )
-    elif thing.ends:
-        first = next((end for end in thing.ends if end["how"] in ("raised", "killed")), thing.ends[0])
-        others = len([end for end in thing.ends if end["how"] == first["how"]]) - 1
-        who = f"rank {first['rank']}{f' and {others} more' if others else ''}"
-        error = first["error"].strip().partition("\n")[0]
-        yield f"{who}, {first['stage']}{f': {error}' if error else ''}"
-    else:
-        if thing.output:
-            yield f"the first wrong output of the forward pass is that of {thing.output}"
-        yield from map(_told, _causes(thing)[:_MOST_SHOWN])
-
-
-def _causes(thing: Rehearsal) -> list[Difference]:
-    """Return the first difference of each kind and parameter."""
-    first: dict[tuple[str, str], Difference] = {}
-    for difference in thing.differences:
-        first.setdefault((difference.what, difference.name), difference)
-    return list(first.values())
-
-
-def _told(difference: Difference) -> str:
-    where = f"step {difference.step}, local batch size {difference.local_batch_size}"
-    if difference.what == "copies":
-        return f"the copies of {difference.name} on several ranks are not equal after {where}"
-    if difference.what == "trainable":
-        return f"{difference.name} is trained here or in one process, not in both"
-    of = f" of {difference.name}" if difference.name else ""
-    times = f"{difference.factor:.3f} times that of one process"
-    looks = f": {difference.looks_like}" if difference.looks_like else ""
-    return f"{difference.what}{of} is {times}{looks} ({where}; off by {difference.distance:.1e})"

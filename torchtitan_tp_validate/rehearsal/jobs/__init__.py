@@ -2,13 +2,12 @@
 
 One file per line (`torchtitan_0_2`, `torchtitan_0_3`), each with the same names:
 
-- ``prepare()``: makes the CPU torchtitan's device, and puts the stand-ins in place for the GPU kernels that
-  its models call. To be called once per process, before anything of torchtitan is imported. Returns the
-  names of the stand-ins that are used from then on.
+- ``prepare(compile)``: makes the CPU torchtitan's device, and puts the stand-ins in place for the GPU kernels
+  that its models call. To be called once per process, before anything of torchtitan is imported. Returns
+  the names of the stand-ins that are used from then on.
 - ``parse(request)``: the job that a `Request` asks for.
 - ``make_small(job, degrees)``: shrinks the job's model and sequence in place, and turns off what a rehearsal
-  has no need of: checkpoints, profiles, validation, compilation, low precision; returns what it left out,
-  in words.
+  has no need of: checkpoints, profiles, validation, low precision; returns what it left out, in words.
 - ``split(job, world)``: sets the job's degrees, or those of one process where ``world`` is None.
 - ``build_trainer(job, feed, local_batch_size, microbatch_size)``: the job's Trainer, fed by ``feed(dp_rank,
   dp_world_size, local_batch_size)`` in place of its data set.
@@ -40,6 +39,7 @@ class Request:
         arguments: torchtitan's own command line, or empty: ``model`` and ``flavor`` name the model then.
         degrees: field of the parallelism config -> degree, with ``model`` only.
         replicate_kv_heads: with KV-head replication.
+        compile: what the job compiles.
     """
 
     arguments: tuple[str, ...] = ()
@@ -47,6 +47,7 @@ class Request:
     flavor: str = ""
     degrees: tuple[tuple[str, int | str], ...] = ()
     replicate_kv_heads: bool = False
+    compile: bool = False
 
 
 def installed_line() -> ModuleType:

@@ -18,13 +18,18 @@ from torchtitan_tp_validate.rehearsal.world import World
 
 _NO_TOKEN = -1
 # Source: components/quantization of torchtitan 0.2.2.
-_LOW_PRECISION = ("quantize.linear.float8", "quantize.grouped_mm.float8", "quantize.linear.mx", "quantize.grouped_mm.mx")
+_LOW_PRECISION = (
+    "quantize.linear.float8",
+    "quantize.grouped_mm.float8",
+    "quantize.linear.mx",
+    "quantize.grouped_mm.mx",
+)
 _until_exit = ExitStack()
 
 
-def prepare() -> set[str]:
+def prepare(compile: bool) -> set[str]:
     """Make the CPU torchtitan's device; see `jobs`."""
-    choose_cpu()
+    choose_cpu(compile)
     from torch.distributed.tensor.experimental import implicit_replication
     from torchtitan.models.attention import FlexAttentionWrapper
 
@@ -51,6 +56,7 @@ def parse(request: Request) -> Any:
     job.model.name, job.model.flavor = request.model, request.flavor
     for field, value in request.degrees:
         setattr(job.parallelism, field, value)
+    job.compile.enable = request.compile
     # The batch is not asked about: one for every stage.
     job.training.local_batch_size = 2 * pp(job) * job.parallelism.pipeline_parallel_microbatch_size
     return job
@@ -73,7 +79,7 @@ def make_small(job: Any, degrees: Degrees) -> list[str]:
     training.seq_len = small_seq_len(training.seq_len, degrees)
     training.dtype = training.mixed_precision_param = "float32"
     training.enable_cpu_offload = False
-    job.compile.enable = job.checkpoint.enable = job.validation.enable = False
+    job.checkpoint.enable = job.validation.enable = False
     job.profiling = type(job.profiling)()
     job.metrics = type(job.metrics)(log_freq=1)
     register_train_spec(

@@ -18,9 +18,9 @@ _ONLY_ON_A_GPU = ("DeepEPTokenDispatcher", "HybridEPTokenDispatcher", "MinimalAs
 _LOW_PRECISION = "torchtitan.components.quantization."
 
 
-def prepare() -> set[str]:
+def prepare(compile: bool) -> set[str]:
     """Make the CPU torchtitan's device; see `jobs`."""
-    choose_cpu()
+    choose_cpu(compile)
     from torchtitan_tp_validate.rehearsal.models import torchtitan_0_3
     from torchtitan_tp_validate.rehearsal.stand_ins import attend_by_mask, run_each_document
 
@@ -47,6 +47,7 @@ def parse(request: Request) -> Any:
     parallelism = job.parallelism = ParallelismConfig()
     for field, value in request.degrees:
         setattr(parallelism, field, value)
+    job.compile.enable = request.compile
     # The batch is not asked about: one for every stage.
     job.training.local_batch_size = 2 * pp(job) * parallelism.pipeline_parallel_microbatch_size
     return job
@@ -79,7 +80,7 @@ def make_small(job: Any, degrees: Degrees) -> list[str]:
     if parallelism.module_fqns_per_model_part:
         raise RehearsalError("parallelism.module_fqns_per_model_part names layers that the small model lacks")
     parallelism.pipeline_parallel_layers_per_stage = None
-    job.compile.enable = job.checkpoint.enable = job.validator.enable = False
+    job.checkpoint.enable = job.validator.enable = False
     job.profiler = type(job.profiler)()
     job.metrics = type(job.metrics)(log_freq=1)
     for node in (job.loss, *(node for _, _, node in configs_below(job.loss))):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -13,22 +14,22 @@ import pytest
 from tests.core.cli.conftest import Program
 from torchtitan_tp_validate.errors import RehearsalError
 from torchtitan_tp_validate.rehearsal import rehearse
-from torchtitan_tp_validate.rehearsal.rehearse import Difference, Rehearsal
+from torchtitan_tp_validate.rehearsal.findings import Difference, Rehearsal
 
 RUN = ("--", "--module", "llama3", "--config", "llama3_8b")
 EQUAL = Rehearsal(
-    *("llama3 8B", "equal", "fits", {"tp": 2, "dp_shard": 2}, ("dp_shard 64 -> 2",)),
+    *("llama3 8B", "equal", "fits", {"tp": 2, "dp_shard": 2}, ("dp_shard 64 -> 2",), (2, 1)),
     worst=2.5e-7,
     compared=40,
     stand_ins=("flex attention",),
 )
 GATE = "layers.0.moe.router.gate.weight"
 DIFFERS = Rehearsal(
-    *("qwen3 30B-A3B", "differs", "fits", {"tp": 2}, ()),
+    *("qwen3 30B-A3B", "differs", "fits", {"tp": 2}, (), (2, 1)),
     worst=math.inf,
     compared=40,
     differences=(
-        Difference("gradient", GATE, 2, 1, 0.5, 0.5, "not summed over TP ranks", "Replicate()"),
+        Difference("gradient", GATE, 2, 1, 0.5, 0.5, "not summed over TP ranks", "Replicate()", "issue #1"),
         Difference("gradient", GATE, 1, 1, 0.5, 0.5, "not summed over TP ranks", "Replicate()"),
         Difference("copies", GATE, 2, 2, math.inf),
         Difference("loss", "", 2, 2, 0.1, 1.1),
@@ -38,13 +39,20 @@ DIFFERS = Rehearsal(
 )
 END = {"rank": 0, "how": "raised", "stage": "forward or backward of step 1", "error": "ValueError: no\nmore"}
 DIES = Rehearsal(
-    *("llama3 8B", "dies", "Tensor parallel degree (3) must divide n_heads (32).\nmore", {"tp": 3}, ()),
+    *(
+        "llama3 8B",
+        "dies",
+        "Tensor parallel degree (3) must divide n_heads (32).\nmore",
+        {"tp": 3},
+        (),
+        (2, 1),
+    ),
     worst=math.nan,
     compared=0,
     ends=({**END, "traceback": "File x\nValueError: no"}, {**END, "rank": 1, "traceback": ""}),
 )
 HANGS = Rehearsal(
-    *("llama3 8B", "hangs", "fits", {}, ()),
+    *("llama3 8B", "hangs", "fits", {}, (), (2, 1)),
     worst=math.nan,
     compared=0,
     ends=({**END, "how": "hung", "error": "", "traceback": "File y, in all_reduce"},),
@@ -68,7 +76,7 @@ def says(monkeypatch: pytest.MonkeyPatch, seen: Rehearsal) -> list[Any]:
             "1; worst relative difference 2.5e-07\n"
             "  by the rules: fits\n"
             "  smaller than in the run: dp_shard 64 -> 2\n"
-            "  not the run's own, on the CPU: flex attention\n",
+            "  not the run's own: flex attention\n",
         ),
         (
             DIFFERS,
@@ -79,6 +87,7 @@ def says(monkeypatch: pytest.MonkeyPatch, seen: Rehearsal) -> list[Any]:
             "local batch size 2; off by 5.0e-01)\n"
             f"  the copies of {GATE} on several ranks are not equal after step 2, local batch size 2\n"
             "  loss is 1.100 times that of one process (step 2, local batch size 2; off by 1.0e-01)\n"
+            "  known: issue #1\n"
             "  and 1 more\n"
             "  by the rules: fits\n",
         ),
@@ -125,11 +134,13 @@ def test_a_run_or_a_model_with_its_degrees_is_rehearsed(
     tp_validate: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = says(monkeypatch, EQUAL)
-    tp_validate("rehearse", "--ranks", "8", "--replicate-kv-heads", *RUN)
+    tp_validate("rehearse", "--ranks", "8", "--replicate-kv-heads", "--compile", "--keep", "kept", *RUN)
     tp_validate(
         "rehearse", "--model", "qwen3_5", "--flavor", "2B", "--tp", "2", "--dp-shard", "4", "--pp", "2"
     )
-    common = {"patience": 60, "replicate_kv_heads": False, "ranks": 4}
+    for _, how in asked:
+        how.pop("progress")("nobody looks")
+    common = {"patience": 60, "replicate_kv_heads": False, "ranks": 4, "compile": False, "keep": None}
     named = {"model": "qwen3_5", "flavor": "2B"}
     degrees = {
         "tensor_parallel_degree": 2,
@@ -138,7 +149,17 @@ def test_a_run_or_a_model_with_its_degrees_is_rehearsed(
     }
     nothing = {"model": "", "flavor": "", "degrees": {}}
     assert asked == [
-        ((list(RUN[1:]),), {**common, **nothing, "ranks": 8, "replicate_kv_heads": True}),
+        (
+            (list(RUN[1:]),),
+            {
+                **common,
+                **nothing,
+                "ranks": 8,
+                "replicate_kv_heads": True,
+                "compile": True,
+                "keep": Path("kept"),
+            },
+        ),
         (((),), {**common, **named, "degrees": degrees}),
     ]
 
@@ -162,8 +183,8 @@ def test_anything_else_is_bad_usage(tp_validate: Program, words: tuple[str, ...]
 
 def test_what_cannot_be_rehearsed_says_why(tp_validate: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     def cannot(*_: Any, **__: Any) -> Rehearsal:
-        raise RehearsalError("layers[0].moe is a DeepEPTokenDispatcher, which takes a GPU.")
+        raise RehearsalError("torchtitan does not take the job", "1 error\n::error::no\x1b[2J such flag")
 
     monkeypatch.setattr(rehearse, "rehearse", cannot)
-    message = "tp-validate: layers[0].moe is a DeepEPTokenDispatcher, which takes a GPU.\n"
+    message = "tp-validate: torchtitan does not take the job.\n1 error\n\\x3a:error::no\\x1b[2J such flag\n"
     assert tp_validate("rehearse", *RUN) == (2, "", message)
