@@ -302,7 +302,7 @@ def main(folder: str) -> None:
         job = line.parse(Request(arguments))
         world = cut_world(degrees_of_job(job), line.pp(job), line.microbatches(job), 4)
         line.split(job, world)
-        line.make_small(job, world.degrees)
+        line.make_small(job, world.degrees, out)
         run = PlantedRun(line, job, world, 2, out, used)
         run.run_reference(children)
         told = {

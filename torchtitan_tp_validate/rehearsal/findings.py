@@ -18,7 +18,7 @@ class Difference:
     """What is not what one process computes.
 
     Attributes:
-        what: ``loss``, ``gradient norm``, ``gradient``, ``copies`` or ``trainable``.
+        what: ``uninitialized``, ``loss``, ``gradient norm``, ``gradient``, ``copies`` or ``trainable``.
         name: the parameter, or empty.
         local_batch_size: at which it was seen; step: in which, from 1.
         distance: relative.
@@ -125,6 +125,8 @@ def _differences(run: Mapping[str, Any], result: Mapping[str, Any]) -> Iterator[
     trained = {name for record in filter(None, records) for name in record["trainable"]}
     for name in sorted(trained ^ {*reference["trainable"]}) if all(records) else ():
         yield Difference("trainable", name, size, 1, math.inf)
+    for name in reference["uninitialized"]:
+        yield Difference("uninitialized", name, size, 1, math.inf)
     worst: dict[tuple[str, str, int], Difference] = {}
     for record in filter(None, records):
         seen = [Difference("copies", name, size, len(record["losses"]), math.inf) for name in record["drift"]]
@@ -217,6 +219,7 @@ def _near(factor: float, expected: float) -> bool:
 def _likelihood(difference: Difference) -> tuple[Any, ...]:
     """Return a key that puts the cause before its consequences: explained, in the first step, far off."""
     return (
+        difference.what != "uninitialized",
         difference.what not in ("trainable", "gradient"),
         difference.step,
         not difference.looks_like,

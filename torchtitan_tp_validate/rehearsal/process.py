@@ -67,6 +67,7 @@ class Record:
             which they were done; those that cannot be laid beside the reference's are left out.
         drift: the parameters whose copies on several ranks are not equal any more after the last step.
         trainable: the parameters that have a gradient.
+        uninitialized: weights and buffers that nothing is written to before the first step.
     """
 
     losses: list[float | None] = field(default_factory=list)
@@ -75,6 +76,7 @@ class Record:
     outputs: dict[str, float] = field(default_factory=dict)
     drift: list[str] = field(default_factory=list)
     trainable: list[str] = field(default_factory=list)
+    uninitialized: list[str] = field(default_factory=list)
     stand_ins: list[str] = field(default_factory=list)
 
 
@@ -98,12 +100,16 @@ class Process:
         out: the folder of the rehearsal.
         enter: is told where the run is.
         keep: leave a rank's gradients in the folder, too.
+        outputs: compare what modules compute.
     """
 
-    def __init__(self, out: Path, enter: Callable[[str], None], keep: bool = False) -> None:
+    def __init__(
+        self, out: Path, enter: Callable[[str], None], *, keep: bool = False, outputs: bool = True
+    ) -> None:
         self._out = out
         self._enter = enter
         self._keep = keep
+        self._outputs = outputs
         self.record = Record()
 
     def reference(self, build: Callable[[], Any]) -> None:
@@ -112,14 +118,18 @@ class Process:
         torch.manual_seed(_SEED)
         trainer = self._build(build)
         (model,) = trainer.model_parts
+        drawn = _draw_uninitialized(model)
+        self.record.uninitialized = [*drawn]
         _draw_again(model)
         weights = {name: whole(weight) for name, weight in copy_weights(model).items()}
         outputs: dict[str, torch.Tensor] = {}
-        watch_outputs(model, outputs.__setitem__)
+        if self._outputs:
+            watch_outputs(model, outputs.__setitem__)
         self._train(
             trainer, lambda name, gradient: steps[-1].__setitem__(name, gradient), lambda: steps.append({})
         )
-        torch.save({"weights": weights, "steps": steps, "outputs": outputs}, self._out / "reference.pt")
+        content = {"weights": weights, "uninitialized": drawn, "steps": steps, "outputs": outputs}
+        torch.save(content, self._out / "reference.pt")
 
     def rank(self, build: Callable[[], Any]) -> None:
         """Run as one of the ranks."""
@@ -129,8 +139,10 @@ class Process:
             sum_gradients_without_nccl(model)
             names = {name for name, _ in named_parameters(model)}
             load_weights(model, {n: w for n, w in reference["weights"].items() if n in names})
-            # The stages of a pipeline find the shapes of their inputs by a forward pass of nothing.
-            if not trainer.parallel_dims.pp_enabled:
+            for name, tensor in _uninitialized(model):
+                if name in reference["uninitialized"]:
+                    _local(tensor).copy_(reference["uninitialized"][name])
+            if self._outputs:
                 watch_outputs(model, partial(self._compare_output, reference["outputs"]))
         layouts = {
             name: str(p.placements) if isinstance(p, DTensor) else "replicated"
@@ -170,7 +182,11 @@ class Process:
 
     def _build(self, build: Callable[[], Any]) -> Any:
         self._enter("building and parallelizing the model")
-        return build()
+        # Memory that nobody has written to is not a number then, and not what was there before.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        trainer = build()
+        torch.use_deterministic_algorithms(False)
+        return trainer
 
     def _train(
         self, trainer: Any, take: Callable[[str, torch.Tensor], None], begin: Callable[[], None]
@@ -193,6 +209,13 @@ class Process:
                 self._enter(f"forward or backward of step {step}")
                 trainer.step = step
                 trainer.train_step(batches)
+
+
+def _uninitialized(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the weights and buffers of a model that hold what the memory held before."""
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if bool(whole(tensor).isnan().any()):
+            yield plain_name(name), tensor
 
 
 def watch_outputs(model: nn.Module, take: Callable[[str, torch.Tensor], None]) -> None:
@@ -246,10 +269,23 @@ def _watched(trainer: Any, record: Record, look: Callable[[], None]) -> Iterator
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
+def _draw_uninitialized(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Give what is not initialized values for all ranks to share, so that the rest can be compared."""
+    found = dict(_uninitialized(model))
+    for tensor in found.values():
+        _local(tensor).uniform_()
+    return {name: whole(tensor).detach().clone() for name, tensor in found.items()}
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def _draw_again(model: nn.Module) -> None:
     """Give every parameter that starts at nothing, or all alike, some of its own: alike tells nothing."""
     for parameter in model.parameters():
-        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        local = _local(parameter)
         if local.numel() > 1 and float(local.std()) == 0.0:
             local.add_(torch.randn_like(local), alpha=0.02)
 

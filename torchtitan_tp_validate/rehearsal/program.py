@@ -76,7 +76,7 @@ def _rehearse(request: Request, out: Path, *, ranks: int, patience: float, keep:
     world = cut_world(degrees, line.pp(job), line.microbatches(job), ranks)
     verdict = _verdict(job, request.replicate_kv_heads)
     line.split(job, world)
-    left_out = line.make_small(job, world.degrees)
+    left_out = line.make_small(job, world.degrees, out)
     result: dict[str, Any] = {
         "release": version("torchtitan"),
         "model": requested.model.name,

@@ -85,7 +85,10 @@ class SmallRun:
         batches = Batches(
             self._rows, job.training.seq_len, line.vocab_size(job), seed=1, more=line.more_inputs(job)
         )
-        process = Process(self.out, enter, self.keep)
+        # The stages of a pipeline find the shapes of their inputs by a forward pass of nothing, and what is
+        # compiled takes no hooks.
+        outputs = self.world.pp == 1 and not job.compile.enable
+        process = Process(self.out, enter, keep=self.keep, outputs=outputs)
         run = process.reference if name == "reference" else process.rank
         run(partial(self.build_trainer, batches.of_rank, local_batch_size, self.microbatch_size))
         process.record.stand_ins = sorted(self.used)

@@ -46,6 +46,33 @@ def _flex_attention(
     return _attend(q_BLNH, k_BLNH, v_BLNH, mask, **how)
 
 
+def attend_for_transformers(used: set[str]) -> None:
+    """Let the flex attention that torchtitan's transformers backend calls work by plain products."""
+    from transformers.integrations import flex_attention
+
+    flex_attention.flex_attention_forward = note(_transformers_attention, "flex attention", used)
+
+
+def _transformers_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    scaling: float | None = None,
+    **how: Any,
+) -> tuple[torch.Tensor, None]:
+    """Masked attention of q, k and v of shape (batch, heads, seq_len, head_dim)."""
+    from torch.nn.attention.flex_attention import create_mask
+
+    del module
+    # transformers' models pass more than they use: what would change the result is not here.
+    assert not any(how.get(name) is not None for name in ("softcap", "s_aux", "position_bias"))
+    q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    mask = create_mask(attention_mask.mask_mod, len(q), 1, q.shape[1], k.shape[1], device="cpu")
+    return _attend(q, k, v, mask, scale=scaling), None
+
+
 def _varlen_attention(
     self: Any,
     q_BLNH: torch.Tensor,

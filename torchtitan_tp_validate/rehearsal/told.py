@@ -92,6 +92,8 @@ def _told(difference: Difference) -> str:
     where = f"step {difference.step}, local batch size {difference.local_batch_size}"
     if difference.what == "copies":
         return f"the copies of {difference.name} on several ranks are not equal after {where}"
+    if difference.what == "uninitialized":
+        return f"{difference.name} is never initialized: it is what the memory happens to hold"
     if difference.what == "trainable":
         return f"{difference.name} is trained here or in one process, not in both"
     of = f" of {difference.name}" if difference.name else ""

@@ -9,7 +9,7 @@ import pytest
 
 from torchtitan_tp_validate.rehearsal.findings import Rehearsal, judged
 
-REFERENCE = {"losses": [4.0, 3.0], "norms": [1.0, 0.5], "trainable": ["w1", "w2"]}
+REFERENCE = {"losses": [4.0, 3.0], "norms": [1.0, 0.5], "trainable": ["w1", "w2"], "uninitialized": []}
 
 
 def record(**changes: Any) -> dict[str, Any]:
@@ -29,12 +29,22 @@ def seen(name: str, factor: float = 1.0, rest: float = 1e-7) -> dict[str, Any]:
     return {"name": name, "distance": distance, "factor": factor, "rest": rest, "layout": "Replicate()"}
 
 
-def rehearsal(*records: dict[str, Any], ends: tuple[str, ...] = ("ended",), **degrees: int) -> Rehearsal:
+def rehearsal(
+    *records: dict[str, Any],
+    ends: tuple[str, ...] = ("ended",),
+    uninitialized: tuple[str, ...] = (),
+    **degrees: int,
+) -> Rehearsal:
     told = [
         {"rank": rank, "how": how, "stage": "forward", "error": "", "traceback": ""}
         for rank, how in enumerate(ends)
     ]
-    run = {"local_batch_size": 2, "records": records, "reference": REFERENCE, "ends": told}
+    run = {
+        "local_batch_size": 2,
+        "records": records,
+        "reference": {**REFERENCE, "uninitialized": uninitialized},
+        "ends": told,
+    }
     return judged(
         {
             "release": "0.2.2",
@@ -134,6 +144,12 @@ def test_the_first_wrong_output_is_named(outputs: dict[str, float], first: str) 
 def test_whatever_differs_is_found(changes: dict[str, Any], what: str) -> None:
     result = rehearsal(record(**changes))
     assert (result.outcome, [difference.what for difference in result.differences]) == ("differs", [what])
+
+
+def test_what_nobody_initializes_is_told_first() -> None:
+    result = rehearsal(record(gradients=[[seen("w2", 4.0)]]), uninitialized=("rotary_emb.inv_freq",))
+    found = [(difference.what, difference.name) for difference in result.differences]
+    assert found == [("uninitialized", "rotary_emb.inv_freq"), ("gradient", "w2")]
 
 
 def test_a_rank_without_the_last_stage_of_a_pipeline_has_no_loss_to_compare() -> None:

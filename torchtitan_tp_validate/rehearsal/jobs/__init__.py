@@ -6,8 +6,9 @@ One file per line (`torchtitan_0_2`, `torchtitan_0_3`), each with the same names
   that its models call. To be called once per process, before anything of torchtitan is imported. Returns
   the names of the stand-ins that are used from then on.
 - ``parse(request)``: the job that a `Request` asks for.
-- ``make_small(job, degrees)``: shrinks the job's model and sequence in place, and turns off what a rehearsal
-  has no need of: checkpoints, profiles, validation, low precision; returns what it left out, in words.
+- ``make_small(job, degrees, folder)``: shrinks the job's model and sequence in place, in files of the folder
+  where it is made of files, and turns off what a rehearsal has no need of: checkpoints, profiles, validation,
+  low precision. Returns what it left out, in words.
 - ``split(job, world)``: sets the job's degrees, or those of one process where ``world`` is None.
 - ``build_trainer(job, feed, local_batch_size, microbatch_size)``: the job's Trainer, fed by ``feed(dp_rank,
   dp_world_size, local_batch_size)`` in place of its data set.

@@ -7,12 +7,18 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG, Degrees
 from torchtitan_tp_validate.rehearsal.cpu import choose_cpu
-from torchtitan_tp_validate.rehearsal.jobs import LAYERS_PER_RANK, Request, small_seq_len
+from torchtitan_tp_validate.rehearsal.jobs import (
+    LAYERS_PER_RANK,
+    Request,
+    small_seq_len,
+    transformers_backend,
+)
 from torchtitan_tp_validate.rehearsal.shrink import shrink
 from torchtitan_tp_validate.rehearsal.world import World
 
@@ -62,7 +68,7 @@ def parse(request: Request) -> Any:
     return job
 
 
-def make_small(job: Any, degrees: Degrees) -> list[str]:
+def make_small(job: Any, degrees: Degrees, folder: Path) -> list[str]:
     """Shrink the job's model and sequence; see `jobs`."""
     from torch.nn.attention.flex_attention import create_block_mask
     from torchtitan.protocols.train_spec import get_train_spec, register_train_spec
@@ -73,8 +79,13 @@ def make_small(job: Any, degrees: Degrees) -> list[str]:
     for module in list(sys.modules.values()):
         if module.__name__.startswith("torchtitan.models.") and hasattr(module, "create_attention_mask"):
             module.create_attention_mask = partial(create_block_mask, device="cpu")  # type: ignore[attr-defined]
-    stages = LAYERS_PER_RANK * pp(job) if pp(job) > 1 else 1
-    args = shrink(spec.model_args[job.model.flavor], degrees, least_layers=stages)
+    layers = LAYERS_PER_RANK * pp(job) if pp(job) > 1 else 1
+    args = spec.model_args[job.model.flavor]
+    if transformers_backend.is_job(args):
+        names = job.hf_transformers
+        names.model = transformers_backend.make_small(args, names.model, degrees, layers, folder)
+    else:
+        args = shrink(args, degrees, least_layers=layers)
     training = job.training
     training.seq_len = small_seq_len(training.seq_len, degrees)
     training.dtype = training.mixed_precision_param = "float32"

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG, Degrees
 from torchtitan_tp_validate.errors import RehearsalError
 from torchtitan_tp_validate.hardware import build_for_its_hardware
 from torchtitan_tp_validate.rehearsal.cpu import choose_cpu
-from torchtitan_tp_validate.rehearsal.jobs import LAYERS_PER_RANK, Request, small_seq_len
+from torchtitan_tp_validate.rehearsal.jobs import (
+    LAYERS_PER_RANK,
+    Request,
+    small_seq_len,
+    transformers_backend,
+)
 from torchtitan_tp_validate.rehearsal.shrink import configs_below, shrink
 from torchtitan_tp_validate.rehearsal.world import World
 
@@ -22,11 +28,16 @@ def prepare(compile: bool) -> set[str]:
     """Make the CPU torchtitan's device; see `jobs`."""
     choose_cpu(compile)
     from torchtitan_tp_validate.rehearsal.models import torchtitan_0_3
-    from torchtitan_tp_validate.rehearsal.stand_ins import attend_by_mask, run_each_document
+    from torchtitan_tp_validate.rehearsal.stand_ins import (
+        attend_by_mask,
+        attend_for_transformers,
+        run_each_document,
+    )
 
     torchtitan_0_3.prepare("cpu")
     used: set[str] = set()
     attend_by_mask(used)
+    attend_for_transformers(used)
     run_each_document(used)
     return used
 
@@ -64,11 +75,16 @@ def _job_of(builders: Iterable[Callable[[], Any]], flavor: str) -> Any:
     return first
 
 
-def make_small(job: Any, degrees: Degrees) -> list[str]:
+def make_small(job: Any, degrees: Degrees, folder: Path) -> list[str]:
     """Shrink the job's model and sequence; see `jobs`."""
-    stages = LAYERS_PER_RANK * pp(job) if pp(job) > 1 else 1
-    others = _undo_low_precision(job.model_spec.model)
-    config = shrink(job.model_spec.model, degrees, least_layers=stages)
+    layers = LAYERS_PER_RANK * pp(job) if pp(job) > 1 else 1
+    config = job.model_spec.model
+    if transformers_backend.is_job(config):
+        left_out: list[str] = []
+        job.hf_model = transformers_backend.make_small(config, job.hf_model, degrees, layers, folder)
+    else:
+        left_out = _undo_low_precision(config)
+        config = shrink(config, degrees, least_layers=layers)
     job.model_spec = dataclasses.replace(job.model_spec, model=config)
     training = job.training
     # Losses that go chunk by chunk cut it too.
@@ -86,10 +102,10 @@ def make_small(job: Any, degrees: Degrees) -> list[str]:
     for node in (job.loss, *(node for _, _, node in configs_below(job.loss))):
         if getattr(node, "global_vocab_size", None):
             node.global_vocab_size = config.vocab_size
-    for path, _, node in configs_below(config):
+    for path, _, node in () if transformers_backend.is_job(config) else configs_below(config):
         if _name(node) in _ONLY_ON_A_GPU:
             raise RehearsalError(f"{path} is a {_name(node)}, which takes a GPU")
-    return others
+    return left_out
 
 
 def _undo_low_precision(config: Any) -> list[str]:
