@@ -50,7 +50,7 @@ def main(folder: str) -> None:
     try:
         result = _rehearse(Request(**request), out, **options)
     except TPValidateError as error:
-        result = {"problem": str(error), "is_in_output": False}
+        result = {"problem": str(error), "output": getattr(error, "output", "")}
     except _StoppedError:
         # Whoever wanted the result is gone.
         if not options["keep"]:
@@ -58,7 +58,7 @@ def main(folder: str) -> None:
         os._exit(1)
     except SystemExit:
         # Its parser has said why.
-        result = {"problem": "torchtitan does not take the job", "is_in_output": True}
+        result = {"problem": "torchtitan does not take the job", "output": None}
     (out / "result.json").write_text(json.dumps(result), encoding="utf-8")
 
 

@@ -132,7 +132,7 @@ def _run(out: Path, request: Mapping[str, Any], progress: Callable[[str], None])
         raise RehearsalError(f"the rehearsal ended with status {process.returncode}", text)
     result = json.loads(path.read_text(encoding="utf-8"))
     if "problem" in result:
-        raise RehearsalError(result["problem"], text if result["is_in_output"] else "")
+        raise RehearsalError(result["problem"], text if result["output"] is None else result["output"])
     return result
 
 

@@ -44,7 +44,7 @@ class SmallRun:
         """
         (end,) = children.run("reference", 1, self._reference)
         if end.how != "ended":
-            raise RehearsalError(f"one process {_told(end)}")
+            raise RehearsalError(f"one process {_told(end)}", end.traceback)
 
     def run_ranks(self, children: Children) -> dict[str, Any]:
         """Run on all ranks; return what each saw, as JSON data, beside the reference."""

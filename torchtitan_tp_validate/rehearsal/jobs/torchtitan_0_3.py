@@ -77,6 +77,8 @@ def _job_of(builders: Iterable[Callable[[], Any]], flavor: str) -> Any:
 
 def make_small(job: Any, degrees: Degrees, folder: Path) -> list[str]:
     """Shrink the job's model and sequence; see `jobs`."""
+    from torchtitan.components.optimizer import default_adamw
+
     layers = LAYERS_PER_RANK * pp(job) if pp(job) > 1 else 1
     config = job.model_spec.model
     if transformers_backend.is_job(config):
@@ -86,6 +88,10 @@ def make_small(job: Any, degrees: Degrees, folder: Path) -> list[str]:
         left_out = _undo_low_precision(config)
         config = shrink(config, degrees, least_layers=layers)
     job.model_spec = dataclasses.replace(job.model_spec, model=config)
+    if job.optimizer.optimizer_factory_kwargs_by_name:
+        # DistMuon runs on CUDA only, and lays out every parameter of the model that it was made for.
+        left_out.append(f"AdamW for {' and '.join(job.optimizer.optimizer_factory_kwargs_by_name)}")
+        job.optimizer = default_adamw()
     training = job.training
     # Losses that go chunk by chunk cut it too.
     training.seq_len = small_seq_len(training.seq_len, degrees, getattr(job.loss, "num_chunks", 1))

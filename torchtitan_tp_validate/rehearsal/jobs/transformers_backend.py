@@ -6,11 +6,12 @@ Source: ``experiments/transformers_modeling_backend`` of torchtitan 0.2.2 and 0.
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.errors import RehearsalError
-from torchtitan_tp_validate.rehearsal.shrink import same_remainders
+from torchtitan_tp_validate.rehearsal.shrink import same_remainders, shrink
 
 _WIDTHS = ("hidden_size", "intermediate_size", "moe_intermediate_size", "vocab_size")
 _LAYERS = "num_hidden_layers"
@@ -47,6 +48,10 @@ def make_small(model_config: Any, model_id: str, degrees: Degrees, least_layers:
     if not getattr(text, "head_dim", None):
         text.head_dim = text.hidden_size // text.num_attention_heads
     own = model_config._titan_injected_model_args
+    if "n_layers" in own:
+        # 0.2.x has all sizes of the flavor there, under torchtitan's names.
+        args = {name: size for name, size in own.items() if size is not None or name == "ffn_dim_multiplier"}
+        own.update(vars(shrink(SimpleNamespace(**args), degrees, least_layers=least_layers)))
     sizes: dict[str, int] = {}
     for name in (*_WIDTHS, _LAYERS):
         size = own.get(name) or getattr(text, name, None)
