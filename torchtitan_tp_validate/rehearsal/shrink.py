@@ -4,9 +4,9 @@ What a rule asks of a size is what is left of it modulo a degree. So the counts 
 layer of each kind stays, and the widths become the smallest that leave the same remainders: what divides
 still divides, and what does not still does not.
 
-A config tree of torchtitan 0.3.x is shrunk by the names that its models share; a model of somebody's own by
-the same names. What carries the residual stream under a name that is not known is named, and nothing is
-guessed.
+A config tree of torchtitan 0.3.x is shrunk by the names that its models share. In a model of somebody's own,
+a linear or norm of another name is on the residual stream where it is as wide; a linear that may read it as
+well as write it is named, and nothing is guessed.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _READS_STREAM = frozenset(
 _WRITES_STREAM = frozenset({"w2", "wo", "out_proj"})
 """Linears whose output is."""
 
-_NORMALIZES_STREAM = frozenset(
-    {"attention_norm", "ffn_norm", "post_attention_norm", "post_ffn_norm", "norm", "perception_emb_norm"}
+_NORMALIZES_HEADS = frozenset(
+    {"qk_norm", "q_norm", "k_norm", "q_a_norm", "kv_norm", "query_norm", "key_norm"}
 )
-"""Norms of it, where they are as wide."""
+"""Norms of something else, which may be as wide by chance."""
 
 _WHOLE_BYTES = 8
 """The grouped product takes rows of whole 16 bytes, of 2 bytes a value (TP013)."""
@@ -181,7 +181,7 @@ class _Widths:
             node.num_embeddings, node.embedding_dim = self.vocab_size, self.dim
         elif hasattr(node, "in_features"):
             self._set_linear(path, name, node)
-        elif name in _NORMALIZES_STREAM:
+        elif name not in _NORMALIZES_HEADS and name.endswith("norm"):
             self._set_norm(node)
         elif hasattr(node, "hidden_dim"):
             node.hidden_dim = self._smaller(node.hidden_dim)
@@ -190,15 +190,17 @@ class _Widths:
             node.dim = self.dim
 
     def _set_linear(self, path: str, name: str, node: Any) -> None:
-        if name in _READS_STREAM and node.in_features == self._dim:
-            node.in_features = self.dim
-        elif name in _WRITES_STREAM and node.out_features == self._dim:
-            node.out_features = self.dim
-        elif self._dim in (node.in_features, node.out_features):
+        is_known = name in _READS_STREAM | _WRITES_STREAM
+        reads, writes = node.in_features == self._dim, node.out_features == self._dim
+        if not is_known and reads and writes:
             raise ShrinkError(
                 f"{path} is {node.in_features} by {node.out_features}, and the model's dim is {self._dim}: "
-                "it is not known whether it reads or writes the residual stream."
+                "it is not known whether it reads or writes the residual stream"
             )
+        if reads and name not in _WRITES_STREAM:
+            node.in_features = self.dim
+        if writes and name not in _READS_STREAM:
+            node.out_features = self.dim
         if name in ("w1", "w3"):
             node.out_features = self._smaller(node.out_features)
         elif name == "w2":

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG, Degrees
-from torchtitan_tp_validate.errors import RehearsalError
+from torchtitan_tp_validate.errors import RehearsalError, ShrinkError
 from torchtitan_tp_validate.hardware import build_for_its_hardware
 from torchtitan_tp_validate.rehearsal.cpu import choose_cpu
 from torchtitan_tp_validate.rehearsal.jobs import (
@@ -21,6 +21,9 @@ from torchtitan_tp_validate.rehearsal.shrink import configs_below, shrink
 from torchtitan_tp_validate.rehearsal.world import World
 
 _ONLY_ON_A_GPU = ("DeepEPTokenDispatcher", "HybridEPTokenDispatcher", "MinimalAsyncEPTokenDispatcher")
+_MOST_PARAMETERS = 50_000_000
+"""Of a model that is rehearsed as it is: more take too long on a CPU."""
+
 _LOW_PRECISION = "torchtitan.components.quantization."
 
 
@@ -86,7 +89,10 @@ def make_small(job: Any, degrees: Degrees, folder: Path) -> list[str]:
         job.hf_model = transformers_backend.make_small(config, job.hf_model, degrees, layers, folder)
     else:
         left_out = _undo_low_precision(config)
-        config = shrink(config, degrees, least_layers=layers)
+        try:
+            config = shrink(config, degrees, least_layers=layers)
+        except ShrinkError as error:
+            _check_is_small(config, error)
     job.model_spec = dataclasses.replace(job.model_spec, model=config)
     if job.optimizer.optimizer_factory_kwargs_by_name:
         # DistMuon runs on CUDA only, and lays out every parameter of the model that it was made for.
@@ -112,6 +118,23 @@ def make_small(job: Any, degrees: Degrees, folder: Path) -> list[str]:
         if _name(node) in _ONLY_ON_A_GPU:
             raise RehearsalError(f"{path} is a {_name(node)}, which takes a GPU")
     return left_out
+
+
+def _check_is_small(config: Any, error: ShrinkError) -> None:
+    """Check that a model whose config cannot be made small is small as it is.
+
+    Raises:
+        ShrinkError: it is not.
+    """
+    import torch
+
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in config.build().parameters())
+    if parameters > _MOST_PARAMETERS:
+        raise ShrinkError(
+            f"{str(error).removesuffix('.')}; rehearse a flavor of at most {_MOST_PARAMETERS:,} parameters, "
+            f"which is taken as it is: this one has {parameters:,}"
+        ) from error
 
 
 def _undo_low_precision(config: Any) -> list[str]:
