@@ -113,7 +113,8 @@ def _run(out: Path, request: Mapping[str, Any], progress: Callable[[str], None])
     with log.open("wb") as stream:
         process = subprocess.Popen(
             [sys.executable, "-m", _PROGRAM, str(out)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            # torch makes its cache as it is imported, and leaves it.
+            env={"TORCHINDUCTOR_CACHE_DIR": str(out / "compiled"), **os.environ, "OMP_NUM_THREADS": "1"},
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,

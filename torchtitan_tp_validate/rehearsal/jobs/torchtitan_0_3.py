@@ -20,7 +20,11 @@ from torchtitan_tp_validate.rehearsal.jobs import (
 from torchtitan_tp_validate.rehearsal.shrink import configs_below, shrink
 from torchtitan_tp_validate.rehearsal.world import World
 
-_ONLY_ON_A_GPU = ("DeepEPTokenDispatcher", "HybridEPTokenDispatcher", "MinimalAsyncEPTokenDispatcher")
+_DISPATCHES_ON_A_GPU = (
+    *("DeepEPTokenDispatcher", "HybridEPTokenDispatcher", "MinimalAsyncEPTokenDispatcher"),
+    # Pads, for the grouped products of low precision.
+    "TorchAOTokenDispatcher",
+)
 _MOST_PARAMETERS = 50_000_000
 """Of a model that is rehearsed as it is: more take too long on a CPU."""
 
@@ -88,7 +92,7 @@ def make_small(job: Any, degrees: Degrees, folder: Path) -> list[str]:
         left_out: list[str] = []
         job.hf_model = transformers_backend.make_small(config, job.hf_model, degrees, layers, folder)
     else:
-        left_out = _undo_low_precision(config)
+        left_out = _replace_gpu_kernels(config)
         try:
             config = shrink(config, degrees, least_layers=layers)
         except ShrinkError as error:
@@ -114,9 +118,6 @@ def make_small(job: Any, degrees: Degrees, folder: Path) -> list[str]:
     for node in (job.loss, *(node for _, _, node in configs_below(job.loss))):
         if getattr(node, "global_vocab_size", None):
             node.global_vocab_size = config.vocab_size
-    for path, _, node in () if transformers_backend.is_job(config) else configs_below(config):
-        if _name(node) in _ONLY_ON_A_GPU:
-            raise RehearsalError(f"{path} is a {_name(node)}, which takes a GPU")
     return left_out
 
 
@@ -137,25 +138,38 @@ def _check_is_small(config: Any, error: ShrinkError) -> None:
         ) from error
 
 
-def _undo_low_precision(config: Any) -> list[str]:
-    """Put back the configs that converters to low precision replaced; say which were there.
+def _replace_gpu_kernels(config: Any) -> list[str]:
+    """Put configs that a CPU can build in place of those that take a GPU; say which were there.
 
-    Source: ``components/quantization`` of torchtitan 0.3.0, whose configs extend those that they replace.
+    Source: ``components/quantization`` and ``models/common/token_dispatcher.py`` of torchtitan 0.3.0.
     """
     from torchtitan.config import Configurable
 
-    names = set()
+    replaced = set()
     for _, node, parent, attribute in list(config.traverse(Configurable.Config, recurse=True)):
-        if type(node).__module__.startswith(_LOW_PRECISION):
-            names.add(_name(node))
-            original = next(c for c in type(node).__mro__ if not c.__module__.startswith(_LOW_PRECISION))
-            fields = {f.name: getattr(node, f.name) for f in dataclasses.fields(original) if f.init}
-            replacement = original(**fields)
-            if isinstance(parent, list):
-                parent[attribute] = replacement
-            else:
-                setattr(parent, attribute, replacement)
-    return [f"{name} in fp32" for name in sorted(names)]
+        replacement = _without_gpu(node)
+        if replacement is None:
+            continue
+        is_linear = type(node).__module__.startswith(_LOW_PRECISION)
+        replaced.add(f"{_name(node)} in fp32" if is_linear else f"{_name(replacement)} for {_name(node)}")
+        if isinstance(parent, list):
+            parent[attribute] = replacement
+        else:
+            setattr(parent, attribute, replacement)
+    return sorted(replaced)
+
+
+def _without_gpu(node: Any) -> Any:
+    from torchtitan.models.common.token_dispatcher import AllToAllTokenDispatcher
+
+    if type(node).__module__.startswith(_LOW_PRECISION):
+        # Each extends the config that its converter replaced.
+        original = next(cls for cls in type(node).__mro__ if not cls.__module__.startswith(_LOW_PRECISION))
+        fields = {f.name: getattr(node, f.name) for f in dataclasses.fields(original) if f.init}
+        return original(**fields)
+    if _name(node) in _DISPATCHES_ON_A_GPU:
+        return AllToAllTokenDispatcher.Config(num_experts=node.num_experts, top_k=node.top_k)
+    return None
 
 
 def _name(node: Any) -> str:
