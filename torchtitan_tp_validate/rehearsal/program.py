@@ -15,6 +15,7 @@ import sys
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torchtitan_tp_validate.degrees import degrees_of_job
@@ -46,25 +47,40 @@ def main(folder: str) -> None:
     signal.signal(signal.SIGTERM, _stop)
     die_with_parent(signal.SIGTERM)
     request = json.loads((out / "request.json").read_text(encoding="utf-8"))
-    options = {name: request.pop(name) for name in ("ranks", "patience", "keep")}
     try:
-        result = _rehearse(Request(**request), out, **options)
-    except TPValidateError as error:
-        result = {"problem": str(error), "output": getattr(error, "output", "")}
+        line = installed_line()
+        write_result(line, line.prepare(request["compile"]), out, request)
     except _StoppedError:
         # Whoever wanted the result is gone.
-        if not options["keep"]:
+        if not request["keep"]:
             shutil.rmtree(out, ignore_errors=True)
         os._exit(1)
+
+
+def write_result(line: ModuleType, used: set[str], out: Path, request: dict[str, Any]) -> None:
+    """Run a rehearsal, and write ``result.json`` into its folder.
+
+    Args:
+        line: the module of `jobs` for the torchtitan that is installed.
+        used: what its ``prepare`` has returned.
+        out: the folder.
+        request: the fields of a `Request`, and ``ranks``, ``patience`` and ``keep``.
+    """
+    options = {name: request[name] for name in ("ranks", "patience", "keep")}
+    fields = {name: value for name, value in request.items() if name not in options}
+    try:
+        result = _rehearse(line, used, Request(**fields), out, **options)
+    except TPValidateError as error:
+        result = {"problem": str(error), "output": getattr(error, "output", "")}
     except SystemExit:
         # Its parser has said why.
         result = {"problem": "torchtitan does not take the job", "output": None}
     (out / "result.json").write_text(json.dumps(result), encoding="utf-8")
 
 
-def _rehearse(request: Request, out: Path, *, ranks: int, patience: float, keep: bool) -> dict[str, Any]:
-    line = installed_line()
-    used = line.prepare(request.compile)
+def _rehearse(
+    line: ModuleType, used: set[str], request: Request, out: Path, *, ranks: int, patience: float, keep: bool
+) -> dict[str, Any]:
     try:
         job = line.parse(request)
     except Exception as error:  # torchtitan's own complaints have many types, Exception among them

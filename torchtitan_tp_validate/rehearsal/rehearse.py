@@ -76,7 +76,24 @@ def rehearse(
             repeat = _REPEAT.format(arguments=how.pop("arguments"), how=how)
             (out / "repeat.py").write_text(repeat, encoding="utf-8")
         options["keep"] = keep is not None
-        return judged(_run(out, {**asdict(request), **options}, progress or (lambda _: None)))
+        status = _run(out, {**asdict(request), **options}, progress or (lambda _: None))
+        return read_result(out, status)
+
+
+def read_result(out: Path, status: int) -> Rehearsal:
+    """Return what a rehearsal found, of the folder that it was run in, by a program that ended so.
+
+    Raises:
+        RehearsalError: it could not be run.
+    """
+    text = (out / "output.txt").read_text(encoding="utf-8", errors="replace").strip()[-_MOST_OUTPUT:]
+    path = out / "result.json"
+    if not path.exists():
+        raise RehearsalError(f"the rehearsal ended with status {status}", text)
+    result = json.loads(path.read_text(encoding="utf-8"))
+    if "problem" in result:
+        raise RehearsalError(result["problem"], text if result["output"] is None else result["output"])
+    return judged(result)
 
 
 def assert_equal_to_one_process(*arguments: Any, **how: Any) -> Rehearsal:
@@ -106,11 +123,10 @@ def _folder(keep: Path | None) -> Iterator[Path]:
     yield keep.resolve()
 
 
-def _run(out: Path, request: Mapping[str, Any], progress: Callable[[str], None]) -> Any:
-    """Run the program to its end, and return its result."""
+def _run(out: Path, request: Mapping[str, Any], progress: Callable[[str], None]) -> int:
+    """Run the program to its end, and return its exit status."""
     (out / "request.json").write_text(json.dumps(request), encoding="utf-8")
-    log = out / "output.txt"
-    with log.open("wb") as stream:
+    with (out / "output.txt").open("wb") as stream:
         process = subprocess.Popen(
             [sys.executable, "-m", _PROGRAM, str(out)],
             # torch makes its cache as it is imported, and leaves it.
@@ -127,14 +143,7 @@ def _run(out: Path, request: Mapping[str, Any], progress: Callable[[str], None])
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-    text = log.read_text(encoding="utf-8", errors="replace").strip()[-_MOST_OUTPUT:]
-    path = out / "result.json"
-    if not path.exists():
-        raise RehearsalError(f"the rehearsal ended with status {process.returncode}", text)
-    result = json.loads(path.read_text(encoding="utf-8"))
-    if "problem" in result:
-        raise RehearsalError(result["problem"], text if result["output"] is None else result["output"])
-    return result
+    return process.returncode
 
 
 def _wait(process: subprocess.Popen[bytes], out: Path, progress: Callable[[str], None]) -> None:

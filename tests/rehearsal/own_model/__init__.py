@@ -1,6 +1,6 @@
 """A model package of somebody's own, for torchtitan 0.3.x: Llama's attention, and a feed-forward of its own.
 
-Registered as torchtitan's packages are: ``--module tests.torchrun.own_model``.
+Registered as torchtitan's packages are: ``--module tests.rehearsal.own_model``.
 """
 
 from __future__ import annotations

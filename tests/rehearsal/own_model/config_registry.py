@@ -5,7 +5,7 @@ from __future__ import annotations
 from torchtitan.models.llama3.config_registry import llama3_debugmodel
 from torchtitan.trainer import Trainer
 
-from tests.torchrun.own_model import model_registry
+from tests.rehearsal.own_model import model_registry
 
 
 def own_8b() -> Trainer.Config:

@@ -1,6 +1,6 @@
 """Faults of the kinds that torchtitan's history shows, planted into its ranks, one at a time.
 
-    python -m tests.torchrun.planted OUT
+    python -m tests.rehearsal.planted OUT
 
 Runs the small jobs of `JOBS` once in one process, then on four ranks without a fault and with each of them,
 and writes ``OUT/results.json``: name -> what `rehearse` would say. All runs are forks of this process.
@@ -25,7 +25,7 @@ from torchtitan_tp_validate.rehearsal.rehearse import judged
 from torchtitan_tp_validate.rehearsal.small_run import SmallRun
 from torchtitan_tp_validate.rehearsal.world import cut_world
 
-PATIENCE = 15.0
+PATIENCE = 30.0
 TP = "--parallelism.tensor_parallel_degree"
 JOBS = {
     "dense": ("--module", "llama3", "--config", "llama3_debugmodel", TP, "2"),

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.torchrun.planted import FAULTS, JOBS
+from tests.rehearsal.planted import FAULTS, JOBS
 
-pytestmark = pytest.mark.requires(torchtitan="0.3")
+pytestmark = [pytest.mark.requires(torchtitan="0.3"), pytest.mark.xdist_group("planted")]
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Job or fault -> what the rehearsal says."""
     out = tmp_path_factory.mktemp("planted")
     ended = subprocess.run(
-        [sys.executable, "-m", "tests.torchrun.planted", str(out)],
+        [sys.executable, "-m", "tests.rehearsal.planted", str(out)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
