@@ -63,7 +63,7 @@ def core(session: nox.Session) -> None:
 @nox.session(python=False)
 @nox.parametrize("torchtitan", list(LINES))
 def tests(session: nox.Session, torchtitan: str) -> None:
-    """The tests in one process, the patches and rehearsals side by side, then those under torchrun one by one.
+    """Tests in one process, patches and rehearsals side by side, then those under torchrun one by one.
 
     Arguments after ``--`` go to pytest, in a single run.
     """
