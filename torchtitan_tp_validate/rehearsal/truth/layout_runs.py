@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -22,12 +23,18 @@ from torchtitan_tp_validate.job import read_job
 from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
 from torchtitan_tp_validate.rehearsal.findings import Rehearsal, judged
 from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line
+from torchtitan_tp_validate.rehearsal.shrink import configs_below
 from torchtitan_tp_validate.rehearsal.small_run import SmallRun
 from torchtitan_tp_validate.rehearsal.truth.layouts import RANKS, Layout, Row
 from torchtitan_tp_validate.rehearsal.world import cut_world
 from torchtitan_tp_validate.validate import judge
 
-_PATIENCE_SECONDS = 20.0
+_PATIENCE_SECONDS = 40.0
+_LAYERS_PER_RANK = 2
+"""Of a pipeline, which is enough for the schedules of the layouts."""
+
+_SEQ_LEN = 64
+_BLOCK_SIZE = 8
 _MOST_SHOWN = 3
 _MOST_ERROR = 240
 
@@ -38,6 +45,7 @@ def run_layouts(layouts: Iterable[Layout]) -> Iterator[Row]:
     Upstream's registries are written to and its jobs are read once, so each has a process of its own.
     """
     line = installed_line()
+    line.LAYERS_PER_RANK = _LAYERS_PER_RANK  # type: ignore[attr-defined]
     used = line.prepare(False)
     jobs: dict[str, Any] = {}
     for layout in layouts:
@@ -83,8 +91,7 @@ def _run(line: ModuleType, job: Any, layout: Layout, used: set[str], out: Path) 
     requested = read_job(job)
     assert requested is not None
     verdict = _verdict(job)
-    microbatches = 2 * line.pp(job)
-    world = cut_world(degrees_of_job(job), line.pp(job), microbatches, RANKS)
+    world = cut_world(degrees_of_job(job), line.pp(job), line.pp(job), RANKS)
     assert not world.cuts, world.cuts
     line.split(job, world)
     left_out = line.make_small(job, world.degrees, out)
@@ -161,6 +168,7 @@ def put_into_job(job: Any, layout: Layout) -> None:
         if hasattr(job.parallelism, field):
             setattr(job.parallelism, field, degree)
     job.parallelism.pipeline_parallel_schedule = layout.schedule
+    job.training.seq_len = _SEQ_LEN
     put = _put_into_0_3 if layout.backend else _put_into_0_2
     put(job, layout)
 
@@ -170,6 +178,8 @@ def _put_into_0_2(job: Any, layout: Layout) -> None:
 
     job.parallelism.disable_loss_parallel = layout.loss == "whole"
     job.activation_checkpoint.mode = layout.checkpointing
+    # The math kernel of a CPU knows nothing of tokens in another order.
+    job.parallelism.context_parallel_load_balancer = None
     args = get_train_spec(job.model.name).model_args[job.model.flavor]
     if hasattr(args, "enable_weight_tying"):
         args.enable_weight_tying = layout.tied == "yes"
@@ -187,6 +197,15 @@ def _put_into_0_3(job: Any, layout: Layout) -> None:
     if layout.loss == "plain":
         assert isinstance(job.loss, ChunkedLossWrapper.Config)
         job.loss = job.loss.loss_fn
-    job.model_spec.model.enable_weight_tying = layout.tied == "yes"
+    name, flavor, *settings = layout.model.split()
+    if settings:
+        registry = import_module(f"torchtitan.models.{name}").model_registry
+        job.model_spec.model = registry(flavor, **dict(one.split("=") for one in settings)).model
+    model = job.model_spec.model
+    model.enable_weight_tying = layout.tied == "yes"
+    for _, _, node in configs_below(model):
+        if hasattr(node, "block_size"):
+            # CP deals out whole blocks.
+            node.block_size = _BLOCK_SIZE
     checkpointing = {"none": None, "full": FullAC.Config(), "selective": SelectiveAC.Config()}
     job.activation_checkpoint = checkpointing[layout.checkpointing]

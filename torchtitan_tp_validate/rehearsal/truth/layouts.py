@@ -38,8 +38,8 @@ _FAMILIES = {
     },
     "0.3": {
         "llama3 debugmodel": _DENSE,
-        "llama3 3B": _DENSE,
-        "qwen3 debugmodel": _DENSE,
+        "llama3 8B": _DENSE,
+        "qwen3 8B": _DENSE,
         "qwen3 debugmodel_non_fused_qkv": _DENSE,
         "muse_glimmer debugmodel": _DENSE,
         "qwen3_5 debugmodel": _DENSE,
@@ -49,7 +49,8 @@ _FAMILIES = {
         "deepseek_v3 debugmodel": _EXPERTS,
         "kimi_k2_7 debugmodel": _EXPERTS,
         "gpt_oss debugmodel": _EXPERTS,
-        "gpt_oss 20b": _EXPERTS,
+        "gpt_oss 20b attn_backend=flex": _EXPERTS,
+        "deepseek_v3 16B": _EXPERTS,
     },
 }
 """Line -> family, flavor and what is set in it -> whether it has experts. KV heads are above TP 4, equal to it
@@ -108,21 +109,6 @@ class Layout:
         named = {word[:-1]: int(word[-1]) for word in self.mesh.split()}
         return {axis: named.get(axis, 1) for axis in DEGREES}
 
-    @property
-    def is_possible(self) -> bool:
-        """Whether its values go together, and what comes of it is worth the time.
-
-        What torchtitan refuses by itself is left to one family: tied weights in a pipeline. Full DTensor
-        searches minutes for a plan of CP and TP.
-        """
-        degrees = self.degrees
-        return (
-            (degrees["pp"] > 1 or self.schedule == _PLAIN_SCHEDULE)
-            and not (self.tied == "yes" and degrees["pp"] > 1 and self.model != "qwen3 debugmodel")
-            and not (self.backend == "full_dtensor" and degrees["cp"] > 1 and degrees["tp"] > 1)
-            and (degrees["tp"] > 1 or self.sequence_parallel != "off")
-        )
-
     def __str__(self) -> str:
         return ", ".join(filter(None, asdict(self).values()))
 
@@ -133,18 +119,44 @@ def axes_of(line: str) -> dict[str, Sequence[str]]:
 
 
 def is_possible(line: str, layout: Layout) -> bool:
-    """Whether a layout of a line's values may be run: only models with experts can deal them out."""
+    """Whether a layout's values go together, and what comes of it is worth the time.
+
+    What torchtitan refuses whatever else is set is shown in one mesh. With full DTensor it searches minutes
+    for a plan of CP and TP.
+    """
     degrees = layout.degrees
     return (
-        layout.is_possible
-        and (degrees["ep"] == 1 or _FAMILIES[line][layout.model] == _EXPERTS)
-        and not (line == "0.2" and layout.tied == "yes" and not _can_be_tied(layout.model))
+        (degrees["ep"] == 1 or _FAMILIES[line][layout.model] == _EXPERTS)
+        and (degrees["pp"] > 1 or layout.schedule == _PLAIN_SCHEDULE)
+        and (degrees["tp"] > 1 or (layout.sequence_parallel != "off" and layout.loss != "whole"))
+        and not (layout.backend == "full_dtensor" and degrees["cp"] > 1 and degrees["tp"] > 1)
+        and all(layout.mesh == mesh for mesh in _refused(line, layout, degrees))
     )
 
 
-def _can_be_tied(model: str) -> bool:
-    """Whether a model of torchtitan 0.2.x has ``enable_weight_tying``."""
-    return model.startswith("qwen3")
+def _refused(line: str, layout: Layout, degrees: Mapping[str, int]) -> Iterator[str]:
+    """Yield the mesh that stands for all others of what a layout has and its model is refused."""
+    model, flavor, *_ = layout.model.split()
+    is_tied = layout.tied == "yes"
+    if line == "0.3":
+        not_all_backends = {"muse_glimmer": ("spmd_types",)} | dict.fromkeys(
+            ("qwen3_5", "kimi_k2_7"), ("spmd_types", "partial_dtensor")
+        )
+        if layout.backend not in not_all_backends.get(model, (layout.backend,)):
+            yield "dp_shard2"
+        no_cp = ("qwen3_5 debugmodel", "qwen3_5 debugmodel_moe", "kimi_k2_7 debugmodel", "gpt_oss debugmodel")
+        if layout.model in no_cp and degrees["cp"] > 1:
+            yield "cp2"
+        if is_tied and degrees["pp"] > 1:
+            yield "pp2"
+    else:
+        if model in ("qwen3", "gpt_oss") and degrees["pp"] > 1:
+            yield "pp2"
+        if (model == "gpt_oss" or "irope" in flavor) and degrees["cp"] > 1:
+            yield "cp2"
+        # Only qwen3 can be tied, and not where FSDP has to look after both.
+        if is_tied and (model != "qwen3" or degrees["dp_shard"] * degrees["cp"] > 1):
+            yield "dp_shard2" if model == "qwen3" else "never"
 
 
 def _meshes(line: str) -> Iterator[str]:
@@ -180,9 +192,9 @@ def layouts(line: str) -> tuple[Layout, ...]:
     ]
     # The library gives up on a pair whose row it cannot complete at once.
     missing = pairs(line) - {pair for layout in found for pair in pairs_of(layout, axes)}
-    for layout in _possible(line) if missing else ():
+    for least, layout in itertools.product((8, 5, 3, 2, 1), _possible(line) if missing else ()):
         new = missing & {*pairs_of(layout, axes)}
-        if new:
+        if len(new) >= least:
             found.append(layout)
             missing -= new
     return tuple(dict.fromkeys(found))
