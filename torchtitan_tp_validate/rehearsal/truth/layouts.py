@@ -35,6 +35,8 @@ _FAMILIES = {
         "deepseek_v3 debugmodel": _EXPERTS,
         "gpt_oss debugmodel": _EXPERTS,
         "qwen3 30B-A3B": _EXPERTS,
+        "deepseek_v3 16B": _EXPERTS,
+        "llama4 17bx16e": _EXPERTS,
     },
     "0.3": {
         "llama3 debugmodel": _DENSE,
@@ -152,7 +154,12 @@ def _refused(line: str, layout: Layout, degrees: Mapping[str, int]) -> Iterator[
     else:
         if model in ("qwen3", "gpt_oss") and degrees["pp"] > 1:
             yield "pp2"
-        if (model == "gpt_oss" or "irope" in flavor) and degrees["cp"] > 1:
+        # Its forward hands flex attention a dict of masks: it does not run at all.
+        if "irope" in flavor:
+            yield "tp2"
+        # gpt_oss has flex attention, which CP refuses; of the others the math kernel of a CPU computes
+        # llama's attention alone.
+        if model not in ("llama3", "llama4") and degrees["cp"] > 1:
             yield "cp2"
         # Only qwen3 can be tied, and not where FSDP has to look after both.
         if is_tied and (model != "qwen3" or degrees["dp_shard"] * degrees["cp"] > 1):
