@@ -123,15 +123,13 @@ def axes_of(line: str) -> dict[str, Sequence[str]]:
 def is_possible(line: str, layout: Layout) -> bool:
     """Whether a layout's values go together, and what comes of it is worth the time.
 
-    What torchtitan refuses whatever else is set is shown in one mesh. With full DTensor it searches minutes
-    for a plan of CP and TP.
+    What torchtitan refuses whatever else is set is shown in one mesh.
     """
     degrees = layout.degrees
     return (
         (degrees["ep"] == 1 or _FAMILIES[line][layout.model] == _EXPERTS)
         and (degrees["pp"] > 1 or layout.schedule == _PLAIN_SCHEDULE)
         and (degrees["tp"] > 1 or (layout.sequence_parallel != "off" and layout.loss != "whole"))
-        and not (layout.backend == "full_dtensor" and degrees["cp"] > 1 and degrees["tp"] > 1)
         and all(layout.mesh == mesh for mesh in _refused(line, layout, degrees))
     )
 
@@ -151,6 +149,9 @@ def _refused(line: str, layout: Layout, degrees: Mapping[str, int]) -> Iterator[
             yield "cp2"
         if is_tied and degrees["pp"] > 1:
             yield "pp2"
+        # With CP it searches for minutes how to redistribute what is cut twice.
+        if layout.backend == "full_dtensor" and degrees["cp"] > 1:
+            yield "cp2"
     else:
         if model in ("qwen3", "gpt_oss") and degrees["pp"] > 1:
             yield "pp2"
