@@ -208,6 +208,9 @@ def _put_into_0_3(job: Any, layout: Layout) -> None:
         registry = import_module(f"torchtitan.models.{name}").model_registry
         job.model_spec.model = registry(flavor, **dict(one.split("=") for one in settings)).model
     model = job.model_spec.model
+    if model.enable_weight_tying:
+        # Its embedding would not be initialized otherwise.
+        model.tok_embeddings.param_init = model.lm_head.param_init
     model.enable_weight_tying = layout.tied == "yes"
     for _, _, node in configs_below(model):
         if hasattr(node, "block_size"):
