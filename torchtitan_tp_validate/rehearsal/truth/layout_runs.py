@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import json
 import os
 import shutil
@@ -61,6 +62,7 @@ def _in_a_fork(line: ModuleType, job: Any, layout: Layout, used: set[str]) -> Ro
     try:
         sys.stdout.flush()
         sys.stderr.flush()
+        gc.freeze()
         pid = os.fork()
         if not pid:
             _child(line, job, layout, used, out)
@@ -98,7 +100,7 @@ def _run(line: ModuleType, job: Any, layout: Layout, used: set[str], out: Path) 
     assert not world.cuts, world.cuts
     line.split(job, world)
     left_out = line.make_small(job, world.degrees, out)
-    run = SmallRun(line, job, world, int(layout.batch), out, used)
+    run = SmallRun(line, job, world, int(layout.batch), out, used, outputs=False)
     children = Children(out, _PATIENCE_SECONDS)
     try:
         run.run_reference(children)
