@@ -26,8 +26,8 @@ from torchtitan_tp_validate.rehearsal.findings import Rehearsal, judged
 from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line
 from torchtitan_tp_validate.rehearsal.shrink import configs_below
 from torchtitan_tp_validate.rehearsal.small_run import SmallRun
-from torchtitan_tp_validate.rehearsal.truth.layouts import RANKS, Layout, Row
-from torchtitan_tp_validate.rehearsal.world import cut_world
+from torchtitan_tp_validate.rehearsal.truth.layouts import Layout, Row
+from torchtitan_tp_validate.rehearsal.world import World
 from torchtitan_tp_validate.validate import judge
 
 _PATIENCE_SECONDS = 40.0
@@ -96,8 +96,7 @@ def _run(line: ModuleType, job: Any, layout: Layout, used: set[str], out: Path) 
     requested = read_job(job)
     assert requested is not None
     verdict = _verdict(job)
-    world = cut_world(degrees_of_job(job), line.pp(job), line.pp(job), RANKS)
-    assert not world.cuts, world.cuts
+    world = World(degrees_of_job(job), line.pp(job), microbatches=line.pp(job), cuts=())
     line.split(job, world)
     left_out = line.make_small(job, world.degrees, out)
     run = SmallRun(line, job, world, int(layout.batch), out, used, outputs=False)
