@@ -134,8 +134,8 @@ def _verdict(job: Any) -> str:
 
 
 def _seen(verdict: str, rehearsal: Rehearsal) -> dict[str, str]:
-    # Who waited for others, when one had raised, has nothing to say.
-    ends = sorted(rehearsal.ends, key=lambda end: (end["how"] == "waited", not end["error"]))
+    # Who waited for others, when one had raised, has nothing to say, and who lost one only that.
+    ends = sorted(rehearsal.ends, key=lambda end: (not end["error"], "by peer" in end["error"]))
     wrong = [
         " ".join(filter(None, [one.name or one.what, f"x {one.factor:.3f}", one.looks_like]))
         if one.what == "gradient"
