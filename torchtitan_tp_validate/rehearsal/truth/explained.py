@@ -54,7 +54,7 @@ def _by_ddp(degrees: Mapping[str, int]) -> bool:
     return degrees["dp_replicate"] > 1 and degrees["dp_shard"] * degrees["cp"] == 1
 
 
-_REASONS = (
+REASONS = (
     Reason(
         "0.2",
         "the gradient of the router's gate is not summed over TP ranks, nor is what the experts give back "
@@ -72,15 +72,15 @@ _REASONS = (
     ),
     Reason(
         "0.2",
-        "DDP averages gradients of a loss that is divided by all tokens already (upstream pull request #2323, "
-        "mended in #2458)",
+        "DDP averages gradients of a loss that is divided by all tokens already (upstream pull request "
+        "#2323, mended in #2458)",
         lambda _, d: _by_ddp(d),
         r" x 0\.500",
     ),
     Reason(
         "0.2",
-        "DDP never hands gradients to parameters that TP has made DTensors (upstream issue #577; other models "
-        "refuse it)",
+        "DDP never hands gradients to parameters that TP has made DTensors (upstream issue #577; other "
+        "models refuse it)",
         lambda layout, d: "qwen3" in layout.model and d["tp"] > 1 and _by_ddp(d),
         r"^gradient norm$|Expected to have finished reduction",
     ),
@@ -148,11 +148,12 @@ _REASONS = (
 
 _MESSAGES = (
     ("0.2", r"DDP has not supported > 1D parallelism"),
-    ("0.2", r"Mesh '\['fsdp'\]' is not available"),
+    ("0.2", r"Mesh '\[.*'fsdp'\]' is not available"),
     ("0.2", r"does not support pipelining"),
     ("0.2", r"shared with a parameter already managed by another FSDP group"),
     ("0.2", r"Context Parallel only supports SDPA attention"),
     ("0.3", r"Weight tying is not supported with Pipeline Parallel"),
+    ("0.3", r"Optimizer param_groups pattern .* matched no parameters"),
     ("0.3", r"spmd_types \+ CP is not supported with ScaledDotProductAttention or VarlenAttention"),
     ("0.3", r"Context Parallel is not yet supported for"),
 )
@@ -194,7 +195,7 @@ def _explain_end(line: str, row: Row) -> str:
 
 
 def _reasons(line: str, layout: Layout) -> Iterator[Reason]:
-    for reason in _REASONS:
+    for reason in REASONS:
         if reason.line == line and reason.layouts(layout, layout.degrees):
             yield reason
 

@@ -55,8 +55,8 @@ _FAMILIES = {
         "deepseek_v3 16B": _EXPERTS,
     },
 }
-"""Line -> family, flavor and what is set in it -> whether it has experts. KV heads are above TP 4, equal to it
-(qwen3 30B-A3B), and below it (muse_glimmer, qwen3_5)."""
+"""Line -> family, flavor and what is set in it -> whether it has experts. KV heads are above TP 4, equal to
+it (qwen3 30B-A3B), and below it (muse_glimmer, qwen3_5)."""
 
 _AXES: Mapping[str, Mapping[str, Sequence[str]]] = {
     "0.2": {
