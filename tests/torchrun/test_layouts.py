@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import subprocess
 import sys
@@ -29,9 +30,9 @@ def test_every_layout_is_explained(line: str) -> None:
 
 @pytest.mark.parametrize("line", ROWS)
 def test_the_table_says_why(line: str) -> None:
-    said = [text.rsplit(",", 1)[-1] for text in TABLES[line].read_text(encoding="utf-8").splitlines()[1:]]
-    whys = [explain(line, row) for row in ROWS[line]]
-    assert [why.rsplit(",", 1)[-1].rstrip('"') for why in whys] == [one.rstrip('"') for one in said]
+    with TABLES[line].open(encoding="utf-8", newline="") as stream:
+        said = [values["explanation"] for values in csv.DictReader(stream)]
+    assert said == [explain(line, row) for row in ROWS[line]]
 
 
 @pytest.mark.parametrize("line", ROWS)
