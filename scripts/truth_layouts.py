@@ -15,13 +15,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
 from tqdm import tqdm
 
-from torchtitan_tp_validate.rehearsal.truth.explained import UNEXPLAINED, explain
+from torchtitan_tp_validate.rehearsal.truth.explained import KINDS, UNEXPLAINED, count_kinds, explain
 from torchtitan_tp_validate.rehearsal.truth.layout_runs import run_layouts
 from torchtitan_tp_validate.rehearsal.truth.layouts import Row, layouts, read_rows, write_rows
 
@@ -44,8 +43,8 @@ def main() -> None:
         write_rows(path, [(one, explain(line, one)) for one in recorded.values()])
     explained = [(one, explain(line, one)) for one in recorded.values()]
     write_rows(path, explained)
-    for why, count in Counter(why.partition(":")[0] for _, why in explained).most_common():
-        print(f"{count:5} {why}")
+    for kind, count in zip(KINDS, count_kinds(line, recorded.values()), strict=True):
+        print(f"{count:5} {kind}")
     left = [row for row, why in explained if why == UNEXPLAINED]
     for row in left:
         print(f"{row.layout}: {row.verdict}; {row.outcome} {row.worst} {row.wrong} {row.stage} {row.error}")

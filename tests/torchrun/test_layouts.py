@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from torchtitan_tp_validate.rehearsal.truth import explained
-from torchtitan_tp_validate.rehearsal.truth.explained import AGREES, UNEXPLAINED, explain
+from torchtitan_tp_validate.rehearsal.truth.explained import AGREES, UNEXPLAINED, count_kinds, explain
 from torchtitan_tp_validate.rehearsal.truth.layouts import Row, axes_of, pairs, pairs_of, read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,6 +44,13 @@ def test_no_layout_is_recorded_twice(line: str) -> None:
 def test_every_two_values_that_go_together_are_together_in_a_layout(line: str) -> None:
     axes = axes_of(line)
     assert pairs(line) - {pair for row in ROWS[line] for pair in pairs_of(row.layout, axes)} == set()
+
+
+@pytest.mark.parametrize("line", ROWS)
+def test_the_figures_are_those_of_the_page(line: str) -> None:
+    counts = [len(ROWS[line]), *count_kinds(line, ROWS[line])]
+    row = f"| layouts of {line}.x | {' | '.join(map(str, counts))} |"
+    assert row in (ROOT / "docs" / "truth.md").read_text(encoding="utf-8"), row
 
 
 @pytest.mark.parametrize("reason", explained.REASONS, ids=lambda reason: f"{reason.line}: {reason.text[:40]}")

@@ -9,7 +9,8 @@ Source: rehearsals of torchtitan 0.2.2 and 0.3.0, with the upstream issue where 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torchtitan_tp_validate.rehearsal.truth.layouts import Layout, Row
@@ -20,6 +21,10 @@ _FAULT = "upstream fault"
 _REFUSES = "torchtitan refuses"
 _NOT_FORESEEN = "not foreseen"
 _ROUNDING = "rounding"
+_NOT_REHEARSED = "cannot be rehearsed"
+
+KINDS = (AGREES, _FAULT, _REFUSES, _NOT_FORESEEN, _NOT_REHEARSED, _ROUNDING, UNEXPLAINED)
+"""What an explanation begins with."""
 
 _ONE_PROCESS = "one process raised"
 
@@ -85,8 +90,8 @@ REASONS = (
     ),
     Reason(
         "0.2",
-        "DDP never hands gradients to parameters that TP has made DTensors (upstream issue #577; other "
-        "models refuse it)",
+        "DDP never hands gradients to parameters that TP has made DTensors (upstream issue #577, which other "
+        "models refuse)",
         lambda layout, d: "qwen3" in layout.model and d["tp"] > 1 and _by_ddp(d),
         r"^gradient norm$|Expected to have finished reduction",
     ),
@@ -107,6 +112,13 @@ REASONS = (
         "llama4 hands flex attention the masks of all layers: no irope flavor runs",
         lambda layout, _: "irope" in layout.model,
         "'dict' object has no attribute 'mask_mod'",
+    ),
+    Reason(
+        "0.2",
+        "the math kernel of a CPU, which is no ring, gives every CP rank the attention of the whole sequence",
+        lambda layout, d: d["cp"] > 1 and "llama" not in layout.model,
+        "mat1 and mat2 shapes cannot be multiplied",
+        kind=_NOT_REHEARSED,
     ),
     Reason(
         "0.3",
@@ -164,6 +176,12 @@ _MESSAGES = (
     ("0.3", r"Context Parallel is not yet supported for"),
 )
 """Line, and what it says of layouts that it does not take and no rule of ours foresees."""
+
+
+def count_kinds(line: str, rows: Iterable[Row]) -> list[int]:
+    """Return how many rows of a line have an explanation of each of `KINDS`."""
+    counts = Counter(explain(line, row).partition(":")[0] for row in rows)
+    return [counts[kind] for kind in KINDS]
 
 
 def explain(line: str, row: Row) -> str:
