@@ -90,9 +90,9 @@ REASONS = (
     ),
     Reason(
         "0.2",
-        "DDP never hands gradients to parameters that TP has made DTensors (upstream issue #577, which other "
-        "models refuse)",
-        lambda layout, d: "qwen3" in layout.model and d["tp"] > 1 and _by_ddp(d),
+        "DDP never hands gradients to parameters that TP has made DTensors (upstream issue #577, which "
+        "llama3 and llama4 refuse)",
+        lambda layout, d: "llama" not in layout.model and d["tp"] > 1 and _by_ddp(d),
         r"^gradient norm$|Expected to have finished reduction",
     ),
     Reason(
@@ -159,7 +159,7 @@ REASONS = (
         "0.3",
         "Adam's first step turns rounding of gradients near zero into steps of the learning rate",
         lambda layout, _: "qwen3_5" in layout.model,
-        r"\.attn\.(A_log|dt_bias) x 1\.000",
+        r"\.attn\.(A_log|dt_bias) x (1\.00|0\.999)",
         kind=_ROUNDING,
     ),
 )
@@ -169,7 +169,7 @@ _MESSAGES = (
     ("0.2", r"Mesh '\[.*'fsdp'\]' is not available"),
     ("0.2", r"does not support pipelining"),
     ("0.2", r"shared with a parameter already managed by another FSDP group"),
-    ("0.2", r"Context Parallel only supports SDPA attention"),
+    ("0.2", r"CP support for gpt-oss model is still in progress"),
     ("0.3", r"Weight tying is not supported with Pipeline Parallel"),
     ("0.3", r"Optimizer param_groups pattern .* matched no parameters"),
     ("0.3", r"spmd_types \+ CP is not supported with ScaledDotProductAttention or VarlenAttention"),
