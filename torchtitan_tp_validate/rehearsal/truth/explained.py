@@ -157,9 +157,25 @@ REASONS = (
     ),
     Reason(
         "0.3",
+        "a later stage of muse_glimmer takes the tokens that sequence parallelism has cut for whole ones "
+        "(a comment in its forward says so, and that it does not matter)",
+        lambda layout, d: (
+            "muse_glimmer" in layout.model
+            and d["tp"] > 1
+            and d["pp"] > 1
+            and layout.sequence_parallel == "on"
+        ),
+        r"\.weight x ",
+        spreads=True,
+    ),
+    Reason(
+        "0.3",
         "Adam's first step turns rounding of gradients near zero into steps of the learning rate",
-        lambda layout, _: "qwen3_5" in layout.model,
-        r"\.attn\.(A_log|dt_bias) x (1\.00|0\.999)",
+        lambda layout, d: (
+            "qwen3_5" in layout.model
+            or ("muse_glimmer" in layout.model and d["pp"] > 1 and layout.sequence_parallel == "off")
+        ),
+        r"\.(A_log|dt_bias|weight) x (1\.00|0\.999)",
         kind=_ROUNDING,
     ),
 )
@@ -170,6 +186,7 @@ _MESSAGES = (
     ("0.2", r"does not support pipelining"),
     ("0.2", r"shared with a parameter already managed by another FSDP group"),
     ("0.2", r"CP support for gpt-oss model is still in progress"),
+    ("0.2", r"Context Parallel only supports SDPA attention"),
     ("0.3", r"Weight tying is not supported with Pipeline Parallel"),
     ("0.3", r"Optimizer param_groups pattern .* matched no parameters"),
     ("0.3", r"spmd_types \+ CP is not supported with ScaledDotProductAttention or VarlenAttention"),

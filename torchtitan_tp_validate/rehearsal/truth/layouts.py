@@ -115,6 +115,13 @@ class Layout:
         return ", ".join(filter(None, asdict(self).values()))
 
 
+_FURTHER = {
+    "0.2": (),
+    "0.3": (Layout("muse_glimmer debugmodel", "tp2 pp2", "spmd_types", "chunked", sequence_parallel="on"),),
+}
+"""Line -> layouts of a fault that only three values show together."""
+
+
 def axes_of(line: str) -> dict[str, Sequence[str]]:
     """Return axis -> values of a line (``0.2``, ``0.3``): fields of `Layout`."""
     return {"model": tuple(_FAMILIES[line]), "mesh": tuple(_meshes(line)), **_AXES[line]}
@@ -195,8 +202,11 @@ def layouts(line: str) -> tuple[Layout, ...]:
         return len(values) < 2 or is_possible(line, layout)
 
     found = [
-        Layout(**row._asdict())
-        for row in AllPairs(OrderedDict((a, axes[a]) for a in order), filter_func=may_go_on)
+        *_FURTHER[line],
+        *(
+            Layout(**row._asdict())
+            for row in AllPairs(OrderedDict((a, axes[a]) for a in order), filter_func=may_go_on)
+        ),
     ]
     # The library gives up on a pair whose row it cannot complete at once.
     missing = pairs(line) - {pair for layout in found for pair in pairs_of(layout, axes)}
