@@ -97,12 +97,6 @@ REASONS = (
     ),
     Reason(
         "0.2",
-        "experts that fewer ranks than TP's share are not summed over the rest where there is no FSDP",
-        lambda layout, d: "qwen3" in layout.model and d["tp"] > d["ep"] > 1 and d["dp_shard"] * d["cp"] == 1,
-        r"moe\.experts\.",
-    ),
-    Reason(
-        "0.2",
         "gpt_oss never initializes the bias of its routers' gates",
         lambda layout, _: "gpt_oss" in layout.model,
         r"^uninitialized .*\.router\.gate\.bias",
