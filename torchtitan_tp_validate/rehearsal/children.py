@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import gc
 import os
 import signal
 import sys
@@ -76,6 +77,8 @@ class Children:
             # gloo would look for the address of the host name, which need not have one.
             "GLOO_SOCKET_IFNAME": "lo",
         }
+        # Or else torchtitan's own collections copy all that is imported into every rank, which takes seconds.
+        gc.freeze()
         pids = [self._fork(files[rank], rank, environment, function) for rank in range(ranks)]
         try:
             how = self._wait(files, pids)

@@ -26,6 +26,7 @@ class SmallRun:
         out: the folder of the rehearsal.
         used: the stand-ins that this process has called.
         keep: leave every rank's gradients in the folder.
+        outputs: compare what modules compute.
     """
 
     line: ModuleType
@@ -35,6 +36,7 @@ class SmallRun:
     out: Path
     used: set[str]
     keep: bool = False
+    outputs: bool = True
 
     def run_reference(self, children: Children) -> None:
         """Run in one process, on the rows of all data ranks.
@@ -87,7 +89,7 @@ class SmallRun:
         )
         # The stages of a pipeline find the shapes of their inputs by a forward pass of nothing, and what is
         # compiled takes no hooks.
-        outputs = self.world.pp == 1 and not job.compile.enable
+        outputs = self.outputs and self.world.pp == 1 and not job.compile.enable
         process = Process(self.out, enter, keep=self.keep, outputs=outputs)
         run = process.reference if name == "reference" else process.rank
         run(partial(self.build_trainer, batches.of_rank, local_batch_size, self.microbatch_size))

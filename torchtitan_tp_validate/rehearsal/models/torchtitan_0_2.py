@@ -128,8 +128,6 @@ def build(
     with torch.device("meta"):
         model = spec.model_cls(model_args)
         _resize(family, model, sizes)
-    # gpt_oss makes its blocks bfloat16, in which no two degrees would agree.
-    model.to(torch.float32)
 
     return TinyModel(
         model=model,
@@ -339,6 +337,8 @@ def _stand_in_for_flex_attention() -> None:
 
     FlexAttentionWrapper.forward = _masked_attention
     gpt_oss.create_attention_mask = partial(create_block_mask, device="cpu")
+    # It makes its blocks bfloat16, in which no two degrees would agree.
+    gpt_oss.TransformerBlock.to = lambda block, dtype: block
 
 
 def _masked_attention(
@@ -348,7 +348,7 @@ def _masked_attention(
     v: torch.Tensor,
     *,
     block_mask: Any,
-    scale: float,
+    scale: float | None = None,
     return_lse: bool = False,
     enable_gqa: bool = False,
 ) -> Any:
@@ -365,7 +365,7 @@ def _masked_attention(
         raise ValueError(f"Expect number of query heads to be a multiple of kv heads but got {heads=}")
     k, v = (tensor.repeat_interleave(heads // kv_heads, dim=-3) for tensor in (k, v))
     mask = create_mask(block_mask.mask_mod, 1, 1, q.size(-2), k.size(-2), device=q.device)
-    scores = (q @ k.mT * scale).masked_fill(~mask, float("-inf"))
+    scores = (q @ k.mT * (q.size(-1) ** -0.5 if scale is None else scale)).masked_fill(~mask, float("-inf"))
     out = scores.softmax(-1) @ v
     return (out, scores.logsumexp(-1)) if return_lse else out
 
