@@ -63,7 +63,7 @@ def core(session: nox.Session) -> None:
 @nox.session(python=False)
 @nox.parametrize("torchtitan", list(LINES))
 def tests(session: nox.Session, torchtitan: str) -> None:
-    """The tests in one process and the patches side by side, then those under torchrun one by one.
+    """Tests in one process, patches and rehearsals side by side, then those under torchrun one by one.
 
     Arguments after ``--`` go to pytest, in a single run.
     """
@@ -73,7 +73,7 @@ def tests(session: nox.Session, torchtitan: str) -> None:
         return
     # The older releases of a line differ in their entry points, and in nothing that is run behind them.
     older = torchtitan in OLDER
-    folders = ["tests/torchtitan", "tests/patches", *([] if older else ["tests/docs"])]
+    folders = ["tests/torchtitan", "tests/patches", *([] if older else ["tests/rehearsal", "tests/docs"])]
     session.run(python, "-m", "pytest", *folders, "-n", "auto", "--dist", "loadgroup")
     refusals = "tests/torchrun/test_tp_above_n_kv_heads_is_refused.py"
     session.run(python, "-m", "pytest", refusals if older else "tests/torchrun")

@@ -101,7 +101,19 @@ class OutputError(TPValidateError):
     """Standard output does not take the result; the text says why."""
 
 
-class ShrinkError(TPValidateError):
+class RehearsalError(TPValidateError):
+    """A run cannot be rehearsed; the text says why.
+
+    Attributes:
+        output: the end of what the process that tried has written, where that says more.
+    """
+
+    def __init__(self, text: str, output: str = "") -> None:
+        super().__init__(f"{text.removesuffix('.')}.")
+        self.output = output
+
+
+class ShrinkError(RehearsalError):
     """A model cannot be made small, since something of it is not known; the text names the field."""
 
 

@@ -74,7 +74,13 @@ def model(name: str) -> Model:
         UnavailableError: it cannot be imported here, or has no registry of its own.
     """
     package = _package(name)
-    ways = (line.flavors(package, lambda: _package(name.rpartition(".")[2])) for line in releases())
+
+    def model_package() -> ModuleType:
+        """Return the model's that an experiment is about; somebody's own package is about none."""
+        last = name.rpartition(".")[2]
+        return _package(last) if last in names() else package
+
+    ways = (line.flavors(package, model_package) for line in releases())
     flavors = next((found for found in ways if found is not None), None)
     if flavors is None:
         raise UnavailableError(f"{name} registers no model of its own.")

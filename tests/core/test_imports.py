@@ -44,7 +44,18 @@ HEAVY_AT_ONCE = {
     *(f"{PACKAGE}.kv_replication.{module}" for module in ("gather", "torchtitan_0_2", "torchtitan_0_3")),
     *(
         f"{PACKAGE}.rehearsal.{module}"
-        for module in ("checkpoints", "parallelize", "pipeline", "rank", "training")
+        for module in (
+            *(
+                "batches",
+                "checkpoints",
+                "parallelize",
+                "pipeline",
+                "process",
+                "rank",
+                "stand_ins",
+                "training",
+            ),
+        )
     ),
     f"{PACKAGE}.rehearsal.models.torchtitan_0_3",
 }

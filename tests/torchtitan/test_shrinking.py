@@ -109,11 +109,12 @@ def test_a_linear_that_may_read_or_write_the_residual_stream_is_named() -> None:
     config = registry.model("qwen3").spec("30B-A3B").config
     attention = config.layers[0].attention
     own = dataclasses.make_dataclass("Own", ["attention", "adapter"])
-    config.layers = [own(attention, copy.deepcopy(attention.wo))]
+    adapter = dataclasses.replace(attention.wo, in_features=config.dim)
+    config.layers = [own(attention, adapter)]
     with pytest.raises(ShrinkError) as caught:
         shrink(config, Degrees(tp=2))
     assert str(caught.value) == (
-        "layers[0].adapter is 4096 by 2048, and the model's dim is 2048: it is not known whether it reads or "
+        "layers[0].adapter is 2048 by 2048, and the model's dim is 2048: it is not known whether it reads or "
         "writes the residual stream."
     )
 

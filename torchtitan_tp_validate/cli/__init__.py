@@ -21,10 +21,12 @@ _COMMANDS = {
     "hf-audit": "hf_audit",
     "rule": "rules",
     "rules": "rules",
+    "rehearse": "rehearse",
     "doctor": "doctor",
     "completion": "completion",
 }
 """Subcommand -> the module of commands/ that has it."""
+_TAKE_A_RUN = ("check", "rehearse")
 _EXAMPLES = """\
 examples:
   tp-validate check --hf-config path/to/config.json
@@ -55,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         return status
     except TPValidateError as error:
-        _complain(str(error))
+        _complain(str(error), getattr(error, "output", ""))
     except BrokenPipeError:
         # Whoever read the output has gone, e.g. `| head`.
         pass
@@ -78,19 +80,19 @@ def _run(arguments: list[str], theirs: list[str] | None) -> int:
         options, unknown = build_parser(next(iter(arguments), None)).parse_known_args(arguments)
         options.parser.raise_if_unknown(unknown, getattr(options, "hint", ""))
         options.torchtitan_arguments = theirs
-        if theirs is not None and options.command != "check":
-            options.parser.error("only check takes torchtitan's arguments after --")
+        if theirs is not None and options.command not in _TAKE_A_RUN:
+            options.parser.error(f"only {' and '.join(_TAKE_A_RUN)} take torchtitan's arguments after --")
         status: int = options.run(options)
         return status
     except SystemExit as stop:  # argparse, and torchtitan's own parser
         return stop.code if isinstance(stop.code, int) else USAGE if stop.code else 0
 
 
-def _complain(message: str) -> None:
-    from torchtitan_tp_validate.cli.formats import terminal
+def _complain(message: str, output: str = "") -> None:
+    from torchtitan_tp_validate.cli.formats import block, terminal
 
     if sys.stderr is not None:
-        sys.stderr.write(f"tp-validate: {terminal(message)}\n")
+        sys.stderr.write(f"tp-validate: {terminal(message)}\n{output and block(output) + chr(10)}")
 
 
 def _forget_output() -> None:

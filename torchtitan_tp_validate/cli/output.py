@@ -82,3 +82,16 @@ def progress(title: str) -> Iterator[Callable[[Sequence[_T]], Iterable[_T]]]:
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
         yield lambda items: bar.track(items, description=title)
+
+
+@contextlib.contextmanager
+def status() -> Iterator[Callable[[str], None]]:
+    """Show on standard error what goes on, where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+
+    with Console(stderr=True).status("") as shown:
+        yield lambda text: shown.update(escape(text))

@@ -4,15 +4,16 @@ What a rule asks of a size is what is left of it modulo a degree. So the counts 
 layer of each kind stays, and the widths become the smallest that leave the same remainders: what divides
 still divides, and what does not still does not.
 
-A config tree of torchtitan 0.3.x is shrunk by the names that its models share; a model of somebody's own by
-the same names. What carries the residual stream under a name that is not known is named, and nothing is
-guessed.
+A config tree of torchtitan 0.3.x is shrunk by the names that its models share. In a model of somebody's own,
+a linear or norm of another name is on the residual stream where it is as wide; a linear that may read it as
+well as write it is named, and nothing is guessed.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
@@ -29,10 +30,10 @@ _READS_STREAM = frozenset(
 _WRITES_STREAM = frozenset({"w2", "wo", "out_proj"})
 """Linears whose output is."""
 
-_NORMALIZES_STREAM = frozenset(
-    {"attention_norm", "ffn_norm", "post_attention_norm", "post_ffn_norm", "norm", "perception_emb_norm"}
+_NORMALIZES_HEADS = frozenset(
+    {"qk_norm", "q_norm", "k_norm", "q_a_norm", "kv_norm", "query_norm", "key_norm"}
 )
-"""Norms of it, where they are as wide."""
+"""Norms of something else, which may be as wide by chance."""
 
 _WHOLE_BYTES = 8
 """The grouped product takes rows of whole 16 bytes, of 2 bytes a value (TP013)."""
@@ -56,19 +57,20 @@ def same_remainders(size: int, degrees: Degrees, *, block: int = _WHOLE_BYTES) -
     return _smallest(size, _modulus(degrees) * block, least)
 
 
-def shrink(config: Any, degrees: Degrees, *, block: int = _WHOLE_BYTES) -> Any:
+def shrink(config: Any, degrees: Degrees, *, block: int = _WHOLE_BYTES, least_layers: int = 1) -> Any:
     """Return a small copy of a model's config, which gets the same verdicts at these degrees.
 
     Args:
         config: the config tree of a torchtitan 0.3.x model, or the model args of a 0.2.x one.
         degrees: of the run.
         block: how many units the narrowest kernel of the model takes at a time, see `same_remainders`.
+        least_layers: how many layers there must be, where the model has so many.
 
     Raises:
         ShrinkError: something carries the residual stream under a name that is not known.
     """
     is_tree = isinstance(getattr(config, "layers", None), (list, tuple))
-    return (_shrink_tree if is_tree else _shrink_args)(config, degrees, block)
+    return (_shrink_tree if is_tree else _shrink_args)(config, degrees, block, least_layers)
 
 
 def _modulus(degrees: Degrees) -> int:
@@ -81,7 +83,7 @@ def _smallest(size: int, modulus: int, least: int) -> int:
     return min(size, least + (size - least) % modulus)
 
 
-def _shrink_args(args: Any, degrees: Degrees, block: int) -> Any:
+def _shrink_args(args: Any, degrees: Degrees, block: int, least_layers: int) -> Any:
     """Shrink the model args of torchtitan 0.2.x, where formulas give what is not among them.
 
     Source: ``models/*/model/args.py`` and ``model.py`` of torchtitan 0.2.2.
@@ -94,7 +96,7 @@ def _shrink_args(args: Any, degrees: Degrees, block: int) -> Any:
         small.dim = args.n_heads * _head_dim(args, degrees, block)
     if hasattr(args, "multiple_of"):
         _scale_feed_forward(args, small, degrees, block)
-    small.n_layers = min(args.n_layers, _layers_of_all_kinds(args))
+    small.n_layers = min(args.n_layers, max(least_layers, _layers_of_all_kinds(args)))
     if hasattr(args, "n_dense_layers"):
         small.n_dense_layers = min(args.n_dense_layers, 1)
     return small
@@ -131,24 +133,27 @@ def _layers_of_all_kinds(args: Any) -> int:
     return min(getattr(args, "n_dense_layers", 0), 1) + math.lcm(*periods)
 
 
-def _shrink_tree(config: Any, degrees: Degrees, block: int) -> Any:
+def _shrink_tree(config: Any, degrees: Degrees, block: int, least_layers: int) -> Any:
     """Shrink a config tree of torchtitan 0.3.x."""
     small = copy.copy(config)
-    small.layers = _one_of_each_kind(config.layers)
+    small.layers = _one_of_each_kind(config.layers, least_layers)
     small = copy.deepcopy(small)
     widths = _Widths(lambda size: same_remainders(size, degrees, block=block), small.dim, small.vocab_size)
-    for path, name, node in _nodes(small):
+    for path, name, node in configs_below(small):
         widths.set(path, name, node)
     small.dim, small.vocab_size = widths.dim, widths.vocab_size
     return small
 
 
-def _one_of_each_kind(layers: list[Any]) -> list[Any]:
-    """Return the first layer of each kind, in the order of the model."""
-    first: dict[Hashable, Any] = {}
-    for layer in layers:
-        first.setdefault(_kind(layer), layer)
-    return list(first.values())
+def _one_of_each_kind(layers: list[Any], least: int) -> list[Any]:
+    """Return the first layer of each kind, and more where there must be more, in the order of the model."""
+    first: dict[Hashable, int] = {}
+    for index, layer in enumerate(layers):
+        first.setdefault(_kind(layer), index)
+    kept = set(first.values())
+    others = (index for index in range(len(layers)) if index not in kept)
+    kept |= set(itertools.islice(others, max(0, least - len(kept))))
+    return [layers[index] for index in sorted(kept)]
 
 
 def _kind(value: Any) -> Hashable:
@@ -176,7 +181,7 @@ class _Widths:
             node.num_embeddings, node.embedding_dim = self.vocab_size, self.dim
         elif hasattr(node, "in_features"):
             self._set_linear(path, name, node)
-        elif name in _NORMALIZES_STREAM:
+        elif name not in _NORMALIZES_HEADS and name.endswith("norm"):
             self._set_norm(node)
         elif hasattr(node, "hidden_dim"):
             node.hidden_dim = self._smaller(node.hidden_dim)
@@ -185,15 +190,17 @@ class _Widths:
             node.dim = self.dim
 
     def _set_linear(self, path: str, name: str, node: Any) -> None:
-        if name in _READS_STREAM and node.in_features == self._dim:
-            node.in_features = self.dim
-        elif name in _WRITES_STREAM and node.out_features == self._dim:
-            node.out_features = self.dim
-        elif self._dim in (node.in_features, node.out_features):
+        is_known = name in _READS_STREAM | _WRITES_STREAM
+        reads, writes = node.in_features == self._dim, node.out_features == self._dim
+        if not is_known and reads and writes:
             raise ShrinkError(
                 f"{path} is {node.in_features} by {node.out_features}, and the model's dim is {self._dim}: "
-                "it is not known whether it reads or writes the residual stream."
+                "it is not known whether it reads or writes the residual stream"
             )
+        if reads and name not in _WRITES_STREAM:
+            node.in_features = self.dim
+        if writes and name not in _READS_STREAM:
+            node.out_features = self.dim
         if name in ("w1", "w3"):
             node.out_features = self._smaller(node.out_features)
         elif name == "w2":
@@ -214,8 +221,8 @@ class _Widths:
                 setattr(node, field, self.dim)
 
 
-def _nodes(config: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
-    """``(path, field name, config)`` of every config below this one."""
+def configs_below(config: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Yield ``(path, field name, config)`` of every config below this one."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name, None)
         at = f"{path}.{field.name}".removeprefix(".")
@@ -224,4 +231,4 @@ def _nodes(config: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
             if dataclasses.is_dataclass(child):
                 child_path = at if index is None else f"{at}[{index}]"
                 yield child_path, field.name, child
-                yield from _nodes(child, child_path)
+                yield from configs_below(child, child_path)

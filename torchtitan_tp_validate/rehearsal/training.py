@@ -127,7 +127,12 @@ def collectives() -> list[int]:
 def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Yield parameters under the names they have in a model that nothing has wrapped."""
     for name, parameter in model.named_parameters():
-        yield ".".join(part for part in name.split(".") if part not in _WRAPPER_NAMES), parameter
+        yield plain_name(name), parameter
+
+
+def plain_name(name: str) -> str:
+    """Return the name that a parameter or module has in a model that nothing has wrapped."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPER_NAMES)
 
 
 def copy_weights(model: nn.Module) -> dict[str, torch.Tensor]:

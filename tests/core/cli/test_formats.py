@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
@@ -18,14 +19,18 @@ from torchtitan_tp_validate.cli import torchtitan
 from torchtitan_tp_validate.cli.commands import audit, hf_audit, table
 from torchtitan_tp_validate.cli.formats import FORMATS
 from torchtitan_tp_validate.cli.verdicts import Report
+from torchtitan_tp_validate.rehearsal import rehearse
+from torchtitan_tp_validate.rehearsal.rehearse import Rehearsal
 from torchtitan_tp_validate.rules import LINES
 from torchtitan_tp_validate.transformers_tp import audit as plans
 from torchtitan_tp_validate.transformers_tp.audit import HeadAudit, Linear, NotAudited, PlanAudit
 
 ROOT = Path(__file__).parents[3]
 UNTOLD = "docs/cli.md names other formats than cli/formats.py has"
-COMMANDS = ("check", "table", "audit", "hf-audit", "rule", "rules", "doctor")
+COMMANDS = ("check", "table", "audit", "hf-audit", "rule", "rules", "rehearse", "doctor")
+KILLED = {"rank": 1, "how": "killed", "stage": "starting", "error": "", "traceback": ""}
 HEAD = HeadAudit("lm_head", (128, 64), None, (), None, 16384)
+SEEN = Rehearsal("debug 8B", "dies", "fits", {"tp": 2}, (), (2,), math.nan, 0, ends=(KILLED,))
 PLANS = {
     "WholeForCausalLM": PlanAudit("WholeForCausalLM", "5.9", 4, HEAD, (Linear("fc", 2, (8, 4), 128),)),
     "HeadlessForCausalLM": PlanAudit("HeadlessForCausalLM", "5.9", 4, None, ()),
@@ -40,13 +45,15 @@ def command_lines(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> dict[st
     monkeypatch.setattr(torchtitan, "installed", contextlib.nullcontext)
     monkeypatch.setattr(audit, "_jobs", lambda options: [audit._Job("debug 8B", lambda: found)])
     monkeypatch.setattr(table, "survey", lambda options: iter([found]))
+    monkeypatch.setattr(rehearse, "rehearse", lambda *_, **__: SEEN)
     monkeypatch.setattr(hf_audit, "transformers_version", lambda: "5.9")
     monkeypatch.setattr(plans, "audit_installed", lambda names: iter([PLANS[name] for name in names]))
     monkeypatch.setattr(plans, "audited_classes", lambda: list(PLANS))
     return {
         "check": ["check", "--hf-config", str(config_file), "--tp", "4"],
         "rule": ["rule", "TP002"],
-        **{command: [command] for command in COMMANDS if command not in ("check", "rule")},
+        "rehearse": ["rehearse", "--model", "debug", "--flavor", "8B"],
+        **{command: [command] for command in COMMANDS if command not in ("check", "rule", "rehearse")},
     }
 
 

@@ -85,7 +85,7 @@ def prepare(device_type: str) -> None:
     _until_exit.enter_context(implicit_replication())
     atexit.register(_until_exit.close)
     if device_type == "cpu":
-        _stand_in_for_gpu_kernels()
+        stand_in_for_gpu_kernels()
 
 
 def build(
@@ -128,8 +128,6 @@ def build(
     with torch.device("meta"):
         model = spec.model_cls(model_args)
         _resize(family, model, sizes)
-    # gpt_oss makes its blocks bfloat16, in which no two degrees would agree.
-    model.to(torch.float32)
 
     return TinyModel(
         model=model,
@@ -311,7 +309,8 @@ def _masks(model: nn.Module, tokens: torch.Tensor) -> dict[str, Any]:
     return {"attention_masks": model.get_attention_masks(tokens, tokenizer=None)}
 
 
-def _stand_in_for_gpu_kernels() -> None:
+def stand_in_for_gpu_kernels() -> None:
+    """Let this process run on the CPU: torch in the place of what only a GPU has."""
     import torch
     from torch.nn.attention import SDPBackend
     from torchtitan.distributed import parallel_dims
@@ -338,6 +337,8 @@ def _stand_in_for_flex_attention() -> None:
 
     FlexAttentionWrapper.forward = _masked_attention
     gpt_oss.create_attention_mask = partial(create_block_mask, device="cpu")
+    # It makes its blocks bfloat16, in which no two degrees would agree.
+    gpt_oss.TransformerBlock.to = lambda block, dtype: block
 
 
 def _masked_attention(
@@ -347,7 +348,7 @@ def _masked_attention(
     v: torch.Tensor,
     *,
     block_mask: Any,
-    scale: float,
+    scale: float | None = None,
     return_lse: bool = False,
     enable_gqa: bool = False,
 ) -> Any:
@@ -364,7 +365,7 @@ def _masked_attention(
         raise ValueError(f"Expect number of query heads to be a multiple of kv heads but got {heads=}")
     k, v = (tensor.repeat_interleave(heads // kv_heads, dim=-3) for tensor in (k, v))
     mask = create_mask(block_mask.mask_mod, 1, 1, q.size(-2), k.size(-2), device=q.device)
-    scores = (q @ k.mT * scale).masked_fill(~mask, float("-inf"))
+    scores = (q @ k.mT * (q.size(-1) ** -0.5 if scale is None else scale)).masked_fill(~mask, float("-inf"))
     out = scores.softmax(-1) @ v
     return (out, scores.logsumexp(-1)) if return_lse else out
 

@@ -388,11 +388,11 @@ def test_a_subcommand_that_is_nearly_right_is_suggested(tp_validate: Program) ->
     assert tp_validate("adit") == (2, "", err)
 
 
-def test_only_check_takes_torchtitans_arguments(tp_validate: Program) -> None:
+def test_only_commands_about_a_run_take_torchtitans_arguments(tp_validate: Program) -> None:
     status, _, err = tp_validate("rules", "--", "--module", "llama3")
     assert (status, err.splitlines()[0]) == (
         2,
-        "tp-validate rules: only check takes torchtitan's arguments after --",
+        "tp-validate rules: only check and rehearse take torchtitan's arguments after --",
     )
 
 

@@ -1,0 +1,181 @@
+"""What rehearsals of real jobs find; those of docs/rehearsal.md are run by tests/docs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import pytest
+
+from tests.rehearsal import warm
+from torchtitan_tp_validate.errors import RehearsalError
+from torchtitan_tp_validate.rehearsal.findings import Rehearsal
+from torchtitan_tp_validate.rehearsal.told import whole_text
+
+TP_2 = {"tensor_parallel_degree": 2}
+TP_2_FLAG = ("--parallelism.tensor_parallel_degree", "2")
+EP_2_FLAG = ("--parallelism.expert_parallel_degree", "2")
+OWN = "tests.rehearsal.own_model"
+TRANSFORMERS = "transformers_modeling_backend"
+FOLDER = "{folder}"
+
+LLAMA = {"model": "llama3", "flavor": "8B"}
+REQUESTS: dict[str, dict[str, dict[str, Any]]] = {
+    "0.2": {
+        "dense": {**LLAMA, "degrees": TP_2, "ranks": 2},
+        "experts": {"model": "qwen3", "flavor": "30B-A3B", "degrees": TP_2},
+        "pipeline": {**LLAMA, "degrees": {**TP_2, "pipeline_parallel_degree": 2}},
+    },
+    "0.3": {
+        "pipeline": {**LLAMA, "degrees": {**TP_2, "pipeline_parallel_degree": 2}},
+        "context": {**LLAMA, "degrees": {**TP_2, "context_parallel_degree": 2}},
+        "one microbatch": {
+            "arguments": (
+                *("--module", "llama3", "--config", "llama3_8b", "--training.disable_cuda_graphs"),
+                *(*TP_2_FLAG, "--parallelism.pipeline_parallel_degree", "2"),
+            )
+        },
+        "refused": {"arguments": ("--module", "qwen3_5", "--config", "qwen35_35b_a3b", TP_2_FLAG[0], "4")},
+        "float8": {"arguments": ("--module", "llama3", "--config", "llama3_debugmodel_float8", *TP_2_FLAG)},
+        "own": {"arguments": ("--module", OWN, "--config", "own_8b", *TP_2_FLAG)},
+        "own square": {"model": OWN, "flavor": "8B-square", "degrees": TP_2},
+        "own small square": {"model": OWN, "flavor": "small-square", "degrees": TP_2},
+        "hybridep": {
+            "arguments": (
+                *("--module", "deepseek_v3", "--config", "deepseek_v3_16b_hybridep", *TP_2_FLAG, *EP_2_FLAG),
+            )
+        },
+        "DistMuon": {"arguments": ("--module", "kimi_k2_7", "--config", "moonlight_16b_a3b", *EP_2_FLAG)},
+        "transformers": {
+            "arguments": (
+                *("--module", TRANSFORMERS, "--config", f"{TRANSFORMERS}_full", "--hf_model", FOLDER),
+                *TP_2_FLAG,
+            )
+        },
+    },
+}
+
+pytestmark = pytest.mark.xdist_group("rehearsals")
+
+
+@pytest.fixture(scope="module")
+def rehearse(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Rehearsal]:
+    """Return what came of one of the requests of the installed line."""
+    requests = REQUESTS[version("torchtitan")[:3]]
+    config = tmp_path_factory.mktemp("config")
+    if "transformers" in requests:
+        from transformers import Qwen3Config
+
+        Qwen3Config(architectures=["Qwen3ForCausalLM"]).save_pretrained(config)
+        words = requests["transformers"]["arguments"]
+        requests["transformers"]["arguments"] = [str(config) if word == FOLDER else word for word in words]
+    out = tmp_path_factory.mktemp("rehearsals")
+    warm.rehearse_all(requests, out)
+    return lambda name: warm.found(out, name)
+
+
+Rehearse = Callable[[str], Rehearsal]
+
+
+@pytest.mark.requires(torchtitan="0.2")
+def test_the_router_of_0_2_is_reported_by_name(rehearse: Rehearse) -> None:
+    """Upstream issue #1805, mended by #2416 after 0.2.2."""
+    seen = rehearse("experts")
+    assert (seen.outcome, seen.verdict, seen.output) == ("differs", "fits", "")
+    router = "layers.0.moe.router.gate.weight"
+    first = seen.differences[0]
+    assert (first.what, first.name, first.step) == ("gradient", router, 1)
+    assert 0.3 < first.factor < 0.7
+    assert "#1805" in first.issue
+    assert router in [difference.name for difference in seen.differences if difference.what == "copies"]
+
+
+@pytest.mark.requires(torchtitan="0.2")
+def test_a_dense_model_of_0_2_is_equal_to_one_process(rehearse: Rehearse) -> None:
+    seen = rehearse("dense")
+    assert (seen.outcome, seen.differences, seen.degrees) == ("equal", (), {"tp": 2})
+    assert 0 < seen.worst < 1e-5
+
+
+@pytest.mark.requires(torchtitan="0.2")
+def test_the_gradients_of_a_pipeline_of_0_2_are_times_the_tokens_of_a_batch(rehearse: Rehearse) -> None:
+    """Upstream issue #2972. Clipping hides it from the loss."""
+    seen = rehearse("pipeline")
+    assert (seen.outcome, seen.degrees, seen.local_batch_sizes) == ("differs", {"tp": 2, "pp": 2}, (8, 4))
+    first = seen.differences[0]
+    # 8 sequences of 32 tokens.
+    assert (round(first.factor), first.looks_like) == (256, "counted once per token of a local batch")
+    assert "#2972" in first.issue
+
+
+@pytest.mark.requires(torchtitan="0.3")
+@pytest.mark.parametrize("axis", ["pipeline", "context"])
+def test_stages_of_a_pipeline_and_cut_sequences_are_equal_to_one_process(
+    rehearse: Rehearse, axis: str
+) -> None:
+    seen = rehearse(axis)
+    assert (seen.outcome, len(seen.degrees)) == ("equal", 2), whole_text(seen)
+
+
+@pytest.mark.requires(torchtitan="0.3")
+def test_a_pipeline_with_too_few_microbatches_is_seen_to_die(rehearse: Rehearse) -> None:
+    seen = rehearse("one microbatch")
+    assert (seen.outcome, seen.verdict) == ("dies", "fits")
+    assert seen.ends[0]["error"] == (
+        "ValueError: Number of microbatches (1) must be greater than or equal to the number of stages (2)."
+    )
+
+
+@pytest.mark.requires(torchtitan="0.3")
+def test_what_the_rules_refuse_is_seen_to_die(rehearse: Rehearse) -> None:
+    lines = whole_text(rehearse("refused")).splitlines()
+    assert lines[:2] == [
+        "qwen3_5 35B-A3B at tp 4, ep 2: dies",
+        "  rank 0 and 3 more, building and parallelizing the model: ValueError: tensor_parallel_degree (4) "
+        "must divide n_kv_heads (2).",
+    ]
+    verdict = "Tensor parallel degree (4) must divide n_kv_heads (2). For Qwen3.5-MoE, max supported TP is 2."
+    assert f"  by the rules: {verdict}" in lines
+
+
+@pytest.mark.requires(torchtitan="0.3")
+@pytest.mark.parametrize(
+    ("name", "replaced"),
+    [
+        ("float8", "Float8Linear in fp32"),
+        ("hybridep", "AllToAllTokenDispatcher for HybridEPTokenDispatcher"),
+        ("DistMuon", "AdamW for DistMuon"),
+    ],
+)
+def test_what_takes_a_gpu_is_replaced_and_said_to_be(rehearse: Rehearse, name: str, replaced: str) -> None:
+    seen = rehearse(name)
+    assert (seen.outcome, seen.stand_ins) == ("equal", (replaced, "flex attention")), whole_text(seen)
+
+
+@pytest.mark.requires(torchtitan="0.3")
+def test_a_package_of_somebody_s_own_is_made_small_by_the_same_rules(rehearse: Rehearse) -> None:
+    seen = rehearse("own")
+    assert (seen.model, seen.outcome) == ("own 8B", "equal"), whole_text(seen)
+
+
+@pytest.mark.requires(torchtitan="0.3")
+def test_what_cannot_be_made_small_is_rehearsed_as_it_is_if_it_is_small(rehearse: Rehearse) -> None:
+    with pytest.raises(RehearsalError) as caught:
+        rehearse("own square")
+    assert str(caught.value) == (
+        "layers[0].expander.widen is 4096 by 4096, and the model's dim is 4096: it is not known whether it "
+        "reads or writes the residual stream; rehearse a flavor of at most 50,000,000 parameters, which is "
+        "taken as it is: this one has 3,466,858,496."
+    )
+    assert rehearse("own small square").outcome == "equal"
+
+
+@pytest.mark.requires(torchtitan="0.3")
+def test_the_transformers_backend_never_initializes_its_rotary_embedding(rehearse: Rehearse) -> None:
+    """It looks for ``rope_init_fn``, which no rotary embedding of transformers 5 keeps; all else is equal."""
+    seen = rehearse("transformers")
+    assert seen.outcome == "differs"
+    assert {(one.what, one.name) for one in seen.differences} == {
+        ("uninitialized", f"model.model.rotary_emb.{name}") for name in ("inv_freq", "original_inv_freq")
+    }

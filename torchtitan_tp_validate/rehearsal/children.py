@@ -1,0 +1,189 @@
+"""Run a function in forks of this process, as ranks, and tell how each ended.
+
+This process has imported torch and torchtitan already, which takes longer than all that the ranks do. It
+hosts the store that they meet at, watches them, and kills what does not end. Linux only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import gc
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_PR_SET_PDEATHSIG = 1
+_LOOK_SECONDS = 0.05
+_GRACE_SECONDS = 3.0
+"""For the other ranks to end when one of them has raised."""
+
+
+@dataclass(frozen=True)
+class End:
+    """How a rank ended.
+
+    Attributes:
+        rank: which one.
+        how: ``ended``, ``raised``, ``killed`` (by a signal of its own), ``waited`` (for others, when one of
+            them had raised) or ``hung``.
+        stage: where it was.
+        error: class and text of what it raised; traceback: the same with its way; or, of a rank that hung,
+            where it was waiting.
+    """
+
+    rank: int
+    how: str
+    stage: str
+    error: str = ""
+    traceback: str = ""
+
+
+class Children:
+    """Groups of ranks, one after the other.
+
+    Args:
+        out: where they write: ``NAME-rank0.log`` and so on.
+        patience: seconds that no rank may take for one stage.
+    """
+
+    def __init__(self, out: Path, patience: float) -> None:
+        self._out = out
+        self._patience = patience
+
+    def run(self, name: str, ranks: int, function: Callable[[int, Callable[[str], None]], Any]) -> list[End]:
+        """Run ``function(rank, enter)`` in a fork per rank; ``enter`` is to be told where it is."""
+        import torch.distributed as dist
+
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        files = [self._out / f"{name}-rank{rank}" for rank in range(ranks)]
+        for file in files:
+            for stale in self._out.glob(f"{file.name}.*"):
+                stale.unlink()
+        environment = {
+            **{"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)},
+            # There is one CPU.
+            "LOCAL_RANK": "0",
+            **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)},
+            # It is there already: no rank is to host it.
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "TORCHELASTIC_RESTART_COUNT": "0",
+            # gloo would look for the address of the host name, which need not have one.
+            "GLOO_SOCKET_IFNAME": "lo",
+        }
+        # Or else torchtitan's own collections copy all that is imported into every rank, which takes seconds.
+        gc.freeze()
+        pids = [self._fork(files[rank], rank, environment, function) for rank in range(ranks)]
+        try:
+            how = self._wait(files, pids)
+        finally:
+            for pid in pids:
+                _kill(pid)
+        return [self._end(file, rank, how[rank]) for rank, file in enumerate(files)]
+
+    def _fork(
+        self,
+        file: Path,
+        rank: int,
+        environment: Mapping[str, str],
+        function: Callable[[int, Callable[[str], None]], Any],
+    ) -> int:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid:
+            return pid
+        status = 1
+        try:
+            die_with_parent()
+            log = os.open(file.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            stacks = file.with_suffix(".stack").open("w")
+            faulthandler.register(signal.SIGUSR1, stacks, all_threads=False)
+            os.environ.update(environment, RANK=str(rank))
+            function(rank, lambda stage: _write(file.with_suffix(".stage"), stage))
+            status = 0
+        except BaseException as error:
+            way = traceback.format_exc()
+            _write(file.with_suffix(".error"), f"{type(error).__name__}: {error}\0{way}")
+        finally:
+            # Nothing less ends a process that has a collective under way.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+    def _wait(self, files: Sequence[Path], pids: Sequence[int]) -> list[str]:
+        """Wait until all have ended or nothing goes on; return how each ended."""
+        how = [""] * len(pids)
+        raised: float | None = None
+        last, moved = "", time.monotonic()
+        while not all(how):
+            for rank, pid in enumerate(pids):
+                if not how[rank] and os.waitpid(pid, os.WNOHANG)[0]:
+                    how[rank] = self._how(files[rank])
+                    if how[rank] != "ended":
+                        raised = raised or time.monotonic()
+            stages = "".join(_read(file.with_suffix(".stage")) for file in files)
+            if stages != last:
+                last, moved = stages, time.monotonic()
+            now = time.monotonic()
+            if raised and now - raised > _GRACE_SECONDS:
+                return [one or "waited" for one in how]
+            if now - moved > self._patience:
+                for rank, pid in enumerate(pids):
+                    if not how[rank]:
+                        os.kill(pid, signal.SIGUSR1)
+                time.sleep(0.5)
+                return [one or "hung" for one in how]
+            time.sleep(_LOOK_SECONDS)
+        return how
+
+    def _how(self, file: Path) -> str:
+        if file.with_suffix(".error").exists():
+            return "raised"
+        return "ended" if file.with_suffix(".json").exists() else "killed"
+
+    def _end(self, file: Path, rank: int, how: str) -> End:
+        error, _, way = _read(file.with_suffix(".error")).partition("\0")
+        if how == "hung":
+            way = _read(file.with_suffix(".stack"))
+        return End(rank, how, _read(file.with_suffix(".stage")), error, way)
+
+
+def current_stage(folder: Path) -> str:
+    """Return where the first rank of a run is, in a folder that is being written below."""
+    stages = sorted(folder.glob("**/*-rank0.stage"), key=lambda path: path.stat().st_mtime)
+    return f"{stages[-1].name.partition('-')[0]}: {_read(stages[-1])}" if stages else "importing torchtitan"
+
+
+def die_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
+    """Have this process sent a signal as soon as its parent is gone, however that ends."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, by)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), by)
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    except (ProcessLookupError, ChildProcessError):
+        return  # it had ended
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def _write(path: Path, text: str) -> None:
+    draft = path.with_suffix(f"{path.suffix}.draft")
+    draft.write_text(text, encoding="utf-8")
+    draft.rename(path)

@@ -1,0 +1,72 @@
+"""The jobs of a torchtitan line, made small, and its Trainer on the CPU.
+
+One file per line (`torchtitan_0_2`, `torchtitan_0_3`), each with the same names:
+
+- ``prepare(compile)``: makes the CPU torchtitan's device, and puts the stand-ins in place for the GPU kernels
+  that its models call. To be called once per process, before anything of torchtitan is imported. Returns
+  the names of the stand-ins that are used from then on.
+- ``parse(request)``: the job that a `Request` asks for.
+- ``make_small(job, degrees, folder)``: shrinks the job's model and sequence in place, in files of the folder
+  where it is made of files, and turns off what a rehearsal has no need of: checkpoints, profiles, validation,
+  low precision. Returns what it left out, in words.
+- ``split(job, world)``: sets the job's degrees, or those of one process where ``world`` is None.
+- ``build_trainer(job, feed, local_batch_size, microbatch_size)``: the job's Trainer, fed by ``feed(dp_rank,
+  dp_world_size, local_batch_size)`` in place of its data set.
+- ``vocab_size(job)``, ``more_inputs(job)``, ``pp(job)``, ``microbatches(job)``: what the job says.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from dataclasses import dataclass
+from types import ModuleType
+
+from torchtitan_tp_validate.degrees import Degrees
+
+LAYERS_PER_RANK = 4
+"""Of a pipeline: enough for two stages on each rank, whatever the first and the last are spared."""
+
+_LEAST_SEQ_LEN = 32
+_CP_BLOCK = 128
+"""Flex attention shards its masks over CP by whole blocks of so many tokens."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """The job to rehearse.
+
+    Attributes:
+        arguments: torchtitan's own command line, or empty: ``model`` and ``flavor`` name the model then.
+        degrees: field of the parallelism config -> degree, with ``model`` only.
+        replicate_kv_heads: with KV-head replication.
+        compile: what the job compiles.
+    """
+
+    arguments: tuple[str, ...] = ()
+    model: str = ""
+    flavor: str = ""
+    degrees: tuple[tuple[str, int | str], ...] = ()
+    replicate_kv_heads: bool = False
+    compile: bool = False
+
+
+def installed_line() -> ModuleType:
+    """Return the module for the torchtitan that is installed."""
+    from importlib.metadata import version
+
+    line = "_".join(version("torchtitan").split(".")[:2])
+    return importlib.import_module(f"{__name__}.torchtitan_{line}")
+
+
+def small_seq_len(seq_len: int, degrees: Degrees, chunks: int = 1) -> int:
+    """Return a small number of tokens that sequence and context parallelism cut as they cut ``seq_len``.
+
+    Args:
+        seq_len: of the job.
+        degrees: of the rehearsal.
+        chunks: how many parts the loss takes it in.
+    """
+    cut = math.lcm(degrees.tp * (2 * degrees.cp if degrees.cp > 1 else 1), chunks)
+    least = 2 * _CP_BLOCK * degrees.cp if degrees.cp > 1 else _LEAST_SEQ_LEN
+    return min(seq_len, least + (seq_len - least) % cut)

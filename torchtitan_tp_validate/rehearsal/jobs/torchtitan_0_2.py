@@ -1,0 +1,157 @@
+"""The jobs of torchtitan 0.2.x, made small, and its Trainer on the CPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG, Degrees
+from torchtitan_tp_validate.rehearsal.cpu import choose_cpu
+from torchtitan_tp_validate.rehearsal.jobs import (
+    LAYERS_PER_RANK,
+    Request,
+    small_seq_len,
+    transformers_backend,
+)
+from torchtitan_tp_validate.rehearsal.shrink import shrink
+from torchtitan_tp_validate.rehearsal.world import World
+
+_NO_TOKEN = -1
+# Source: components/quantization of torchtitan 0.2.2.
+_LOW_PRECISION = (
+    "quantize.linear.float8",
+    "quantize.grouped_mm.float8",
+    "quantize.linear.mx",
+    "quantize.grouped_mm.mx",
+)
+_until_exit = ExitStack()
+
+
+def prepare(compile: bool) -> set[str]:
+    """Make the CPU torchtitan's device; see `jobs`."""
+    choose_cpu(compile)
+    from torch.distributed.tensor.experimental import implicit_replication
+    from torchtitan.models.attention import FlexAttentionWrapper
+
+    from torchtitan_tp_validate.rehearsal.models import torchtitan_0_2
+    from torchtitan_tp_validate.rehearsal.noted import note
+
+    torchtitan_0_2.stand_in_for_gpu_kernels()
+    # In fp32 attention has the math kernel only, which adds a plain causal mask to qwen3's DTensors.
+    _until_exit.enter_context(implicit_replication())
+    used: set[str] = set()
+    FlexAttentionWrapper.forward = note(FlexAttentionWrapper.forward, "flex attention", used)
+    return used
+
+
+def parse(request: Request) -> Any:
+    """Return the ``JobConfig`` that is asked for; see `jobs`."""
+    if request.arguments:
+        from torchtitan_tp_validate.job import parse_command_line
+
+        return parse_command_line(request.arguments)
+    from torchtitan.config import JobConfig
+
+    job = JobConfig()
+    job.model.name, job.model.flavor = request.model, request.flavor
+    for field, value in request.degrees:
+        setattr(job.parallelism, field, value)
+    job.compile.enable = request.compile
+    # The batch is not asked about: one for every stage.
+    job.training.local_batch_size = 2 * pp(job) * job.parallelism.pipeline_parallel_microbatch_size
+    return job
+
+
+def make_small(job: Any, degrees: Degrees, folder: Path) -> list[str]:
+    """Shrink the job's model and sequence; see `jobs`."""
+    from torch.nn.attention.flex_attention import create_block_mask
+    from torchtitan.protocols.train_spec import get_train_spec, register_train_spec
+
+    low_precision = [name for name in job.model.converters if name in _LOW_PRECISION]
+    job.model.converters = [name for name in job.model.converters if name not in _LOW_PRECISION]
+    spec = get_train_spec(job.model.name)
+    for module in list(sys.modules.values()):
+        if module.__name__.startswith("torchtitan.models.") and hasattr(module, "create_attention_mask"):
+            module.create_attention_mask = partial(create_block_mask, device="cpu")  # type: ignore[attr-defined]
+    layers = LAYERS_PER_RANK * pp(job) if pp(job) > 1 else 1
+    args = spec.model_args[job.model.flavor]
+    if transformers_backend.is_job(args):
+        names = job.hf_transformers
+        names.model = transformers_backend.make_small(args, names.model, degrees, layers, folder)
+    else:
+        args = shrink(args, degrees, least_layers=layers)
+    training = job.training
+    training.seq_len = small_seq_len(training.seq_len, degrees)
+    training.dtype = training.mixed_precision_param = "float32"
+    training.enable_cpu_offload = False
+    job.checkpoint.enable = job.validation.enable = False
+    job.profiling = type(job.profiling)()
+    job.metrics = type(job.metrics)(log_freq=1)
+    register_train_spec(
+        job.model.name,
+        dataclasses.replace(
+            spec,
+            model_args={job.model.flavor: args},
+            build_tokenizer_fn=lambda *_, **__: SimpleNamespace(eos_id=_NO_TOKEN),
+            state_dict_adapter=None,
+        ),
+    )
+    return [f"{name} in fp32" for name in low_precision]
+
+
+def split(job: Any, world: World | None) -> None:
+    """Set the job's degrees; see `jobs`."""
+    parallelism = job.parallelism
+    for ours, theirs in FLAGS.items():
+        if hasattr(parallelism, theirs):
+            setattr(parallelism, theirs, getattr(world.degrees, ours) if world else 1)
+    setattr(parallelism, PIPELINE_FLAG, world.pp if world else 1)
+
+
+def pp(job: Any) -> int:
+    """Return the job's pipeline parallel degree."""
+    degree: int = getattr(job.parallelism, PIPELINE_FLAG)
+    return degree
+
+
+def microbatches(job: Any) -> int:
+    """Return into how many parts a pipeline cuts the job's local batch."""
+    count: int = job.training.local_batch_size // job.parallelism.pipeline_parallel_microbatch_size
+    return count
+
+
+def vocab_size(job: Any) -> int:
+    """Return how many token ids there are."""
+    from torchtitan.protocols.train_spec import get_train_spec
+
+    size: int = get_train_spec(job.model.name).model_args[job.model.flavor].vocab_size
+    return size
+
+
+def more_inputs(job: Any) -> tuple[tuple[str, Any], ...]:
+    """Return what a model is fed beside tokens: nothing, not even their positions."""
+    del job
+    return ()
+
+
+def build_trainer(job: Any, feed: Callable[..., Any], local_batch_size: int, microbatch_size: int) -> Any:
+    """Return the job's Trainer; see `jobs`."""
+    from torchtitan.protocols import train_spec
+    from torchtitan.train import Trainer
+
+    training = job.training
+    training.local_batch_size, training.global_batch_size = local_batch_size, -1
+    job.parallelism.pipeline_parallel_microbatch_size = microbatch_size
+
+    def batches(*, dp_world_size: int, dp_rank: int, **_: Any) -> Any:
+        for inputs, labels in feed(dp_rank, dp_world_size, local_batch_size):
+            yield {"input": inputs["input"]}, labels
+
+    train_spec.get_train_spec(job.model.name).build_dataloader_fn = batches
+    return Trainer(job)

@@ -1,0 +1,318 @@
+"""One process of a rehearsal: torchtitan's Trainer, and what is seen of its steps.
+
+The reference (one process, all degrees 1) leaves its weights and gradients in ``reference.pt``. A rank starts
+from these weights, and compares every gradient with them, as whole as the ranks make it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from torchtitan_tp_validate.rehearsal.models import sum_gradients_without_nccl
+from torchtitan_tp_validate.rehearsal.training import (
+    copy_weights,
+    load_weights,
+    named_parameters,
+    plain_name,
+    whole,
+)
+
+STEPS = 2
+_SEED = 20
+_TOKENS_DIMS = 3
+"""Of (batch, seq_len, width)."""
+
+
+@dataclass
+class Seen:
+    """A tensor of this run beside the reference's.
+
+    Attributes:
+        name: the parameter.
+        distance: norm of the difference over that of the reference.
+        factor: of the multiple of the reference that comes closest.
+        rest: norm of what is left then, over that of the reference.
+        layout: how the ranks share the parameter.
+    """
+
+    name: str
+    distance: float
+    factor: float
+    rest: float
+    layout: str = ""
+
+
+@dataclass
+class Record:
+    """What one process saw.
+
+    Attributes:
+        losses, norms: of each step; a rank without the last stage of a pipeline has no loss.
+        gradients: of each step, in the order of the model.
+        outputs: module -> relative distance of what it computed in the first forward pass, in the order in
+            which they were done; those that cannot be laid beside the reference's are left out.
+        drift: the parameters whose copies on several ranks are not equal any more after the last step.
+        trainable: the parameters that have a gradient.
+        uninitialized: weights and buffers that nothing is written to before the first step.
+    """
+
+    losses: list[float | None] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    gradients: list[list[Seen]] = field(default_factory=list)
+    outputs: dict[str, float] = field(default_factory=dict)
+    drift: list[str] = field(default_factory=list)
+    trainable: list[str] = field(default_factory=list)
+    uninitialized: list[str] = field(default_factory=list)
+    stand_ins: list[str] = field(default_factory=list)
+
+
+def beside(name: str, seen: torch.Tensor, wanted: torch.Tensor, layout: str = "") -> Seen:
+    """Compare a tensor with what it should be."""
+    if seen.shape != wanted.shape:
+        return Seen(name, math.inf, math.nan, math.inf, f"{tuple(seen.shape)}, not {tuple(wanted.shape)}")
+    seen, wanted = seen.double().flatten(), wanted.double().flatten()
+    scale = float(wanted.norm())
+    if not scale:
+        return Seen(name, math.inf if float(seen.norm()) else 0.0, math.nan, 0.0, layout)
+    factor = float(seen @ wanted) / scale**2
+    distance, rest = float((seen - wanted).norm()) / scale, float((seen - factor * wanted).norm()) / scale
+    return Seen(name, math.inf if math.isnan(distance) else distance, factor, rest, layout)
+
+
+class Process:
+    """A run of the Trainer, watched.
+
+    Args:
+        out: the folder of the rehearsal.
+        enter: is told where the run is.
+        keep: leave a rank's gradients in the folder, too.
+        outputs: compare what modules compute.
+    """
+
+    def __init__(
+        self, out: Path, enter: Callable[[str], None], *, keep: bool = False, outputs: bool = True
+    ) -> None:
+        self._out = out
+        self._enter = enter
+        self._keep = keep
+        self._outputs = outputs
+        self.record = Record()
+
+    def reference(self, build: Callable[[], Any]) -> None:
+        """Run as the one process that all ranks are compared with."""
+        steps: list[dict[str, torch.Tensor]] = []
+        torch.manual_seed(_SEED)
+        trainer = self._build(build)
+        (model,) = trainer.model_parts
+        drawn = _draw_uninitialized(model)
+        self.record.uninitialized = [*drawn]
+        _draw_again(model)
+        weights = {name: whole(weight) for name, weight in copy_weights(model).items()}
+        outputs: dict[str, torch.Tensor] = {}
+        if self._outputs:
+            watch_outputs(model, outputs.__setitem__)
+        self._train(
+            trainer, lambda name, gradient: steps[-1].__setitem__(name, gradient), lambda: steps.append({})
+        )
+        content = {"weights": weights, "uninitialized": drawn, "steps": steps, "outputs": outputs}
+        torch.save(content, self._out / "reference.pt")
+
+    def rank(self, build: Callable[[], Any]) -> None:
+        """Run as one of the ranks."""
+        reference = torch.load(self._out / "reference.pt", mmap=True)
+        trainer = self._build(build)
+        for model in trainer.model_parts:
+            sum_gradients_without_nccl(model)
+            names = {name for name, _ in named_parameters(model)}
+            load_weights(model, {n: w for n, w in reference["weights"].items() if n in names})
+            for name, tensor in _uninitialized(model):
+                if name in reference["uninitialized"]:
+                    _local(tensor).copy_(reference["uninitialized"][name])
+            if self._outputs:
+                watch_outputs(model, partial(self._compare_output, reference["outputs"]))
+        layouts = {
+            name: str(p.placements) if isinstance(p, DTensor) else "replicated"
+            for model in trainer.model_parts
+            for name, p in named_parameters(model)
+        }
+
+        kept: list[dict[str, torch.Tensor]] = []
+
+        def begin() -> None:
+            self.record.gradients.append([])
+            kept.append({})
+
+        def compare(name: str, gradient: torch.Tensor) -> None:
+            gradients = self.record.gradients
+            if self._keep:
+                kept[-1][name] = gradient
+            wanted = reference["steps"][len(gradients) - 1]
+            if name in wanted:
+                gradients[-1].append(beside(name, gradient, wanted[name], layouts[name]))
+
+        self._train(trainer, compare, begin)
+        if self._keep:
+            torch.save({"steps": kept}, self._out / f"rehearsal-rank{dist.get_rank()}.pt")
+        self._enter("comparing copies")
+        self.record.drift = [
+            name
+            for model in trainer.model_parts
+            for name, parameter in named_parameters(model)
+            if _copies_differ(parameter, trainer.parallel_dims)
+        ]
+
+    def _compare_output(self, wanted: Mapping[str, torch.Tensor], name: str, seen: torch.Tensor) -> None:
+        parts = list(_parts(wanted[name], seen)) if name in wanted else []
+        if parts:
+            self.record.outputs[name] = min(beside(name, seen, part).distance for part in parts)
+
+    def _build(self, build: Callable[[], Any]) -> Any:
+        self._enter("building and parallelizing the model")
+        # Memory that nobody has written to is not a number then, and not what was there before.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        trainer = build()
+        torch.use_deterministic_algorithms(False)
+        return trainer
+
+    def _train(
+        self, trainer: Any, take: Callable[[str, torch.Tensor], None], begin: Callable[[], None]
+    ) -> None:
+        parts = trainer.model_parts
+        self.record.trainable = [n for m in parts for n, p in named_parameters(m) if p.requires_grad]
+
+        def look() -> None:
+            self._enter("gathering gradients")
+            begin()
+            for model in parts:
+                for name, parameter in named_parameters(model):
+                    if parameter.grad is not None:
+                        take(name, whole(parameter.grad))
+            self._enter("clipping gradients")
+
+        with _watched(trainer, self.record, look):
+            batches = trainer.batch_generator(trainer.dataloader)
+            for step in range(1, STEPS + 1):
+                self._enter(f"forward or backward of step {step}")
+                trainer.step = step
+                trainer.train_step(batches)
+
+
+def _uninitialized(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the weights and buffers of a model that hold what the memory held before."""
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if bool(whole(tensor).isnan().any()):
+            yield plain_name(name), tensor
+
+
+def watch_outputs(model: nn.Module, take: Callable[[str, torch.Tensor], None]) -> None:
+    """Have taken what each module computes the first time, if it has a value for every token."""
+    seen: set[str] = set()
+
+    def hook(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        del module, inputs
+        if name not in seen and isinstance(output, torch.Tensor) and output.dim() == _TOKENS_DIMS:
+            seen.add(name)
+            take(name, whole(output))
+
+    for name, module in model.named_modules():
+        if name:
+            module.register_forward_hook(partial(hook, plain_name(name)))
+
+
+def _parts(whole: torch.Tensor, part: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield every part of a tensor that may be a rank's: a chunk of each dimension that is cut."""
+    if part.dim() != whole.dim() or any(n % p for n, p in zip(whole.shape, part.shape, strict=True)):
+        return
+    chunks = [range(0, n, p) for n, p in zip(whole.shape, part.shape, strict=True)]
+    for starts in itertools.product(*chunks):
+        yield whole[tuple(slice(start, start + p) for start, p in zip(starts, part.shape, strict=True))]
+
+
+@contextmanager
+def _watched(trainer: Any, record: Record, look: Callable[[], None]) -> Iterator[None]:
+    """Look at the gradients before they are clipped, and note norm and loss of every step."""
+    from torchtitan.distributed import utils
+
+    clip = utils.clip_grad_norm_
+    has_loss = getattr(trainer, "pp_has_last_stage", True)
+
+    def clip_grad_norm_(*args: Any, **kwargs: Any) -> torch.Tensor:
+        look()
+        norm: torch.Tensor = clip(*args, **kwargs)
+        record.norms.append(float(whole(norm)))
+        return norm
+
+    def log(step: int, global_avg_loss: float, *_: Any, **__: Any) -> None:
+        del step
+        record.losses.append(float(global_avg_loss) if has_loss else None)
+
+    with (
+        mock.patch.object(utils, "clip_grad_norm_", clip_grad_norm_),
+        mock.patch.object(trainer.metrics_processor, "log", log),
+        mock.patch.object(trainer.metrics_processor, "should_log", return_value=True),
+    ):
+        yield
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def _draw_uninitialized(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Give what is not initialized values for all ranks to share, so that the rest can be compared."""
+    found = dict(_uninitialized(model))
+    for tensor in found.values():
+        _local(tensor).uniform_()
+    return {name: whole(tensor).detach().clone() for name, tensor in found.items()}
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def _draw_again(model: nn.Module) -> None:
+    """Give every parameter that starts at nothing, or all alike, some of its own: alike tells nothing."""
+    for parameter in model.parameters():
+        local = _local(parameter)
+        if local.numel() > 1 and float(local.std()) == 0.0:
+            local.add_(torch.randn_like(local), alpha=0.02)
+
+
+def _copies_differ(parameter: nn.Parameter, parallel_dims: Any) -> bool:
+    """Whether a parameter has copies on several ranks that are not equal."""
+    local, meshes = parameter.detach(), []
+    named: tuple[str, ...] = ()
+    if isinstance(parameter, DTensor):
+        mesh, local = parameter.device_mesh, parameter.to_local().detach()
+        named = mesh.mesh_dim_names or ()
+        meshes = [mesh.get_group(i) for i, p in enumerate(parameter.placements) if p.is_replicate()]
+    tp = parallel_dims.get_optional_mesh("tp")
+    # Tensor parallelism of a layer that it knows nothing of, and experts that are dealt out over its ranks.
+    if tp is not None and not {"tp", "ep"} & set(named):
+        meshes.append(tp.get_group())
+    differ = False
+    for group in meshes:
+        most, least = local.clone(), local.clone()
+        dist.all_reduce(most, dist.ReduceOp.MAX, group)
+        dist.all_reduce(least, dist.ReduceOp.MIN, group)
+        differ |= bool((most != least).any())
+    return differ
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file that is there whole or not at all."""
+    draft = path.with_suffix(".draft")
+    draft.write_text(json.dumps(content), encoding="utf-8")
+    draft.rename(path)

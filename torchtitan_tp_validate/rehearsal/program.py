@@ -1,0 +1,145 @@
+"""The program of a rehearsal: ``python -m torchtitan_tp_validate.rehearsal.program DIR``.
+
+It reads ``DIR/request.json``, runs the small job in one process and on all ranks, each in a fork of this
+process, and writes ``DIR/result.json``.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import signal
+import sys
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torchtitan_tp_validate.degrees import degrees_of_job
+from torchtitan_tp_validate.errors import PlanError, RehearsalError, TPCompatError, TPValidateError
+from torchtitan_tp_validate.guards import install
+from torchtitan_tp_validate.job import read_job
+from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
+from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line
+from torchtitan_tp_validate.rehearsal.small_run import SmallRun
+from torchtitan_tp_validate.rehearsal.world import cut_world
+from torchtitan_tp_validate.releases import kv_replication_of, line_of
+from torchtitan_tp_validate.validate import judge
+
+MICROBATCH_SIZES = (2, 1)
+"""Upstream has faults that only one sequence at a time shows."""
+
+
+class _StoppedError(BaseException):
+    """The process that started this one has ended, or wants it to."""
+
+
+def _stop(*_: Any) -> None:
+    raise _StoppedError
+
+
+def main(folder: str) -> None:
+    """Run the rehearsal of a folder."""
+    out = Path(folder)
+    signal.signal(signal.SIGTERM, _stop)
+    die_with_parent(signal.SIGTERM)
+    request = json.loads((out / "request.json").read_text(encoding="utf-8"))
+    try:
+        line = installed_line()
+        write_result(line, line.prepare(request["compile"]), out, request)
+    except _StoppedError:
+        # Whoever wanted the result is gone.
+        if not request["keep"]:
+            shutil.rmtree(out, ignore_errors=True)
+        os._exit(1)
+
+
+def write_result(line: ModuleType, used: set[str], out: Path, request: dict[str, Any]) -> None:
+    """Run a rehearsal, and write ``result.json`` into its folder.
+
+    Args:
+        line: the module of `jobs` for the torchtitan that is installed.
+        used: what its ``prepare`` has returned.
+        out: the folder.
+        request: the fields of a `Request`, and ``ranks``, ``patience`` and ``keep``.
+    """
+    options = {name: request[name] for name in ("ranks", "patience", "keep")}
+    fields = {name: value for name, value in request.items() if name not in options}
+    try:
+        result = _rehearse(line, used, Request(**fields), out, **options)
+    except TPValidateError as error:
+        result = {"problem": str(error), "output": getattr(error, "output", "")}
+    except SystemExit:
+        # Its parser has said why.
+        result = {"problem": "torchtitan does not take the job", "output": None}
+    (out / "result.json").write_text(json.dumps(result), encoding="utf-8")
+
+
+def _rehearse(
+    line: ModuleType, used: set[str], request: Request, out: Path, *, ranks: int, patience: float, keep: bool
+) -> dict[str, Any]:
+    try:
+        job = line.parse(request)
+    except Exception as error:  # torchtitan's own complaints have many types, Exception among them
+        raise RehearsalError(f"torchtitan does not take the job: {_first_line(error)}") from error
+    degrees = degrees_of_job(job)
+    requested = read_job(job)
+    if requested is None:
+        raise RehearsalError("the job names no model")
+    world = cut_world(degrees, line.pp(job), line.microbatches(job), ranks)
+    verdict = _verdict(job, request.replicate_kv_heads)
+    line.split(job, world)
+    left_out = line.make_small(job, world.degrees, out)
+    result: dict[str, Any] = {
+        "release": version("torchtitan"),
+        "model": requested.model.name,
+        "verdict": verdict,
+        "degrees": {**asdict(world.degrees), "pp": world.pp},
+        "cuts": world.cuts,
+        "left_out": left_out,
+        "microbatches": world.microbatches,
+        "seq_len": job.training.seq_len,
+        "runs": [],
+    }
+    if not request.compile:
+        job.compile.enable = False
+    if request.replicate_kv_heads:
+        kv_replication_of(line_of(job)).put_into_job(job)
+        install(replicate_kv_heads=True)
+    for microbatch_size in MICROBATCH_SIZES:
+        folder = out / f"microbatch-{microbatch_size}"
+        folder.mkdir(exist_ok=True)
+        children = Children(folder, patience)
+        run = SmallRun(line, job, world, microbatch_size, folder, used, keep)
+        run.run_reference(children)
+        result["runs"].append(run.run_ranks(children))
+        if any(end["how"] != "ended" for end in result["runs"][-1]["ends"]):
+            break
+    return result
+
+
+def _verdict(job: Any, replicate_kv_heads: bool) -> str:
+    """Return what the engine says of the job as it is."""
+    job = copy.deepcopy(job)
+    try:
+        if replicate_kv_heads:
+            kv_replication_of(line_of(job)).put_into_job(job)
+        requested = read_job(job)
+        assert requested is not None
+        judge(requested.subject, requested.degrees.vary(replicate_kv_heads=replicate_kv_heads))
+    except TPCompatError as error:
+        return str(error)
+    except PlanError as error:
+        return str(error)
+    return "fits"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].removesuffix(".") or type(error).__name__
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

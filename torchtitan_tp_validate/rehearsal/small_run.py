@@ -1,0 +1,105 @@
+"""A small job at one batch size: run in one process, then on all ranks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torchtitan_tp_validate.errors import RehearsalError
+from torchtitan_tp_validate.rehearsal.children import Children, End
+from torchtitan_tp_validate.rehearsal.world import World
+
+
+@dataclass
+class SmallRun:
+    """A small job at one batch size.
+
+    Attributes:
+        line: the module of `jobs` that the job is of.
+        job: split over ``world``, and small.
+        microbatch_size: sequences that each data rank computes at a time.
+        out: the folder of the rehearsal.
+        used: the stand-ins that this process has called.
+        keep: leave every rank's gradients in the folder.
+        outputs: compare what modules compute.
+    """
+
+    line: ModuleType
+    job: Any
+    world: World
+    microbatch_size: int
+    out: Path
+    used: set[str]
+    keep: bool = False
+    outputs: bool = True
+
+    def run_reference(self, children: Children) -> None:
+        """Run in one process, on the rows of all data ranks.
+
+        Raises:
+            RehearsalError: it does not end.
+        """
+        (end,) = children.run("reference", 1, self._reference)
+        if end.how != "ended":
+            raise RehearsalError(f"one process {_told(end)}", end.traceback)
+
+    def run_ranks(self, children: Children) -> dict[str, Any]:
+        """Run on all ranks; return what each saw, as JSON data, beside the reference."""
+        ends = children.run("rehearsal", self.world.ranks, self._rank)
+        return {
+            "local_batch_size": self._local_batch_size,
+            "ends": [asdict(end) for end in ends],
+            "records": [_record(self.out / f"rehearsal-rank{rank}.json") for rank in range(len(ends))],
+            "reference": _record(self.out / "reference-rank0.json"),
+        }
+
+    def build_trainer(self, feed: Callable[..., Any], local_batch_size: int, microbatch_size: int) -> Any:
+        """Return the Trainer, in a process of the run."""
+        return self.line.build_trainer(self.job, feed, local_batch_size, microbatch_size)
+
+    @property
+    def _local_batch_size(self) -> int:
+        return self.microbatch_size * self.world.microbatches
+
+    @property
+    def _rows(self) -> int:
+        degrees = self.world.degrees
+        return self._local_batch_size * degrees.dp_shard * degrees.dp_replicate
+
+    def _reference(self, rank: int, enter: Callable[[str], None]) -> None:
+        self.line.split(self.job, None)
+        self._run("reference", rank, enter, self._rows)
+
+    def _rank(self, rank: int, enter: Callable[[str], None]) -> None:
+        self._run("rehearsal", rank, enter, self._local_batch_size)
+
+    def _run(self, name: str, rank: int, enter: Callable[[str], None], local_batch_size: int) -> None:
+        from torchtitan_tp_validate.rehearsal.batches import Batches
+        from torchtitan_tp_validate.rehearsal.process import Process, write_json
+
+        enter("starting")
+        line, job = self.line, self.job
+        batches = Batches(
+            self._rows, job.training.seq_len, line.vocab_size(job), seed=1, more=line.more_inputs(job)
+        )
+        # The stages of a pipeline find the shapes of their inputs by a forward pass of nothing, and what is
+        # compiled takes no hooks.
+        outputs = self.outputs and self.world.pp == 1 and not job.compile.enable
+        process = Process(self.out, enter, keep=self.keep, outputs=outputs)
+        run = process.reference if name == "reference" else process.rank
+        run(partial(self.build_trainer, batches.of_rank, local_batch_size, self.microbatch_size))
+        process.record.stand_ins = sorted(self.used)
+        write_json(self.out / f"{name}-rank{rank}.json", asdict(process.record))
+
+
+def _record(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _told(end: End) -> str:
+    return f"{end.how} while {end.stage}{f': {end.error}' if end.error else ''}"

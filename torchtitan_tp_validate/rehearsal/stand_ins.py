@@ -1,0 +1,163 @@
+"""What torchtitan 0.3.x computes by kernels that a CPU does not have, written out in torch.
+
+Each does what its kernel does, masks and document boundaries included.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchtitan_tp_validate.rehearsal.noted import note
+
+
+def attend_by_mask(used: set[str]) -> None:
+    """Let flex and variable-length attention work by plain products: neither has a backward on the CPU."""
+    from torchtitan.models.common.attention import FlexAttention, VarlenAttention
+
+    FlexAttention.forward = note(_flex_attention, "flex attention", used)
+    VarlenAttention.forward = note(_varlen_attention, "variable-length attention", used)
+
+
+def _flex_attention(
+    self: nn.Module,
+    q_BLNH: torch.Tensor,
+    k_BLNH: torch.Tensor,
+    v_BLNH: torch.Tensor,
+    *,
+    attention_masks: Any,
+    score_mod: Any = None,
+    enable_gqa: bool = False,
+    **how: Any,
+) -> torch.Tensor:
+    from torch.nn.attention.flex_attention import create_mask
+
+    assert score_mod is None, "no model of torchtitan's has one"
+    if q_BLNH.shape[2] != k_BLNH.shape[2] and not enable_gqa:
+        raise ValueError(f"query heads {q_BLNH.shape[2]} do not fit key and value heads {k_BLNH.shape[2]}")
+    tokens = q_BLNH.shape[1], k_BLNH.shape[1]
+    mask = create_mask(attention_masks.mask_mod, len(q_BLNH), 1, *tokens, device="cpu")
+    return _attend(q_BLNH, k_BLNH, v_BLNH, mask, **how)
+
+
+def attend_for_transformers(used: set[str]) -> None:
+    """Let the flex attention that torchtitan's transformers backend calls work by plain products."""
+    from transformers.integrations import flex_attention
+
+    flex_attention.flex_attention_forward = note(_transformers_attention, "flex attention", used)
+
+
+def _transformers_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    scaling: float | None = None,
+    **how: Any,
+) -> tuple[torch.Tensor, None]:
+    """Masked attention of q, k and v of shape (batch, heads, seq_len, head_dim)."""
+    from torch.nn.attention.flex_attention import create_mask
+
+    del module
+    # transformers' models pass more than they use: what would change the result is not here.
+    assert not any(how.get(name) is not None for name in ("softcap", "s_aux", "position_bias"))
+    q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    mask = create_mask(attention_mask.mask_mod, len(q), 1, q.shape[1], k.shape[1], device="cpu")
+    return _attend(q, k, v, mask, scale=scaling), None
+
+
+def _varlen_attention(
+    self: Any,
+    q_BLNH: torch.Tensor,
+    k_BLNH: torch.Tensor,
+    v_BLNH: torch.Tensor,
+    *,
+    attention_masks: Any,
+    **how: Any,
+) -> torch.Tensor:
+    """All documents of the batch are one sequence, and each sees itself alone."""
+    batch, seq_len = q_BLNH.shape[:2]
+    token = torch.arange(batch * seq_len)
+    document = torch.searchsorted(attention_masks.cu_seq_q, token, right=True)
+    back = token[:, None] - token[None]
+    before, after = self.window_size
+    mask = document[:, None] == document[None]
+    mask &= back <= (before if before >= 0 else len(token))
+    mask &= back >= (-after if after >= 0 else -len(token))
+    q, k, v = (tensor.flatten(0, 1)[None] for tensor in (q_BLNH, k_BLNH, v_BLNH))
+    out: torch.Tensor = _attend(q, k, v, mask, **how)
+    return out.view(batch, seq_len, *out.shape[2:])
+
+
+def _attend(
+    q_BLNH: torch.Tensor,
+    k_BLNH: torch.Tensor,
+    v_BLNH: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    scale: float | None = None,
+    out_transform: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    **_: Any,
+) -> torch.Tensor:
+    """Masked attention of q, k and v of shape (batch, seq_len, heads, head_dim)."""
+    q, k, v = (tensor.transpose(1, 2) for tensor in (q_BLNH, k_BLNH, v_BLNH))
+    if q.shape[1] % k.shape[1]:
+        raise ValueError(f"query heads {q.shape[1]} do not fit key and value heads {k.shape[1]}")
+    repeats = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
+    scores = q @ k.transpose(-2, -1) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    scores = scores.masked_fill(~mask, float("-inf"))
+    out = (scores.softmax(-1) @ v).transpose(1, 2)
+    if out_transform is None:
+        return out
+    return out_transform(out, scores.logsumexp(-1).transpose(1, 2))
+
+
+def run_each_document(used: set[str]) -> None:
+    """Let the gated-delta layers of Qwen3.5 work by plain products, a document at a time."""
+    import torchtitan.models.qwen3_5.model as qwen3_5
+    from transformers.models.qwen3_5_moe import modeling_qwen3_5_moe
+
+    # Unwrapped, because the decorator would send the call back to fla.
+    kernel = inspect.unwrap(modeling_qwen3_5_moe.torch_chunk_gated_delta_rule)
+
+    def gated_delta(
+        *args: torch.Tensor, cu_seqlens: Any = None, cu_seqlens_cpu: Any = None, **how: Any
+    ) -> Any:
+        del cu_seqlens_cpu
+        parts = [
+            kernel(*(part[:, span] for part in args), **how)[0] for span in _documents(args[0], cu_seqlens)
+        ]
+        return torch.cat(parts, 1), None
+
+    qwen3_5._fla_chunk_gated_delta_rule = note(gated_delta, "gated delta rule", used)
+    # The package has a function of the module's name.
+    convolution: Any = import_module("fla.modules.conv.causal_conv1d")
+    convolution.causal_conv1d = note(_convolve, "causal convolution", used)
+
+
+def _convolve(
+    *, x: torch.Tensor, weight: torch.Tensor, cu_seqlens: torch.Tensor, **_: Any
+) -> tuple[torch.Tensor, None]:
+    """Convolve x, of shape (1, tokens, channels), with a weight of shape (channels, width)."""
+    width = weight.shape[1]
+    parts = [
+        nn.functional.conv1d(
+            nn.functional.pad(x[:, span].transpose(1, 2), [width - 1, 0]), weight[:, None], groups=len(weight)
+        )
+        for span in _documents(x, cu_seqlens)
+    ]
+    return nn.functional.silu(torch.cat(parts, 2)).transpose(1, 2), None
+
+
+def _documents(tensor: torch.Tensor, cu_seqlens: torch.Tensor | None) -> Iterator[slice]:
+    """Yield the tokens of each document."""
+    ends = [0, tensor.shape[1]] if cu_seqlens is None else cu_seqlens.tolist()
+    yield from (slice(start, end) for start, end in pairwise(ends))

@@ -1,0 +1,229 @@
+"""Run layouts: each is a rehearsal of its own, in a fork of this process, which has imported torchtitan."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import gc
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG, degrees_of_job
+from torchtitan_tp_validate.errors import PlanError, TPCompatError, TPValidateError
+from torchtitan_tp_validate.job import read_job
+from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
+from torchtitan_tp_validate.rehearsal.findings import Rehearsal, judged
+from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line
+from torchtitan_tp_validate.rehearsal.shrink import configs_below
+from torchtitan_tp_validate.rehearsal.small_run import SmallRun
+from torchtitan_tp_validate.rehearsal.truth.layouts import Layout, Row
+from torchtitan_tp_validate.rehearsal.world import World
+from torchtitan_tp_validate.validate import judge
+
+_PATIENCE_SECONDS = 40.0
+_LAYERS_PER_RANK = 2
+"""Of a pipeline, which is enough for the schedules of the layouts."""
+
+_SEQ_LEN = 64
+_BLOCK_SIZE = 8
+_MOST_SHOWN = 3
+_MOST_ERROR = 240
+
+
+def run_layouts(layouts: Iterable[Layout]) -> Iterator[Row]:
+    """Yield what comes of each layout, one after the other.
+
+    Upstream's registries are written to and its jobs are read once, so each has a process of its own.
+    """
+    line = installed_line()
+    line.LAYERS_PER_RANK = _LAYERS_PER_RANK  # type: ignore[attr-defined]
+    used = line.prepare(False)
+    jobs: dict[str, Any] = {}
+    for layout in layouts:
+        name, flavor, *_ = layout.model.split()
+        if layout.model not in jobs:
+            jobs[layout.model] = _plain(line.parse(Request(model=name, flavor=flavor)))
+        yield _in_a_fork(line, jobs[layout.model], layout, used)
+
+
+def _plain(job: Any) -> Any:
+    """Return a job without the checks of its own class: kimi's refuses TP and PP, for its optimizer."""
+    base = next((c for c in type(job).__mro__ if c.__qualname__ == "Trainer.Config"), type(job))
+    return (
+        job if base is type(job) else base(**{f.name: getattr(job, f.name) for f in dataclasses.fields(base)})
+    )
+
+
+def _in_a_fork(line: ModuleType, job: Any, layout: Layout, used: set[str]) -> Row:
+    out = Path(tempfile.mkdtemp(prefix="tp-validate-layout-"))
+    began = time.monotonic()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        gc.freeze()
+        pid = os.fork()
+        if not pid:
+            _child(line, job, layout, used, out)
+        os.waitpid(pid, 0)
+        found = json.loads((out / "row.json").read_text(encoding="utf-8"))
+    finally:
+        shutil.rmtree(out)
+    return Row(layout, **found, seconds=f"{time.monotonic() - began:.1f}")
+
+
+def _child(line: ModuleType, job: Any, layout: Layout, used: set[str], out: Path) -> None:
+    status = 1
+    try:
+        die_with_parent()
+        log = os.open(out / "output.txt", os.O_WRONLY | os.O_CREAT, 0o600)
+        os.dup2(log, 1)
+        # Rows are the one thing that is printed.
+        os.dup2(log, 2)
+        try:
+            found = _run(line, job, layout, used, out)
+        except Exception as error:  # what cannot be rehearsed is told, and the next goes on
+            found = _row("", "not run", error=f"{type(error).__name__}: {error}")
+        (out / "row.json").write_text(json.dumps(found), encoding="utf-8")
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _run(line: ModuleType, job: Any, layout: Layout, used: set[str], out: Path) -> dict[str, str]:
+    put_into_job(job, layout)
+    requested = read_job(job)
+    assert requested is not None
+    verdict = _verdict(job)
+    world = World(degrees_of_job(job), line.pp(job), microbatches=line.pp(job), cuts=())
+    line.split(job, world)
+    left_out = line.make_small(job, world.degrees, out)
+    run = SmallRun(line, job, world, int(layout.batch), out, used, outputs=False)
+    children = Children(out, _PATIENCE_SECONDS)
+    try:
+        run.run_reference(children)
+    except TPValidateError as error:
+        return _row(verdict, "not run", error=str(error))
+    result = {
+        "release": version("torchtitan"),
+        "model": layout.model,
+        "verdict": verdict,
+        "degrees": {**dataclasses.asdict(world.degrees), "pp": world.pp},
+        "cuts": (),
+        "left_out": left_out,
+        "microbatches": world.microbatches,
+        "seq_len": job.training.seq_len,
+        "runs": [run.run_ranks(children)],
+    }
+    return _seen(verdict, judged(result))
+
+
+def _verdict(job: Any) -> str:
+    """Return ``fits``, the codes of the rules that refuse the job, or why it is not judged."""
+    job = copy.deepcopy(job)
+    try:
+        requested = read_job(job)
+        assert requested is not None
+        judge(requested.subject, requested.degrees)
+    except TPCompatError as error:
+        return " ".join(sorted({violation.code for violation in error.violations}))
+    except PlanError as error:
+        return f"not judged: {_first_line(str(error))}"
+    return "fits"
+
+
+def _seen(verdict: str, rehearsal: Rehearsal) -> dict[str, str]:
+    # Who waited for others, when one had raised, has nothing to say, and who lost one only that.
+    ends = sorted(rehearsal.ends, key=lambda end: (not end["error"], "by peer" in end["error"]))
+    wrong = [
+        " ".join(filter(None, [one.name or one.what, f"x {one.factor:.3f}", one.looks_like]))
+        if one.what == "gradient"
+        else f"{one.what} {one.name}".strip()
+        for one in rehearsal.differences
+    ]
+    return _row(
+        verdict,
+        rehearsal.outcome,
+        worst=f"{rehearsal.worst:.1e}",
+        wrong="; ".join(dict.fromkeys(wrong[:_MOST_SHOWN])),
+        stage=ends[0]["stage"] if ends else "",
+        error=_first_line(ends[0]["error"]) if ends else "",
+    )
+
+
+def _row(
+    verdict: str, outcome: str, worst: str = "", wrong: str = "", stage: str = "", error: str = ""
+) -> dict[str, str]:
+    return {
+        **{"verdict": verdict, "outcome": outcome, "worst": worst, "wrong": wrong},
+        **{"stage": stage, "error": _first_line(error)},
+    }
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")[:_MOST_ERROR]
+
+
+def put_into_job(job: Any, layout: Layout) -> None:
+    """Set what a layout says in a job of its model."""
+    for axis, degree in layout.degrees.items():
+        field = PIPELINE_FLAG if axis == "pp" else FLAGS[axis]
+        if hasattr(job.parallelism, field):
+            setattr(job.parallelism, field, degree)
+    job.parallelism.pipeline_parallel_schedule = layout.schedule
+    job.training.seq_len = _SEQ_LEN
+    put = _put_into_0_3 if layout.backend else _put_into_0_2
+    put(job, layout)
+
+
+def _put_into_0_2(job: Any, layout: Layout) -> None:
+    from torchtitan.protocols.train_spec import get_train_spec
+
+    job.parallelism.disable_loss_parallel = layout.loss == "whole"
+    job.activation_checkpoint.mode = layout.checkpointing
+    # The math kernel of a CPU knows nothing of tokens in another order.
+    job.parallelism.context_parallel_load_balancer = None
+    args = get_train_spec(job.model.name).model_args[job.model.flavor]
+    if hasattr(args, "enable_weight_tying"):
+        args.enable_weight_tying = layout.tied == "yes"
+    if hasattr(args, "moe_args"):
+        # The grouped kernel rounds to bfloat16.
+        args.moe_args.use_grouped_mm = False
+    for setting in layout.model.split()[2:]:
+        name, value = setting.split("=")
+        setattr(args, name, int(value))
+
+
+def _put_into_0_3(job: Any, layout: Layout) -> None:
+    from torchtitan.components.loss import ChunkedLossWrapper
+    from torchtitan.distributed.activation_checkpoint import FullAC, SelectiveAC
+
+    job.parallelism.spmd_backend = layout.backend
+    job.parallelism.enable_sequence_parallel = layout.sequence_parallel == "on"
+    if layout.loss == "plain":
+        assert isinstance(job.loss, ChunkedLossWrapper.Config)
+        job.loss = job.loss.loss_fn
+    name, flavor, *settings = layout.model.split()
+    if settings:
+        registry = import_module(f"torchtitan.models.{name}").model_registry
+        job.model_spec.model = registry(flavor, **dict(one.split("=") for one in settings)).model
+    model = job.model_spec.model
+    if model.enable_weight_tying:
+        # Its embedding would not be initialized otherwise.
+        model.tok_embeddings.param_init = model.lm_head.param_init
+    model.enable_weight_tying = layout.tied == "yes"
+    for _, _, node in configs_below(model):
+        if hasattr(node, "block_size"):
+            # CP deals out whole blocks.
+            node.block_size = _BLOCK_SIZE
+    checkpointing = {"none": None, "full": FullAC.Config(), "selective": SelectiveAC.Config()}
+    job.activation_checkpoint = checkpointing[layout.checkpointing]

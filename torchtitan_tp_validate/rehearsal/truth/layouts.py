@@ -1,0 +1,297 @@
+"""The layouts of the truth: every mesh of up to four ranks for every family, and every pair of all else.
+
+A layout is one value of each axis of a line. They are chosen by pairwise covering: whatever two values can
+stand together do so in one layout at least.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from pathlib import Path
+
+RANKS = 4
+DEGREES = ("tp", "ep", "etp", "dp_shard", "dp_replicate", "pp", "cp")
+_PLAIN_SCHEDULE = "1F1B"
+
+_DENSE = "dense"
+_EXPERTS = "experts"
+
+_FAMILIES = {
+    "0.2": {
+        "llama3 debugmodel": _DENSE,
+        "llama3 8B": _DENSE,
+        "llama3 debugmodel n_kv_heads=2": _DENSE,
+        "qwen3 debugmodel": _DENSE,
+        "qwen3 debugmodel n_kv_heads=4": _DENSE,
+        "qwen3 debugmodel_moe": _EXPERTS,
+        "qwen3 debugmodel_moe n_kv_heads=2": _EXPERTS,
+        "llama4 debugmodel": _EXPERTS,
+        "llama4 debugmodel_irope": _EXPERTS,
+        "deepseek_v3 debugmodel": _EXPERTS,
+        "gpt_oss debugmodel": _EXPERTS,
+        "qwen3 30B-A3B": _EXPERTS,
+        "deepseek_v3 16B": _EXPERTS,
+        "llama4 17bx16e": _EXPERTS,
+    },
+    "0.3": {
+        "llama3 debugmodel": _DENSE,
+        "llama3 8B": _DENSE,
+        "qwen3 8B": _DENSE,
+        "qwen3 debugmodel_non_fused_qkv": _DENSE,
+        "muse_glimmer debugmodel": _DENSE,
+        "qwen3_5 debugmodel": _DENSE,
+        "qwen3 debugmodel_moe": _EXPERTS,
+        "qwen3 30B-A3B": _EXPERTS,
+        "qwen3_5 debugmodel_moe": _EXPERTS,
+        "deepseek_v3 debugmodel": _EXPERTS,
+        "kimi_k2_7 debugmodel": _EXPERTS,
+        "gpt_oss debugmodel": _EXPERTS,
+        "gpt_oss 20b attn_backend=flex": _EXPERTS,
+        "deepseek_v3 16B": _EXPERTS,
+    },
+}
+"""Line -> family, flavor and what is set in it -> whether it has experts. KV heads are above TP 4, equal to
+it (qwen3 30B-A3B), and below it (muse_glimmer, qwen3_5)."""
+
+_AXES: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "0.2": {
+        "loss": ("parallel", "whole"),
+        "tied": ("no", "yes"),
+        "batch": ("2", "1"),
+        "schedule": (_PLAIN_SCHEDULE, "Interleaved1F1B"),
+        "checkpointing": ("none", "full", "selective"),
+    },
+    "0.3": {
+        "backend": ("spmd_types", "partial_dtensor", "full_dtensor"),
+        "loss": ("chunked", "plain"),
+        "tied": ("no", "yes"),
+        "batch": ("2", "1"),
+        "sequence_parallel": ("on", "off"),
+        "schedule": (_PLAIN_SCHEDULE, "Interleaved1F1B"),
+        "checkpointing": ("none", "full", "selective"),
+    },
+}
+"""Line -> axis -> its values, the plain one first; beside the family and the mesh, which every line has."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A model, and how it is run.
+
+    Attributes:
+        model: name, flavor, and what is set in it.
+        mesh: the degrees above 1, as ``tp2 ep2``.
+        backend: ``spmd_backend`` of torchtitan 0.3.x.
+        loss: ``chunked`` or ``plain`` in 0.3.x; ``parallel`` or ``whole`` over the vocabulary in 0.2.x.
+        tied: whether the embedding and the head are.
+        batch: sequences that each data rank computes at a time.
+        sequence_parallel: of torchtitan 0.3.x.
+        schedule: of a pipeline.
+        checkpointing: of activations.
+    """
+
+    model: str
+    mesh: str
+    backend: str = ""
+    loss: str = ""
+    tied: str = "no"
+    batch: str = "2"
+    sequence_parallel: str = ""
+    schedule: str = _PLAIN_SCHEDULE
+    checkpointing: str = "none"
+
+    @property
+    def degrees(self) -> dict[str, int]:
+        """Axis -> degree."""
+        named = {word[:-1]: int(word[-1]) for word in self.mesh.split()}
+        return {axis: named.get(axis, 1) for axis in DEGREES}
+
+    def __str__(self) -> str:
+        return ", ".join(filter(None, asdict(self).values()))
+
+
+_FURTHER = {
+    "0.2": (),
+    "0.3": (Layout("muse_glimmer debugmodel", "tp2 pp2", "spmd_types", "chunked", sequence_parallel="on"),),
+}
+"""Line -> layouts of a fault that only three values show together."""
+
+
+def axes_of(line: str) -> dict[str, Sequence[str]]:
+    """Return axis -> values of a line (``0.2``, ``0.3``): fields of `Layout`."""
+    return {"model": tuple(_FAMILIES[line]), "mesh": tuple(_meshes(line)), **_AXES[line]}
+
+
+def is_possible(line: str, layout: Layout) -> bool:
+    """Whether a layout's values go together, and what comes of it is worth the time.
+
+    What torchtitan refuses whatever else is set is shown in one mesh.
+    """
+    degrees = layout.degrees
+    return (
+        (degrees["ep"] == 1 or _FAMILIES[line][layout.model] == _EXPERTS)
+        and (degrees["pp"] > 1 or layout.schedule == _PLAIN_SCHEDULE)
+        and (degrees["tp"] > 1 or (layout.sequence_parallel != "off" and layout.loss != "whole"))
+        and all(layout.mesh == mesh for mesh in _refused(line, layout, degrees))
+    )
+
+
+def _refused(line: str, layout: Layout, degrees: Mapping[str, int]) -> Iterator[str]:
+    """Yield the mesh that stands for all others of what a layout has and its model is refused."""
+    model, flavor, *_ = layout.model.split()
+    is_tied = layout.tied == "yes"
+    if line == "0.3":
+        not_all_backends = {"muse_glimmer": ("spmd_types",)} | dict.fromkeys(
+            ("qwen3_5", "kimi_k2_7"), ("spmd_types", "partial_dtensor")
+        )
+        if layout.backend not in not_all_backends.get(model, (layout.backend,)):
+            yield "dp_shard2"
+        no_cp = ("qwen3_5 debugmodel", "qwen3_5 debugmodel_moe", "kimi_k2_7 debugmodel", "gpt_oss debugmodel")
+        if layout.model in no_cp and degrees["cp"] > 1:
+            yield "cp2"
+        if is_tied and degrees["pp"] > 1:
+            yield "pp2"
+        # With CP it searches for minutes how to redistribute what is cut twice.
+        if layout.backend == "full_dtensor" and degrees["cp"] > 1:
+            yield "cp2"
+    else:
+        if model in ("qwen3", "gpt_oss") and degrees["pp"] > 1:
+            yield "pp2"
+        # Its forward hands flex attention a dict of masks: it does not run at all.
+        if "irope" in flavor:
+            yield "tp2"
+        # gpt_oss has flex attention, which CP refuses; of the others the math kernel of a CPU computes
+        # llama's attention alone.
+        if model not in ("llama3", "llama4") and degrees["cp"] > 1:
+            yield "cp2"
+        # Only qwen3 can be tied, and not where FSDP has to look after both.
+        if is_tied and (model != "qwen3" or degrees["dp_shard"] * degrees["cp"] > 1):
+            yield "dp_shard2" if model == "qwen3" else "never"
+
+
+def _meshes(line: str) -> Iterator[str]:
+    """Yield every mesh of 2 to 4 ranks that is not cut short by its own arithmetic."""
+    choices = {"tp": (1, 2, 4), "ep": (1, 2, 4), **dict.fromkeys(DEGREES[3:], (1, 2))}
+    for values in itertools.product(*choices.values()):
+        degrees = dict(zip(choices, values, strict=True))
+        ranks = degrees["dp_replicate"] * degrees["pp"]
+        experts = degrees["dp_shard"] * degrees["cp"] * degrees["tp"]
+        if 1 < ranks * experts <= RANKS and experts % degrees["ep"] == 0:
+            yield " ".join(f"{axis}{degree}" for axis, degree in degrees.items() if degree > 1)
+            tp, ep = degrees["tp"], degrees["ep"]
+            if line == "0.2" and tp > 1 and ep > 1 and experts % (tp * ep) == 0:
+                rest = [f"{axis}{degree}" for axis, degree in degrees.items() if degree > 1][2:]
+                yield " ".join([f"tp{tp}", f"ep{ep}", f"etp{tp}", *rest])
+
+
+@cache
+def layouts(line: str) -> tuple[Layout, ...]:
+    """Return the layouts of a line, which cover `pairs`."""
+    from allpairspy import AllPairs
+
+    axes = axes_of(line)
+    order = [field.name for field in fields(Layout) if field.name in axes]
+
+    def may_go_on(values: Sequence[str]) -> bool:
+        layout = Layout(**{"mesh": "pp2", **dict(zip(order, values, strict=False))})
+        return len(values) < 2 or is_possible(line, layout)
+
+    found = [
+        *_FURTHER[line],
+        *(
+            Layout(**row._asdict())
+            for row in AllPairs(OrderedDict((a, axes[a]) for a in order), filter_func=may_go_on)
+        ),
+    ]
+    # The library gives up on a pair whose row it cannot complete at once.
+    missing = pairs(line) - {pair for layout in found for pair in pairs_of(layout, axes)}
+    for least, layout in itertools.product((8, 5, 3, 2, 1), _possible(line) if missing else ()):
+        new = missing & {*pairs_of(layout, axes)}
+        if len(new) >= least:
+            found.append(layout)
+            missing -= new
+    # Full DTensor takes three times as long: what is stopped has more layouts.
+    return tuple(dict.fromkeys(sorted(found, key=lambda layout: layout.backend == "full_dtensor")))
+
+
+Pair = tuple[tuple[str, str], tuple[str, str]]
+
+
+def pairs_of(layout: Layout, axes: Iterable[str]) -> Iterator[Pair]:
+    """Yield every two values of a layout, with their axes."""
+    values = asdict(layout)
+    yield from itertools.combinations(((axis, values[axis]) for axis in sorted(axes)), 2)
+
+
+@cache
+def pairs(line: str) -> frozenset[Pair]:
+    """Return every pair of values of a line that can stand together."""
+    axes = axes_of(line)
+    return frozenset(pair for layout in _possible(line) for pair in pairs_of(layout, axes))
+
+
+def _possible(line: str) -> Iterator[Layout]:
+    axes = axes_of(line)
+    for values in itertools.product(*axes.values()):
+        layout = Layout(**dict(zip(axes, values, strict=True)))
+        if is_possible(line, layout):
+            yield layout
+
+
+@dataclass(frozen=True)
+class Row:
+    """A layout, and what came of it.
+
+    Attributes:
+        layout: which one.
+        verdict: ``fits``, or the codes of the rules that refuse it, or why it was not judged.
+        outcome: ``equal``, ``differs``, ``dies``, ``hangs`` or ``not run``.
+        worst: the largest relative difference.
+        wrong: the likeliest causes: parameter, multiple of the right gradient, what that looks like.
+        stage: in which a rank died or hung.
+        error: what it said.
+        seconds: that it took.
+    """
+
+    layout: Layout
+    verdict: str
+    outcome: str
+    worst: str
+    wrong: str
+    stage: str
+    error: str
+    seconds: str
+
+    def fields(self) -> dict[str, str]:
+        """Return all of it, by column."""
+        values = {**asdict(self.layout), **asdict(self)}
+        del values["layout"]
+        return values
+
+
+LAYOUT_COLUMNS = tuple(field.name for field in fields(Layout))
+COLUMNS = (*LAYOUT_COLUMNS, *(field.name for field in fields(Row)[1:]), "explanation")
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return the rows of a recorded table."""
+    with path.open(encoding="utf-8", newline="") as stream:
+        return [_row(values) for values in csv.DictReader(stream)]
+
+
+def _row(values: Mapping[str, str]) -> Row:
+    layout = Layout(**{name: values[name] for name in LAYOUT_COLUMNS})
+    return Row(layout, **{field.name: values[field.name] for field in fields(Row)[1:]})
+
+
+def write_rows(path: Path, explained: Iterable[tuple[Row, str]]) -> None:
+    """Write a table: every row with its explanation."""
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        table = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        table.writeheader()
+        table.writerows({**row.fields(), "explanation": why} for row, why in explained)
