@@ -19,6 +19,8 @@ class Family:
         has_moe_title: whether the package holds dense and mixture-of-experts models, told apart by ``-MoE``.
         shares_kv_heads: the lines of torchtitan in which several ranks can share a key-value head of its
             models (``kv_replication``).
+        hf_model_types: ``model_type`` of the Hugging Face configs, the outermost of a file, of the models
+            that torchtitan 0.3.x has of the family, as the ``state_dict_adapter.py`` files name them.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Family:
     packages: tuple[str, ...]
     has_moe_title: bool = False
     shares_kv_heads: tuple[str, ...] = ()
+    hf_model_types: tuple[str, ...] = ()
 
     @property
     def drop_in(self) -> str:
@@ -56,6 +59,7 @@ MODELS = (
             f"{_GRAPH_TRAINER}.llama3",
         ),
         shares_kv_heads=("0.2", "0.3"),
+        hf_model_types=("llama",),
     ),
     Family(
         "llama4",
@@ -71,6 +75,7 @@ MODELS = (
         ("torchtitan.models.qwen3", "torchtitan.experiments.rl.unified", f"{_GRAPH_TRAINER}.qwen3"),
         has_moe_title=True,
         shares_kv_heads=("0.2", "0.3"),
+        hf_model_types=("qwen3", "qwen3_moe"),
     ),
     Family(
         "qwen3_5_moe",
@@ -80,6 +85,7 @@ MODELS = (
         ("torchtitan.models.qwen3_5", "torchtitan.models.qwen3_5_moe"),
         has_moe_title=True,
         shares_kv_heads=("0.3",),
+        hf_model_types=("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"),
     ),
     Family(
         "deepseek_v3",
@@ -91,6 +97,7 @@ MODELS = (
             f"{_TOOLKIT}.deepseek_v3",
             f"{_GRAPH_TRAINER}.deepseek_v3",
         ),
+        hf_model_types=("deepseek_v3",),
     ),
     Family(
         "gpt_oss",
@@ -98,8 +105,16 @@ MODELS = (
         ("parallelize_gptoss",),
         ("torchtitan.models.gpt_oss", "torchtitan.experiments.gpt_oss"),
         shares_kv_heads=("0.3",),
+        hf_model_types=("gpt_oss",),
     ),
-    Family("kimi_k2_7", "Kimi K2", ("parallelize_kimi_k2_5",), ("torchtitan.models.kimi_k2_7",)),
+    Family(
+        "kimi_k2_7",
+        "Kimi K2",
+        ("parallelize_kimi_k2_5",),
+        ("torchtitan.models.kimi_k2_7",),
+        # Of Kimi K3 torchtitan has the vision encoder, which is its elder's.
+        hf_model_types=("kimi_k2", "kimi_vl", "kimi_k25", "kimi_k3"),
+    ),
     Family(
         "muse_glimmer",
         "Muse Glimmer",
@@ -122,3 +137,17 @@ FAMILY_OF = {package: family for family in MODELS for package in family.model_pa
 def sharing_kv_heads(line: str) -> tuple[str, ...]:
     """Return the packages of the families whose key-value heads several ranks can share in a line."""
     return tuple(family.model_packages[0] for family in MODELS if line in family.shares_kv_heads)
+
+
+def hf_model_types(*, sharing_kv_heads_in: str = "") -> frozenset[str]:
+    """Return the ``model_type`` of the Hugging Face configs of which torchtitan has a model.
+
+    Args:
+        sharing_kv_heads_in: only those whose key-value heads several ranks can share in this line.
+    """
+    return frozenset(
+        model_type
+        for family in MODELS
+        if not sharing_kv_heads_in or sharing_kv_heads_in in family.shares_kv_heads
+        for model_type in family.hf_model_types
+    )

@@ -94,6 +94,7 @@ def test_a_line_of_torchtitan_is_a_file_and_its_name_in_the_list(copy: Copy) -> 
 
         KV_REPLICATION = "torchtitan_tp_validate.kv_replication.torchtitan_9_9"
         TRAINER_MODULE = "torchtitan.run"
+        SPMD_BACKENDS = ()
 
         def find_config(model_or_config):
             return getattr(model_or_config, "head_total", None)

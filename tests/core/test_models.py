@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 
 import torchtitan_tp_validate
-from torchtitan_tp_validate.models import FAMILY_OF, MODELS
+from torchtitan_tp_validate.models import FAMILY_OF, MODELS, hf_model_types
 
 WRAPPERS = Path(torchtitan_tp_validate.__file__).parent / "wrappers"
 NOT_A_FAMILY = {"__init__", "guard"}
@@ -25,3 +25,11 @@ def test_a_package_of_torchtitan_belongs_to_one_family() -> None:
     assert len(packages) == len(set(packages))
     assert FAMILY_OF["qwen3_5"] is FAMILY_OF["qwen3_5_moe"]
     assert "transformers_backend" not in FAMILY_OF
+
+
+def test_the_hugging_face_models_of_a_family_are_told_in_its_row() -> None:
+    shared = hf_model_types(sharing_kv_heads_in="0.3")
+    assert shared < hf_model_types()
+    assert {"llama", "qwen3_moe", "gpt_oss", "qwen3_5_moe_text"} < shared
+    # Latent attention has no key-value heads to share; 0.3.x has no Llama 4.
+    assert hf_model_types() - shared == {"deepseek_v3", "kimi_k2", "kimi_vl", "kimi_k25", "kimi_k3"}

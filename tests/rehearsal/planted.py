@@ -20,7 +20,7 @@ from typing import Any
 
 from torchtitan_tp_validate.degrees import degrees_of_job
 from torchtitan_tp_validate.rehearsal.children import Children
-from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line
+from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line, microbatches, pp, split
 from torchtitan_tp_validate.rehearsal.rehearse import judged
 from torchtitan_tp_validate.rehearsal.small_run import SmallRun
 from torchtitan_tp_validate.rehearsal.world import cut_world
@@ -300,8 +300,8 @@ def main(folder: str) -> None:
     results: dict[str, Any] = {}
     for name, arguments in JOBS.items():
         job = line.parse(Request(arguments))
-        world = cut_world(degrees_of_job(job), line.pp(job), line.microbatches(job), 4)
-        line.split(job, world)
+        world = cut_world(degrees_of_job(job), pp(job), microbatches(job), 4)
+        split(job, world)
         line.make_small(job, world.degrees, out)
         run = PlantedRun(line, job, world, 2, out, used)
         run.run_reference(children)

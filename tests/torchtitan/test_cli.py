@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from importlib import resources
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,10 +12,10 @@ import jsonschema
 import pytest
 
 from tests.core.cli.conftest import Program
+from tests.torchtitan.installed import HAS_CONFIG_TREES
 from tests.torchtitan.optional import missing_for_qwen3_5, needs_qwen3_5
 from torchtitan_tp_validate import registry
 
-VERSION = version("torchtitan")
 only_0_2 = pytest.mark.requires(torchtitan="0.2")  # reads TOML files
 only_0_3 = pytest.mark.requires(torchtitan="0.3")  # has config registries
 
@@ -191,7 +190,7 @@ def test_a_flavor_is_judged_without_a_run(tp_validate: Program) -> None:
     only_built = "TP005: the feed-forward's size is known when the model is built"
     assert tp_validate(*flavor, "8", "--seq-len", "8192")[:2] == (
         0,
-        f"{fits} Not validated: {only_built}.\n" if VERSION.startswith("0.2") else f"{fits}\n",
+        f"{fits}\n" if HAS_CONFIG_TREES else f"{fits} Not validated: {only_built}.\n",
     )
     assert tp_validate(*flavor, "8").out.endswith("TP009: no seq_len is given.\n")
     status, out, _ = tp_validate(*flavor, "16")
@@ -272,11 +271,19 @@ def test_hugging_face_weights_of_a_llama_3_with_shared_heads_are_refused_as_by_t
 ) -> None:
     job = tmp_path / "job.toml"
     job.write_text(toml("llama3", "8B", 8192, {}))
-    at_0_3 = version("torchtitan").startswith("0.3")
-    run = ["--module", "llama3", "--config", "llama3_8b"] if at_0_3 else ["--job.config_file", str(job)]
+    run = (
+        ["--module", "llama3", "--config", "llama3_8b"]
+        if HAS_CONFIG_TREES
+        else ["--job.config_file", str(job)]
+    )
     run += ["--parallelism.tensor_parallel_degree", "16"]
     command = ("check", "--replicate-kv-heads", "--", *run, "--checkpoint.last_save_in_hf")
-    assert tp_validate(*command, "--checkpoint.no-enable" if at_0_3 else "--checkpoint.no_enable").status == 0
+    assert (
+        tp_validate(
+            *command, "--checkpoint.no-enable" if HAS_CONFIG_TREES else "--checkpoint.no_enable"
+        ).status
+        == 0
+    )
     status, out, _ = tp_validate(*command, "--checkpoint.enable")
     assert status == 2
     assert "checkpoint.last_save_in_hf = true permutes wk by whole heads" in out

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-from importlib.metadata import version
 from types import SimpleNamespace as NS
 from typing import Any
 
@@ -13,17 +12,21 @@ import torch
 
 import torchtitan_tp_validate as tpv
 from tests.core.offers import accepts, contradictions, offered, refusal
+from tests.torchtitan.installed import HAS_CONFIG_TREES, SPMD_BACKENDS
 from torchtitan_tp_validate import registry
 from torchtitan_tp_validate.degrees import Degrees
 
-IS_0_2 = version("torchtitan").startswith("0.2")
 FAMILIES = {
     "llama3": "debugmodel",
     "qwen3": "debugmodel_moe",
     "deepseek_v3": "debugmodel",
-    **({"llama4": "debugmodel"} if IS_0_2 else {"qwen3_5": "debugmodel_moe", "gpt_oss": "debugmodel"}),
+    **(
+        {"qwen3_5": "debugmodel_moe", "gpt_oss": "debugmodel"}
+        if HAS_CONFIG_TREES
+        else {"llama4": "debugmodel"}
+    ),
 }
-BACKENDS = ("",) if IS_0_2 else ("spmd_types", "partial_dtensor", "full_dtensor")
+BACKENDS = SPMD_BACKENDS or ("",)
 # EP, ETP, data shards, CP, replicas
 CHOICES = [
     (1, 1, 1, 1, 1),
@@ -32,7 +35,7 @@ CHOICES = [
     (1, 1, 32, 1, 4),
     (2, 1, 64, 1, 1),
     (3, 1, 6, 1, 1),
-    *([(2, 2, 64, 1, 1)] if IS_0_2 else []),
+    *([] if HAS_CONFIG_TREES else [(2, 2, 64, 1, 1)]),
 ]
 
 
@@ -46,7 +49,7 @@ def subject(family: str, flavor: str) -> Any:
     """The config of 0.3; of 0.2, whose args know no expert's size, the model itself."""
     spec = registry.model(family).spec(flavor)
     config = spec.config
-    if not IS_0_2:
+    if HAS_CONFIG_TREES:
         return config
     config = copy.copy(config)
     config.moe_impl = "standard"  # deepseek_v3 of 0.2.2 hears it from the job

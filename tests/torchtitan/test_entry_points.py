@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import torchtitan_tp_validate as tpv
+from tests.torchtitan.installed import HAS_CONFIG_TREES
 from tests.torchtitan.optional import missing_for_qwen3_5
 from torchtitan_tp_validate import registry
 from torchtitan_tp_validate.guards import guards_in_place
@@ -23,8 +24,6 @@ from torchtitan_tp_validate.job import unguarded
 from torchtitan_tp_validate.locate import Identity, torchtitan_identity
 from torchtitan_tp_validate.plan import divisors
 from torchtitan_tp_validate.wrappers import TARGETS
-
-IS_0_2 = version("torchtitan").startswith("0.2")
 
 # Registered, and not ours to guard.
 NOT_GUARDED = {
@@ -107,14 +106,16 @@ def test_the_installed_release_is_told_by_its_files() -> None:
 
 def test_no_known_entry_point_is_at_fault_in_this_release(guards: tpv.Installation) -> None:
     assert [state for state in guards.targets if state.faulty] == []
-    expected = {"llama3", "qwen3", "deepseek_v3"} | ({"llama4"} if IS_0_2 else {"qwen3_5_moe", "gpt_oss"})
+    expected = {"llama3", "qwen3", "deepseek_v3"} | (
+        {"qwen3_5_moe", "gpt_oss"} if HAS_CONFIG_TREES else {"llama4"}
+    )
     assert expected <= {state.model for state in guards.guarded}
     tpv.install(strict=True)
 
 
 @pytest.mark.parametrize("wrapper", TARGETS)
 def test_the_drop_in_has_upstreams_signature(wrapper: str) -> None:
-    if wrapper == "qwen3_5_moe" and not IS_0_2:
+    if wrapper == "qwen3_5_moe" and HAS_CONFIG_TREES:
         _model("qwen3_5")
     target = TARGETS[wrapper]
     entry_point = next(target.entry_points(), None)
@@ -130,7 +131,7 @@ def test_the_drop_in_has_upstreams_signature(wrapper: str) -> None:
 
 
 def test_a_spec_built_before_install_is_guarded_and_then_restored() -> None:
-    name, flavor = ("llama4", "debugmodel") if IS_0_2 else ("qwen3_5", "debugmodel_moe")
+    name, flavor = ("qwen3_5", "debugmodel_moe") if HAS_CONFIG_TREES else ("llama4", "debugmodel")
     spec = _model(name).spec(flavor)
     keep = [spec.parallelize_fn]
     with tpv.installed():
@@ -160,14 +161,14 @@ def test_the_transformers_backend_is_refused_by_the_counts_of_its_hugging_face_c
     # The registry hands out one object, which other tests look at as it is.
     config = copy.deepcopy(spec.config)
     before = NS(training=NS(seq_len=32), debug=NS(deterministic=False))
-    if IS_0_2:
+    if not HAS_CONFIG_TREES:
         before.hf_transformers = NS(model=str(tmp_path))
         config.update_from_config(before)
     else:
         before.hf_model, before.loss, before.parallelism = str(tmp_path), NS(), NS(expert_parallel_degree=1)
         config.update_from_config(config=before)
     with torch.device("meta"):
-        if IS_0_2:
+        if not HAS_CONFIG_TREES:
             train_spec = importlib.import_module("torchtitan.protocols.train_spec")
             model = train_spec.get_train_spec("transformers_modeling_backend").model_cls(config)
         else:

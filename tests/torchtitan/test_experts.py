@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 
 import pytest
 import torch
@@ -16,10 +15,9 @@ from torch.nn.functional import silu
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import torchtitan_tp_validate as tpv
+from tests.torchtitan.installed import SPMD_BACKENDS
 from torchtitan_tp_validate.rehearsal.models import TinyModel, installed_line
 from torchtitan_tp_validate.rules import ALIGNMENT
-
-IS_0_2 = version("torchtitan").startswith("0.2")
 
 
 @contextmanager
@@ -37,7 +35,7 @@ def _on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"{module}.device_type", "cpu")
 
 
-BACKENDS = (None,) if IS_0_2 else ("spmd_types", "partial_dtensor", "full_dtensor")
+BACKENDS = SPMD_BACKENDS or (None,)
 # family, backend, ranks, TP, EP, experts, their hidden size
 RUNS = [
     (family, backend, *run)

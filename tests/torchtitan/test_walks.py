@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from importlib.metadata import version
 from types import SimpleNamespace as NS
 from typing import Any
 
@@ -12,14 +11,13 @@ import torch
 
 import torchtitan_tp_validate as tpv
 from tests.core.walks import in_the_map, walk
+from tests.torchtitan.installed import HAS_CONFIG_TREES
 from torchtitan_tp_validate import registry
-
-IS_0_2 = version("torchtitan").startswith("0.2")
 
 
 def model() -> Any:
     config = registry.model("llama3").spec("debugmodel").config
-    if not IS_0_2:
+    if HAS_CONFIG_TREES:
         from torchtitan.config import ParallelismConfig, TrainingConfig
 
         # A model that is parallelized has its shardings declared.
@@ -45,7 +43,7 @@ def test_parallel_dims_enter_the_files_of_the_map_and_come_back_to_none() -> Non
     call()  # what is imported late is imported now
     taken = walk(call, lambda _, value: value is parallel_dims, until=tpv.TPCompatError.told_by.__func__)
     drawn = in_the_map("parallel_dims")
-    if IS_0_2:
+    if not HAS_CONFIG_TREES:
         of_0_2 = (file.replace("torchtitan_0_3", "torchtitan_0_2") for file in drawn)
         drawn = [file for file in of_0_2 if file != "releases/rows.py"]
     assert taken.files == drawn

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from torchtitan_tp_validate.cli import formats
 from torchtitan_tp_validate.cli.formats import terminal
 from torchtitan_tp_validate.degrees import Degrees
+from torchtitan_tp_validate.releases import releases
 
 _MOST_DEGREES = 4096
 _LARGEST = 1 << 30
@@ -108,7 +109,7 @@ def add_degrees(parser: Parser) -> None:
     group.add_argument(
         "--spmd-backend",
         action="once",
-        choices=("spmd_types", "partial_dtensor", "full_dtensor"),
+        choices=[backend.name for line in releases() for backend in line.SPMD_BACKENDS],
         help=f"parallelism.spmd_backend of torchtitan 0.3.x (default: {Degrees.spmd_backend})",
     )
     add_replication(group)

@@ -23,7 +23,7 @@ from torchtitan_tp_validate.errors import PlanError, RehearsalError, TPCompatErr
 from torchtitan_tp_validate.guards import install
 from torchtitan_tp_validate.job import read_job
 from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
-from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line
+from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line, microbatches, pp, split
 from torchtitan_tp_validate.rehearsal.small_run import SmallRun
 from torchtitan_tp_validate.rehearsal.world import cut_world
 from torchtitan_tp_validate.releases import kv_replication_of, line_of
@@ -89,9 +89,9 @@ def _rehearse(
     requested = read_job(job)
     if requested is None:
         raise RehearsalError("the job names no model")
-    world = cut_world(degrees, line.pp(job), line.microbatches(job), ranks)
+    world = cut_world(degrees, pp(job), microbatches(job), ranks)
     verdict = _verdict(job, request.replicate_kv_heads)
-    line.split(job, world)
+    split(job, world)
     left_out = line.make_small(job, world.degrees, out)
     result: dict[str, Any] = {
         "release": version("torchtitan"),

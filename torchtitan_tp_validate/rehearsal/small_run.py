@@ -12,6 +12,7 @@ from typing import Any
 
 from torchtitan_tp_validate.errors import RehearsalError
 from torchtitan_tp_validate.rehearsal.children import Children, End
+from torchtitan_tp_validate.rehearsal.jobs import split
 from torchtitan_tp_validate.rehearsal.world import World
 
 
@@ -72,7 +73,7 @@ class SmallRun:
         return self._local_batch_size * degrees.dp_shard * degrees.dp_replicate
 
     def _reference(self, rank: int, enter: Callable[[str], None]) -> None:
-        self.line.split(self.job, None)
+        split(self.job, None)
         self._run("reference", rank, enter, self._rows)
 
     def _rank(self, rank: int, enter: Callable[[str], None]) -> None:

@@ -49,6 +49,22 @@ class RequestedModel:
     parallelize_fn: Callable[..., Any]
 
 
+@dataclass(frozen=True)
+class SpmdBackend:
+    """A way of a line to tell ranks what they have of a tensor.
+
+    Attributes:
+        name: as in ``parallelism.spmd_backend``.
+        pads_uneven_shards: it pads a shard that is smaller than others and goes on, wrongly; the others can
+            tell it, and fail on empty ones only.
+        shards_over_data_only: its FSDP mesh is that of the data alone; the others hand FSDP the TP axis too.
+    """
+
+    name: str
+    pads_uneven_shards: bool = False
+    shards_over_data_only: bool = False
+
+
 class Release(Reader, Protocol):
     """A line of torchtitan: its models, its jobs, what it registers.
 
@@ -57,11 +73,13 @@ class Release(Reader, Protocol):
             where those are TOML files.
         TRAINER_MODULE: the module that defines its ``Trainer``.
         KV_REPLICATION: the name of the module that is its `KVReplication`, loaded when it is asked for.
+        SPMD_BACKENDS: what ``parallelism.spmd_backend`` may name; nothing where there is no such field.
     """
 
     CONFIG_REGISTRY: str
     TRAINER_MODULE: str
     KV_REPLICATION: str
+    SPMD_BACKENDS: tuple[SpmdBackend, ...]
 
     def is_job(self, job: Any) -> bool:
         """Return whether this is what the line's command line is parsed to."""

@@ -21,8 +21,9 @@ from typing import Any
 
 from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.errors import NotAModelConfigError, PlanError
+from torchtitan_tp_validate.models import hf_model_types
 from torchtitan_tp_validate.plan import Plan, PlanBuilder
-from torchtitan_tp_validate.releases.huggingface_sizes import SHARES_KV_HEADS, note_sizes
+from torchtitan_tp_validate.releases.huggingface_sizes import note_sizes
 from torchtitan_tp_validate.releases.key_value_heads import N_KV_HEADS, found, n_kv_heads, per_layer, value_of
 from torchtitan_tp_validate.releases.reading import Heads, head_count, share_kv_heads, shortened, whole_number
 from torchtitan_tp_validate.releases.rows import line_of
@@ -230,7 +231,7 @@ def _shared_kv_heads(
     line: Line,
 ) -> PlanBuilder | None:
     """Return what takes the place of whole key-value heads under KV-head replication, if anything does."""
-    if _name(config) not in SHARES_KV_HEADS or len(parts) != 1:
+    if _name(config) not in hf_model_types(sharing_kv_heads_in="0.3") or len(parts) != 1:
         return None
     ((part, where),) = parts
     shared = PlanBuilder(line)

@@ -5,8 +5,7 @@ vision encoder are split by torchtitan's own model of a family, and are judged w
 family it is only said that its vision or audio part was not looked at. Experts are split by every expert
 parallel run.
 
-Source: ``models/*/sharding.py`` and ``models/common/*_sharding.py`` of torchtitan 0.3.0, and its
-``state_dict_adapter.py`` files, which name the Hugging Face models.
+Source: ``models/*/sharding.py`` and ``models/common/*_sharding.py`` of torchtitan 0.3.0.
 """
 
 from __future__ import annotations
@@ -16,23 +15,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torchtitan_tp_validate.degrees import Degrees
+from torchtitan_tp_validate.models import hf_model_types
 from torchtitan_tp_validate.plan import PlanBuilder
 from torchtitan_tp_validate.releases.experts import Experts, note_experts
 from torchtitan_tp_validate.releases.key_value_heads import found
 from torchtitan_tp_validate.releases.reading import head_count, whole_number
 from torchtitan_tp_validate.releases.rows import note_rows, note_sequence
-
-SHARES_KV_HEADS = frozenset(
-    {
-        *("llama", "qwen3", "qwen3_moe", "gpt_oss"),
-        *("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"),
-    }
-)
-"""``model_type`` of the families of torchtitan 0.3.x whose key-value heads several ranks may share."""
-_LATENT = frozenset({"deepseek_v3", "kimi_k2", "kimi_vl", "kimi_k25", "kimi_k3"})
-"""Those whose attention is latent. Of Kimi K3 torchtitan has the vision encoder, which is its elder's."""
-HAS_MODEL = SHARES_KV_HEADS | _LATENT
-"""``model_type``, the outermost of a file, of the families that torchtitan has a model of."""
 
 _N_EXPERTS = (
     "n_routed_experts",
@@ -74,7 +62,7 @@ def note_sizes(
     if degrees.ep > 1 and not sum(_note_num_experts(findings, part, where) for part, where in parts):
         yield "EP001: the config has no number of experts"
     model_type = config.get("model_type")
-    has_model = isinstance(model_type, str) and model_type in HAS_MODEL
+    has_model = isinstance(model_type, str) and model_type in hf_model_types()
     if has_model:
         for part, where in parts:
             missing = _Sizes(findings, part, where, degrees).note_text()

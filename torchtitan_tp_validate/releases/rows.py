@@ -10,9 +10,15 @@ from collections.abc import Iterable
 
 from torchtitan_tp_validate.degrees import Degrees, token_field
 from torchtitan_tp_validate.plan import PlanBuilder, Split
+from torchtitan_tp_validate.releases.base import SpmdBackend
 from torchtitan_tp_validate.rules import RULES, Line
 
-_PADS_UNEVEN_SHARDS = "spmd_types"
+SPMD_BACKENDS: tuple[SpmdBackend, ...] = (
+    SpmdBackend("spmd_types", pads_uneven_shards=True),
+    SpmdBackend("partial_dtensor", shards_over_data_only=True),
+    SpmdBackend("full_dtensor"),
+)
+"""Source: ``ParallelismConfig`` and ``distributed/full_dtensor.py`` of torchtitan 0.3.0."""
 
 
 def line_of(degrees: Degrees) -> Line:
@@ -20,9 +26,15 @@ def line_of(degrees: Degrees) -> Line:
     return Line.SPMD_TYPES if pads(degrees) else Line.DTENSOR
 
 
+def backend_of(degrees: Degrees) -> SpmdBackend:
+    """Return the run's backend; one that is not known neither pads nor spares the TP axis."""
+    known = (backend for backend in SPMD_BACKENDS if backend.name == degrees.spmd_backend)
+    return next(known, SpmdBackend(degrees.spmd_backend))
+
+
 def pads(degrees: Degrees) -> bool:
     """Return whether the run's backend pads what it cannot split evenly."""
-    return degrees.spmd_backend == _PADS_UNEVEN_SHARDS
+    return backend_of(degrees).pads_uneven_shards
 
 
 def note_rows(

@@ -18,7 +18,7 @@ from typing import Any
 
 from torchtitan_tp_validate.degrees import TOKEN_FIELDS, Degrees
 from torchtitan_tp_validate.plan import Plan, PlanBuilder, Split
-from torchtitan_tp_validate.releases.base import RequestedModel
+from torchtitan_tp_validate.releases.base import RequestedModel, SpmdBackend
 from torchtitan_tp_validate.releases.experts import Experts, note_experts, row_shards
 from torchtitan_tp_validate.releases.kv_replication import supports_args
 from torchtitan_tp_validate.releases.reading import (
@@ -39,6 +39,7 @@ HOW_TO_CHANGE = (
 CONFIG_REGISTRY = ""
 KV_REPLICATION = "torchtitan_tp_validate.kv_replication.torchtitan_0_2"
 TRAINER_MODULE = "torchtitan.train"
+SPMD_BACKENDS: tuple[SpmdBackend, ...] = ()
 
 _HOW_TO_REPLICATE = "--replicate-kv-heads, or install(replicate_kv_heads=True)"
 

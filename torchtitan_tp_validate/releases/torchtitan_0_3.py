@@ -18,7 +18,7 @@ from typing import Any
 
 from torchtitan_tp_validate.degrees import Axis, Degrees, token_field
 from torchtitan_tp_validate.plan import Plan, PlanBuilder, ShardedDim
-from torchtitan_tp_validate.releases import config_tree, declarations
+from torchtitan_tp_validate.releases import config_tree, declarations, rows
 from torchtitan_tp_validate.releases.base import RequestedModel
 from torchtitan_tp_validate.releases.experts import Experts, note_experts, row_shards
 from torchtitan_tp_validate.releases.kv_replication import problem_with_attention
@@ -29,7 +29,13 @@ from torchtitan_tp_validate.releases.reading import (
     positive_int,
     share_kv_heads,
 )
-from torchtitan_tp_validate.releases.rows import line_of, note_rows, note_sequence, splits_sequence
+from torchtitan_tp_validate.releases.rows import (
+    backend_of,
+    line_of,
+    note_rows,
+    note_sequence,
+    splits_sequence,
+)
 
 HOW_TO_CHANGE = (
     "--parallelism.{flag} {degree}, or in the config registry:",
@@ -38,14 +44,12 @@ HOW_TO_CHANGE = (
 CONFIG_REGISTRY = "config_registry"
 KV_REPLICATION = "torchtitan_tp_validate.kv_replication.torchtitan_0_3"
 TRAINER_MODULE = "torchtitan.trainer"
+SPMD_BACKENDS = rows.SPMD_BACKENDS
 
 _HOW_TO_REPLICATE = "--replicate-kv-heads, or converters=[ReplicateKVHeads.Config()]"
 
 _EXPERTS = "routed_experts.inner_experts"
 """Where torchtitan's FSDP looks for the weights of a layer's experts."""
-
-_HAS_ONE_FSDP_AXIS = "partial_dtensor"
-"""The backend whose FSDP mesh is that of the data alone; the others hand FSDP the TP axis too."""
 
 
 def is_job(job: Any) -> bool:
@@ -326,7 +330,7 @@ class _LayerExperts:
     def note(self, findings: PlanBuilder, degrees: Degrees) -> None:
         """Note what FSDP and the grouped product ask of them at these degrees."""
         ranks = degrees.dp_shard * degrees.cp
-        if degrees.ep > 1 or degrees.spmd_backend != _HAS_ONE_FSDP_AXIS:
+        if degrees.ep > 1 or not backend_of(degrees).shards_over_data_only:
             ranks *= degrees.tp
         if degrees.ep == 1:
             ranks *= degrees.dp_replicate

@@ -9,7 +9,8 @@ import pytest
 from tests.core.shapes import told
 from torchtitan_tp_validate.degrees import TOKEN_FIELDS, Degrees
 from torchtitan_tp_validate.plan import PlanBuilder
-from torchtitan_tp_validate.releases.rows import line_of, note_rows, note_sequence
+from torchtitan_tp_validate.releases import releases
+from torchtitan_tp_validate.releases.rows import backend_of, line_of, note_rows, note_sequence
 from torchtitan_tp_validate.rules import RULES, Line
 
 PADS = Degrees(tp=2, seq_len=64)
@@ -64,3 +65,13 @@ def test_the_sequence_is_named_as_the_loaded_torchtitan_names_it(
     (dim,) = findings.dims()
     assert told([dim], 4) == [f"TP009 {field} 64: even, in training.{field}"]
     assert dim.label == ("" if field == "seq_len" else field)
+
+
+def test_a_backend_is_described_in_one_place() -> None:
+    backends = {backend.name: backend for line in releases() for backend in line.SPMD_BACKENDS}
+    assert [*backends] == ["spmd_types", "partial_dtensor", "full_dtensor"]
+    assert {backend_of(Degrees(tp=2, spmd_backend=name)) for name in backends} == {*backends.values()}
+    # The default of torchtitan 0.3.x, which `degrees` cannot ask.
+    assert backend_of(Degrees(tp=2)) is backends["spmd_types"]
+    unknown = backend_of(Degrees(tp=2, spmd_backend="next"))
+    assert (unknown.pads_uneven_shards, unknown.shards_over_data_only) == (False, False)

@@ -9,10 +9,9 @@ One file per line (`torchtitan_0_2`, `torchtitan_0_3`), each with the same names
 - ``make_small(job, degrees, folder)``: shrinks the job's model and sequence in place, in files of the folder
   where it is made of files, and turns off what a rehearsal has no need of: checkpoints, profiles, validation,
   low precision. Returns what it left out, in words.
-- ``split(job, world)``: sets the job's degrees, or those of one process where ``world`` is None.
 - ``build_trainer(job, feed, local_batch_size, microbatch_size)``: the job's Trainer, fed by ``feed(dp_rank,
   dp_world_size, local_batch_size)`` in place of its data set.
-- ``vocab_size(job)``, ``more_inputs(job)``, ``pp(job)``, ``microbatches(job)``: what the job says.
+- ``vocab_size(job)``, ``more_inputs(job)``: what the job says.
 """
 
 from __future__ import annotations
@@ -21,8 +20,10 @@ import importlib
 import math
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
-from torchtitan_tp_validate.degrees import Degrees
+from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG, Degrees
+from torchtitan_tp_validate.rehearsal.world import World
 
 LAYERS_PER_RANK = 4
 """Of a pipeline: enough for two stages on each rank, whatever the first and the last are spared."""
@@ -57,6 +58,27 @@ def installed_line() -> ModuleType:
 
     line = "_".join(version("torchtitan").split(".")[:2])
     return importlib.import_module(f"{__name__}.torchtitan_{line}")
+
+
+def split(job: Any, world: World | None) -> None:
+    """Set the job's degrees, or those of one process where ``world`` is None."""
+    parallelism = job.parallelism
+    for ours, theirs in FLAGS.items():
+        if hasattr(parallelism, theirs):
+            setattr(parallelism, theirs, getattr(world.degrees, ours) if world else 1)
+    setattr(parallelism, PIPELINE_FLAG, world.pp if world else 1)
+
+
+def pp(job: Any) -> int:
+    """Return the job's pipeline parallel degree."""
+    degree: int = getattr(job.parallelism, PIPELINE_FLAG)
+    return degree
+
+
+def microbatches(job: Any) -> int:
+    """Return into how many parts a pipeline cuts the job's local batch."""
+    count: int = job.training.local_batch_size // job.parallelism.pipeline_parallel_microbatch_size
+    return count
 
 
 def small_seq_len(seq_len: int, degrees: Degrees, chunks: int = 1) -> int:

@@ -7,18 +7,18 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG, Degrees
+from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.errors import RehearsalError, ShrinkError
 from torchtitan_tp_validate.hardware import build_for_its_hardware
 from torchtitan_tp_validate.rehearsal.cpu import choose_cpu
 from torchtitan_tp_validate.rehearsal.jobs import (
     LAYERS_PER_RANK,
     Request,
+    pp,
     small_seq_len,
     transformers_backend,
 )
 from torchtitan_tp_validate.rehearsal.shrink import configs_below, shrink
-from torchtitan_tp_validate.rehearsal.world import World
 
 _DISPATCHES_ON_A_GPU = (
     *("DeepEPTokenDispatcher", "HybridEPTokenDispatcher", "MinimalAsyncEPTokenDispatcher"),
@@ -174,27 +174,6 @@ def _without_gpu(node: Any) -> Any:
 
 def _name(node: Any) -> str:
     return type(node).__qualname__.rsplit(".", 2)[-2]
-
-
-def split(job: Any, world: World | None) -> None:
-    """Set the job's degrees; see `jobs`."""
-    parallelism = job.parallelism
-    for ours, theirs in FLAGS.items():
-        if hasattr(parallelism, theirs):
-            setattr(parallelism, theirs, getattr(world.degrees, ours) if world else 1)
-    setattr(parallelism, PIPELINE_FLAG, world.pp if world else 1)
-
-
-def pp(job: Any) -> int:
-    """Return the job's pipeline parallel degree."""
-    degree: int = getattr(job.parallelism, PIPELINE_FLAG)
-    return degree
-
-
-def microbatches(job: Any) -> int:
-    """Return into how many parts a pipeline cuts the job's local batch."""
-    count: int = job.training.local_batch_size // job.parallelism.pipeline_parallel_microbatch_size
-    return count
 
 
 def vocab_size(job: Any) -> int:

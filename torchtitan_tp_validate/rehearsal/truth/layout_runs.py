@@ -23,7 +23,7 @@ from torchtitan_tp_validate.errors import PlanError, TPCompatError, TPValidateEr
 from torchtitan_tp_validate.job import read_job
 from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
 from torchtitan_tp_validate.rehearsal.findings import Rehearsal, judged
-from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line
+from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line, pp, split
 from torchtitan_tp_validate.rehearsal.shrink import configs_below
 from torchtitan_tp_validate.rehearsal.small_run import SmallRun
 from torchtitan_tp_validate.rehearsal.truth.layouts import Layout, Row
@@ -104,8 +104,8 @@ def _run(line: ModuleType, job: Any, layout: Layout, used: set[str], out: Path) 
     requested = read_job(job)
     assert requested is not None
     verdict = _verdict(job)
-    world = World(degrees_of_job(job), line.pp(job), microbatches=line.pp(job), cuts=())
-    line.split(job, world)
+    world = World(degrees_of_job(job), pp(job), microbatches=pp(job), cuts=())
+    split(job, world)
     left_out = line.make_small(job, world.degrees, out)
     run = SmallRun(line, job, world, int(layout.batch), out, used, outputs=False)
     children = Children(out, _PATIENCE_SECONDS)
