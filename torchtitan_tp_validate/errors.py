@@ -8,6 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torchtitan_tp_validate.rules import Line, RunRule
 
 
 class TPValidateError(ValueError):
@@ -126,6 +130,43 @@ class InstallWarning(UserWarning):
 
 
 @dataclass(frozen=True)
+class Problem:
+    """One reason why a run as a whole cannot work.
+
+    Attributes:
+        code: rule code, e.g. ``PP004``.
+        text: what is wrong, with its values.
+        must: what must hold instead.
+        consequence: what the run would have done.
+        instead: what to do.
+        silent: whether it would have done so without any error.
+        warns: whether the run may go on, and is only told.
+    """
+
+    code: str
+    text: str
+    must: str
+    consequence: str
+    instead: str
+    silent: bool = False
+    warns: bool = False
+
+    @classmethod
+    def of(cls, rule: RunRule, line: Line, text: str, instead: str = "") -> Problem:
+        """Return the problem that a broken rule is in a line of torchtitan."""
+        otherwise = rule.otherwise[line]
+        return cls(
+            rule.code,
+            text,
+            rule.must,
+            otherwise.text,
+            instead or rule.instead,
+            silent=otherwise.silent,
+            warns=rule.warns,
+        )
+
+
+@dataclass(frozen=True)
 class Violation:
     """One sharded dimension that a degree does not fit.
 
@@ -163,6 +204,7 @@ class Refusal:
     replication_degrees: list[int]
     headline: str
     advice: str
+    problems: tuple[Problem, ...] = ()
 
     @property
     def text(self) -> str:
@@ -177,20 +219,40 @@ class Refusal:
         lines.append("")
         for consequence in dict.fromkeys(violation.consequence for violation in self.violations):
             lines.append(_wrapped(f"Without this check: {consequence}"))
-        return "\n".join([*lines, self.advice])
+        lines.append(self.advice)
+        if self.problems:
+            lines += ["", "Beside that, of the run as a whole:", "", *_told(self.problems)]
+        return "\n".join(lines)
+
+
+def _told(problems: Sequence[Problem]) -> list[str]:
+    """Return what there is to say of problems, in lines."""
+    lines = []
+    for problem in problems:
+        lines.append(_wrapped(f"  {problem.code} {problem.text}:", "        "))
+        lines.append(_wrapped(f"        {problem.must}.", "        "))
+    lines.append("")
+    for start, said in (("Without this check", "consequence"), ("To change it", "instead")):
+        told: dict[str, list[str]] = {}
+        for problem in problems:
+            told.setdefault(getattr(problem, said), []).append(problem.code)
+        for text, codes in told.items():
+            of = f" ({', '.join(codes)})" if len(problems) > 1 else ""
+            lines.append(_wrapped(f"{start}{of}: {text.removesuffix('.')}."))
+    return lines
 
 
 _WIDTH = 103
 """Columns of a sentence that is wrapped."""
 
 
-def _wrapped(text: str) -> str:
+def _wrapped(text: str, indent: str = "  ") -> str:
     """Return the same in lines that fit; an error message that it quotes stays whole, to be searched for."""
     import textwrap  # not for those that have nothing to refuse
 
     unbroken = re.sub(r'"[^"]*"', lambda quoted: quoted[0].replace(" ", _NO_BREAK), text)
     lines = textwrap.wrap(
-        unbroken, _WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        unbroken, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
     return "\n".join(lines).replace(_NO_BREAK, " ")
 
@@ -198,7 +260,42 @@ def _wrapped(text: str) -> str:
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
-class TPCompatError(TPValidateError):
+class RunError(TPValidateError):
+    """A run cannot work as it is: its layout, its batch, its sequence, or what torchtitan says itself.
+
+    The text is the same on every rank.
+
+    Attributes:
+        problems: every `Problem` of the run as a whole, in the order of the rules.
+        violations: every `Violation` of a dimension that the model splits; of a `TPCompatError` only.
+    """
+
+    violations: Sequence[Violation] = ()
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__()
+        self._problems = tuple(problems)
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """Every problem of the run as a whole, in the order of the rules."""
+        return self._problems
+
+    def settled(self) -> RunError:
+        """Return the same error, which depends on nothing."""
+        return self
+
+    def __str__(self) -> str:
+        first, *others = self.problems
+        more = f" (and {len(others)} more)" if others else ""
+        headline = f"This run cannot work: {first.text}{more}."
+        return "\n".join([headline, "", *_told(self.problems)])
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.problems,)
+
+
+class TPCompatError(RunError):
     """A degree does not fit a dimension that the model's plan splits.
 
     The text is the same on every rank: it depends on the model and the degrees alone.
@@ -211,7 +308,8 @@ class TPCompatError(TPValidateError):
             of them wherever there is no expert parallelism, since a run that splits nothing is not judged.
         replication_degrees: the TP degrees that KV-head replication would add, ascending.
         headline: the first line of the text, in the words of upstream issue #2574.
-        advice: the last lines: what works, and the flag to change in the spelling of the installed line.
+        advice: what works, and the flag to change in the spelling of the installed line.
+        problems: what else speaks against the run, as a whole.
     """
 
     def __init__(
@@ -224,9 +322,10 @@ class TPCompatError(TPValidateError):
         headline: str,
         advice: str,
         replication_degrees: Sequence[int] = (),
+        problems: tuple[Problem, ...] = (),
     ) -> None:
-        super().__init__()
-        refusal = Refusal(violations, valid_degrees, list(replication_degrees), headline, advice)
+        super().__init__(problems)
+        refusal = Refusal(violations, valid_degrees, list(replication_degrees), headline, advice, problems)
         self.tp = tp
         self.model = model
         self._tell: Callable[[], Refusal] = lambda: refusal
@@ -246,9 +345,14 @@ class TPCompatError(TPValidateError):
         return _rebuild(self._fields())
 
     @property
-    def violations(self) -> tuple[Violation, ...]:
+    def violations(self) -> tuple[Violation, ...]:  # type: ignore[override]  # told when asked
         """Every violation, the tightest dimension first."""
         return self._tell().violations
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What else speaks against the run, as a whole."""
+        return self._tell().problems
 
     @property
     def valid_degrees(self) -> list[int]:

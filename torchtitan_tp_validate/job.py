@@ -8,13 +8,16 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torchtitan_tp_validate.degrees import Degrees, applies_fsdp, degrees_of_job
-from torchtitan_tp_validate.errors import PlanError
+from torchtitan_tp_validate.degrees import PIPELINE_FLAG, Degrees, applies_fsdp, degrees_of_job
+from torchtitan_tp_validate.errors import PlanError, Problem, RunError
+from torchtitan_tp_validate.layout import find_problems, known_shards
 from torchtitan_tp_validate.notices import warn_once
-from torchtitan_tp_validate.releases import kv_replication_of, line_of
+from torchtitan_tp_validate.plan import Plan
+from torchtitan_tp_validate.releases import kv_replication_of, line_of, read_plan
 from torchtitan_tp_validate.releases.base import RequestedModel
 from torchtitan_tp_validate.releases.kv_replication import unsupported_error
-from torchtitan_tp_validate.validate import judge
+from torchtitan_tp_validate.releases.runs import has_real_ranks
+from torchtitan_tp_validate.validate import raise_if_unread, run_error
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,13 @@ class Job:
         model: the model that it is about.
         degrees: what it asks for.
         subject: what to judge: the model's config, with the run where it decides what the config declares.
+        pp: the pipeline parallel degree.
     """
 
     model: RequestedModel
     degrees: Degrees
     subject: Any
+    pp: int = 1
 
 
 def parse_command_line(arguments: Sequence[str] | None = None) -> Any:
@@ -40,27 +45,108 @@ def parse_command_line(arguments: Sequence[str] | None = None) -> Any:
     return ConfigManager().parse_args(list(sys.argv[1:] if arguments is None else arguments))
 
 
-def read_job(config: Any) -> Job | None:
+def read_job(config: Any, world_size: int | None = None) -> Job | None:
     """Read a ``Trainer.Config`` (0.3.x) or ``JobConfig`` (0.2.x), or None when it names no known model.
 
     A job without a model is torchtitan's to complain about, and it does so first thing.
+
+    Args:
+        config: the job.
+        world_size: the number of ranks, which tells how many shards are left to it, or None.
     """
     degrees = degrees_of_job(config)
     line = line_of(config)
     model = line.requested_model(config)
     if model is None:
         return None
-    degrees = replace(degrees, fsdp=applies_fsdp(model.parallelize_fn))
-    return Job(model, degrees, line.in_run(model.config, config))
+    pp = getattr(config.parallelism, PIPELINE_FLAG)
+    degrees = replace(known_shards(degrees, pp, world_size), fsdp=applies_fsdp(model.parallelize_fn))
+    return Job(model, degrees, line.in_run(model.config, config), pp)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What there is to say of a job before it starts.
+
+    Attributes:
+        degrees: what it asks for.
+        plan: what its model splits; None where that is nothing, or could not be read.
+        error: everything that keeps it from working, or None.
+        warnings: what is only told.
+        unread: why its model was not judged, or empty.
+        reason: the same, as the reader of the model says it, or empty.
+    """
+
+    degrees: Degrees
+    plan: Plan | None
+    error: RunError | None
+    warnings: tuple[Problem, ...]
+    unread: str = ""
+    reason: str = ""
+
+
+def judge_job(
+    config: Any,
+    *,
+    guarded: Collection[Callable[..., Any]],
+    replicate_kv_heads: bool = False,
+    world_size: int | None = None,
+    gpus_per_node: int | None = None,
+) -> Verdict | None:
+    """Return the verdict on a job, or None where it names no model that is known.
+
+    What its model splits is judged only where its parallelize function is guarded: what other functions shard
+    is theirs to know. The run as a whole is judged in any case.
+
+    Args:
+        config: the job. Replication apart, it is left as it is.
+        guarded: the parallelize functions that are guarded.
+        replicate_kv_heads: ask for KV-head replication; in 0.3.x this converts the job's model config.
+        world_size: the number of ranks, or None where it is not known.
+        gpus_per_node: how many of them share a node, or None.
+
+    Raises:
+        TPDegreeError: the degree is not a positive whole number.
+        KVReplicationError: replication is not supported with this job.
+    """
+    line = line_of(config)
+    replication = kv_replication_of(line) if replicate_kv_heads else None
+    if replication is not None:
+        replication.put_into_job(config)
+    job = read_job(config, world_size)
+    if job is None:
+        return None
+    degrees = replace(job.degrees, replicate_kv_heads=replicate_kv_heads)
+    plan, unread, reason = None, "", ""
+    if not degrees.splits_nothing:
+        unread = unguarded(job.model, config, guarded=guarded) or ""
+        if unread and replication is not None:
+            raise unsupported_error(unread.removesuffix("."), "a guarded model")
+        if not unread:
+            try:
+                plan = read_plan(job.subject, degrees)
+                raise_if_unread(plan.at(degrees))
+            except PlanError as problem:
+                unread, reason = f"{job.model.name}: {problem.reason}", problem.reason
+    broken = {dim.code for dim in plan.violations(degrees)} if plan is not None else set()
+    run = line.read_run(config, job.model, job.degrees, broken)
+    problems = find_problems(replace(run, world_size=world_size, gpus_per_node=gpus_per_node))
+    error = run_error(plan, degrees, problems)
+    if error is None and not unread:
+        if replication is not None:
+            replication.accept(job.model, config)
+        refusal = None if degrees.splits_nothing else line.find_torchtitan_refusal(job.subject, job.degrees)
+        unread = "" if refusal is None else f"{job.model.name}: {refusal}"
+    warnings = tuple(problem for problem in problems if problem.warns)
+    return Verdict(degrees, plan, error, warnings, unread, reason)
 
 
 def check_job(
     config: Any, *, guarded: Collection[Callable[..., Any]], replicate_kv_heads: bool = False
 ) -> None:
-    """Refuse a job whose degree does not fit its model, before a device or process group exists.
+    """Refuse a job that cannot work, before a device or process group exists.
 
-    Only a model whose parallelize function is guarded is judged: what other functions shard is theirs to
-    know. A config that cannot be judged now, since it is completed later (the transformers backend reads its
+    A config that cannot be judged now, since it is completed later (the transformers backend reads its
     head counts when the model is built) or by a way that is not known, is let through with a warning; the
     guard of the parallelize function then has the last word.
 
@@ -71,33 +157,29 @@ def check_job(
 
     Raises:
         TPCompatError: the degree does not fit.
+        RunError: something else keeps the run from working, see `layout`.
         TPDegreeError: the degree is not a positive whole number.
         KVReplicationError: replication is not supported with this job.
     """
-    line = line_of(config)
-    replication = kv_replication_of(line) if replicate_kv_heads else None
-    if replication is not None:
-        replication.put_into_job(config)
-    job = read_job(config)
-    if job is None or job.degrees.splits_nothing:
+    verdict = judge_job(
+        config,
+        guarded=guarded,
+        replicate_kv_heads=replicate_kv_heads,
+        world_size=started_ranks(config),
+    )
+    if verdict is None:
         return
-    problem = unguarded(job.model, config, guarded=guarded)
-    if problem is not None:
-        if replication is not None:
-            raise unsupported_error(problem.removesuffix("."), "a guarded model")
-        _not_validated(problem)
-        return
-    try:
-        judge(job.subject, replace(job.degrees, replicate_kv_heads=replicate_kv_heads))
-    except PlanError as error:
-        again = "It is tried again when the model is built."
-        _not_validated(f"{job.model.name}: {error.reason} {again}", error.reason)
-        return
-    if replication is not None:
-        replication.accept(job.model, config)
-    refusal = line.find_torchtitan_refusal(job.subject, job.degrees)
-    if refusal is not None:
-        _not_validated(f"{job.model.name}: {refusal}")
+    if verdict.error is not None:
+        raise verdict.error.settled()
+    if verdict.unread:
+        again = " It is tried again when the model is built." if verdict.reason else ""
+        _not_validated(f"{verdict.unread}{again}", verdict.reason)
+
+
+def started_ranks(config: Any) -> int | None:
+    """Return how many ranks torchrun has started for a job, or None where nobody says so."""
+    said = os.environ.get("WORLD_SIZE", "")
+    return int(said) if said.isdecimal() and has_real_ranks(config) else None
 
 
 def unguarded(

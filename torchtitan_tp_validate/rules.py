@@ -1,4 +1,4 @@
-"""The rules: every kind of dimension that a mesh axis splits, and all that there is to say of it.
+"""The rules: every kind of dimension that a mesh axis splits, what a run as a whole must keep, and why.
 
 The readers of plans, the text of a refusal, ``tp-validate rule`` and ``docs/rules.md`` say what is said here.
 """
@@ -92,6 +92,30 @@ class Rule:
             told[line] = "" if otherwise is None else "the same" if otherwise == before else otherwise.short
             before = otherwise
         return told
+
+
+@dataclass(frozen=True)
+class RunRule:
+    """Something that a run as a whole has to keep, beside the dimensions that its model splits.
+
+    Attributes:
+        code: stable name, e.g. ``MESH001``.
+        about: what it is about, in a few words.
+        must: what must hold, as a sentence without its period.
+        otherwise: what happens where it does not, by line and backend; a line that has no such rule is left
+            out.
+        instead: what to do about it.
+        source: the upstream file or issue that the rule follows.
+        warns: whether the run goes on, and is only told.
+    """
+
+    code: str
+    about: str
+    must: str
+    otherwise: Mapping[Line, Otherwise]
+    instead: str
+    source: str
+    warns: bool = False
 
 
 _SHAPE_ERROR = "\"shape '[...]' is invalid for input of size ...\""
@@ -403,6 +427,232 @@ RULES: dict[str, Rule] = {
             "torch/distributed/fsdp/_fully_shard/_fsdp_param.py",
             axis="dp_shard",
             scope="and dim, by the data parallel shard degree, with more ranks than experts",
+        ),
+    )
+}
+
+
+def _everywhere(short: str, text: str, *, silent: bool = False) -> Mapping[Line, Otherwise]:
+    return dict.fromkeys(LINES, Otherwise(short, text, silent))
+
+
+_PARALLEL_DIMS = "torchtitan distributed/parallel_dims.py"
+_PIPELINE = "torchtitan distributed/pipeline_parallel.py"
+_SCHEDULES = "torch/distributed/pipelining/schedules.py"
+_UP = "when the process groups are up"
+_PIPELINE_RAISES = _everywhere(
+    "pipeline raises", f"torchtitan stops with a ValueError as it splits the model into stages, {_UP}."
+)
+_SCHEDULE_RAISES = _everywhere(
+    "schedule raises",
+    f"torch stops with a ValueError as the schedule is built, {_UP} and the weights are laid out.",
+)
+
+RUN_RULES: dict[str, RunRule] = {
+    rule.code: rule
+    for rule in (
+        RunRule(
+            code="MESH001",
+            about="world size",
+            must="the product of the replicate, shard, context, tensor and pipeline parallel degrees is the "
+            "number of ranks",
+            otherwise=_everywhere(
+                "every rank asserts", f"every rank stops with an AssertionError, {_UP} and no sooner."
+            ),
+            instead="set data_parallel_shard_degree to what is left, or to -1 where the other degrees divide "
+            "the number of ranks",
+            source=f"{_PARALLEL_DIMS} (ParallelDims._validate)",
+        ),
+        RunRule(
+            code="MESH002",
+            about="ranks of the experts",
+            must="the ranks that share a batch of layers (shard x context x tensor) are a multiple of the "
+            "expert parallel degree (times the expert tensor parallel degree in 0.2.x)",
+            otherwise=_everywhere(
+                "mesh raises", "every rank stops as torchtitan lays out the mesh of the experts."
+            ),
+            instead="take an expert parallel degree that divides them",
+            source=f"{_PARALLEL_DIMS} (ParallelDims.build_mesh)",
+        ),
+        RunRule(
+            code="MESH003",
+            about="expert tensor parallel degree",
+            must="with expert parallelism, expert_tensor_parallel_degree is 1 or tensor_parallel_degree",
+            otherwise={
+                Line.TORCHTITAN_0_2: Otherwise(
+                    "every rank asserts", f"every rank stops with an AssertionError, {_UP}."
+                )
+            },
+            instead="set it to 1 or to the tensor parallel degree",
+            source=f"{_PARALLEL_DIMS} (ParallelDims._validate) of 0.2.x",
+        ),
+        RunRule(
+            code="MESH004",
+            about="replicas without shards",
+            must="data_parallel_replicate_degree is the only degree above 1 where nothing is sharded over "
+            "data (DDP)",
+            otherwise={
+                Line.TORCHTITAN_0_2: Otherwise(
+                    "llama raises, others silently wrong",
+                    'llama3 and llama4 stop with "DDP has not supported > 1D parallelism"; the other models '
+                    "train on, SILENTLY without the gradients of parameters that tensor parallelism holds.",
+                    silent=True,
+                )
+            },
+            instead="shard the data too (data_parallel_shard_degree of 2 or more), or replicate nothing",
+            source="torchtitan models/*/infra/parallelize.py of 0.2.x; "
+            "https://github.com/pytorch/torchtitan/issues/577",
+        ),
+        RunRule(
+            code="MESH005",
+            about="experts without shards",
+            must="expert parallelism comes with a data parallel shard degree or a context parallel degree "
+            "above 1",
+            otherwise={
+                Line.TORCHTITAN_0_2: Otherwise(
+                    "parallelize raises",
+                    "the parallelize function stops with \"Mesh '['fsdp']' is not available\", when the "
+                    "process groups are up.",
+                )
+            },
+            instead="shard the data (data_parallel_shard_degree of 2 or more), or leave out expert "
+            "parallelism",
+            source="torchtitan models/{llama4,deepseek_v3,gpt_oss}/infra/parallelize.py of 0.2.x",
+        ),
+        RunRule(
+            code="NODE001",
+            about="ranks of a node",
+            must="the ranks of a tensor or expert parallel group are on one node",
+            otherwise=_everywhere(
+                "slow", "every layer waits for the network between nodes, several times in each step."
+            ),
+            instead="take degrees whose product divides the number of GPUs of a node",
+            source="torchtitan docs; NVLink is an order of magnitude faster than the network",
+            warns=True,
+        ),
+        RunRule(
+            code="PP001",
+            about="stages and ranks",
+            must="the number of pipeline stages is a multiple of the pipeline parallel degree",
+            otherwise=_PIPELINE_RAISES,
+            instead="change pipeline_parallel_layers_per_stage",
+            source=_PIPELINE,
+        ),
+        RunRule(
+            code="PP002",
+            about="stages of a rank",
+            must="a schedule gets the number of stages on each rank that it is made for: one (1F1B, GPipe), "
+            "two (ZBVZeroBubble, DualPipeV), or two and more",
+            otherwise=_PIPELINE_RAISES,
+            instead="change pipeline_parallel_layers_per_stage, or the schedule",
+            source=f"{_PIPELINE}; {_SCHEDULES}",
+        ),
+        RunRule(
+            code="PP003",
+            about="stages and layers",
+            must="there is a layer for every stage, the embedding and the output counted as "
+            "pipeline_parallel_first_stage_less_layers and pipeline_parallel_last_stage_less_layers",
+            otherwise=_PIPELINE_RAISES,
+            instead="take fewer stages, or lower the two weights",
+            source=_PIPELINE,
+        ),
+        RunRule(
+            code="PP004",
+            about="microbatch size",
+            must="the local batch size is a multiple of pipeline_parallel_microbatch_size",
+            otherwise=_PIPELINE_RAISES,
+            instead="change training.local_batch_size or parallelism.pipeline_parallel_microbatch_size",
+            source=_PIPELINE,
+        ),
+        RunRule(
+            code="PP005",
+            about="number of microbatches",
+            must="the schedule gets as many microbatches as it needs: at least one for every stage (1F1B, "
+            "DualPipeV), or a multiple of its rounds (Interleaved1F1B, InterleavedZeroBubble)",
+            otherwise=_SCHEDULE_RAISES,
+            instead="raise training.local_batch_size, or lower parallelism.pipeline_parallel_microbatch_size",
+            source=_SCHEDULES,
+        ),
+        RunRule(
+            code="PP006",
+            about="models without pipelines",
+            must="pipeline parallelism is for models that torchtitan can split into stages",
+            otherwise=_everywhere(
+                "Trainer raises",
+                'the Trainer stops with "Pipeline Parallel is enabled but ... does not support pipelining", '
+                "when the process groups are up.",
+            ),
+            instead="set pipeline_parallel_degree to 1",
+            source="torchtitan trainer.py, 0.2.x train.py",
+        ),
+        RunRule(
+            code="PP007",
+            about="name of the schedule",
+            must="the schedule is one that torch has",
+            otherwise=_PIPELINE_RAISES,
+            instead="set parallelism.pipeline_parallel_schedule",
+            source=f"{_SCHEDULES} (get_schedule_class)",
+        ),
+        RunRule(
+            code="PP008",
+            about="modules of the stages",
+            must="module_fqns_per_model_part names every module of the model once",
+            otherwise=_everywhere(
+                "silently wrong",
+                "a module that no stage names is left out SILENTLY, and one that two stages name is trained "
+                "as two: another model is trained.",
+                silent=True,
+            ),
+            instead="name every layer, tok_embeddings, norm and the output in one of the lists",
+            source=f"{_PIPELINE} (module_names_per_stage)",
+        ),
+        RunRule(
+            code="SEQ001",
+            about="sequence of context parallelism",
+            must="training.seq_len is a multiple of twice the context parallel degree (0.2.x: of two, "
+            "whatever the degree)",
+            otherwise=_everywhere("stops late", f"torchtitan stops the run, {_UP}."),
+            instead="change training.seq_len",
+            source="torchtitan trainer.py (seq_len_divisor), 0.2.x models/*/infra/parallelize.py",
+        ),
+        RunRule(
+            code="CP001",
+            about="stages without layers",
+            must="with context parallelism, every pipeline stage has a layer",
+            otherwise=_everywhere(
+                "parallelize raises",
+                'the ranks of that stage stop with "list index out of range", and the others wait.',
+            ),
+            instead="lower pipeline_parallel_first_stage_less_layers or "
+            "pipeline_parallel_last_stage_less_layers, or take fewer stages",
+            source="torchtitan models/common/attention.py, models/*/parallelize.py",
+        ),
+        RunRule(
+            code="BATCH001",
+            about="global batch size",
+            must="training.global_batch_size is a multiple of the local batch size times the data parallel "
+            "degrees",
+            otherwise=_everywhere("every rank asserts", f"every rank stops with an AssertionError, {_UP}."),
+            instead="change training.global_batch_size or training.local_batch_size",
+            source="torchtitan trainer.py, 0.2.x train.py",
+        ),
+        RunRule(
+            code="RUN001",
+            about="torchtitan's own checks",
+            must="torchtitan takes the model's config for this run",
+            otherwise=_everywhere("stops late", f"torchtitan stops every rank with these words, {_UP}."),
+            instead="do as it says",
+            source="torchtitan models/*/model.py (update_from_config), 0.2.x models/*/model/args.py",
+        ),
+        RunRule(
+            code="RUN002",
+            about="torchtitan's own checks of a layout",
+            must="the model's parallelize function takes the layout",
+            otherwise=_everywhere(
+                "parallelize raises", f"the parallelize function stops every rank with these words, {_UP}."
+            ),
+            instead="do as it says",
+            source="torchtitan models/*/parallelize.py, 0.2.x models/*/infra/parallelize.py",
         ),
     )
 }

@@ -17,7 +17,7 @@ from datetime import timedelta
 from typing import Any
 
 from torchtitan_tp_validate.cli.formats import block
-from torchtitan_tp_validate.errors import KVReplicationError, TPCompatError, TPDegreeError
+from torchtitan_tp_validate.errors import KVReplicationError, RunError, TPDegreeError
 from torchtitan_tp_validate.guards import hand_over, install, recorded_check
 from torchtitan_tp_validate.job import parse_command_line
 from torchtitan_tp_validate.supported import missing_import, unsupported_torchtitan
@@ -38,7 +38,7 @@ def main() -> None:
     try:
         config = parse_command_line()
         recorded_check(config)
-    except (TPCompatError, TPDegreeError, KVReplicationError) as error:
+    except (RunError, TPDegreeError, KVReplicationError) as error:
         _say(str(error))
         _wait_for_all_ranks()
         raise SystemExit(1) from None

@@ -9,7 +9,14 @@ from typing import Any
 
 from torchtitan_tp_validate import advice
 from torchtitan_tp_validate.degrees import Degrees, read_degrees
-from torchtitan_tp_validate.errors import PlanError, Refusal, TPCompatError, Violation
+from torchtitan_tp_validate.errors import (
+    PlanError,
+    Problem,
+    Refusal,
+    RunError,
+    TPCompatError,
+    Violation,
+)
 from torchtitan_tp_validate.plan import Plan, describe_places
 from torchtitan_tp_validate.releases import read_plan
 
@@ -59,17 +66,34 @@ def judge(model_or_config: Any, degrees: Degrees, *, model_name: str | None = No
     return plan
 
 
-def raise_if_incompatible(plan: Plan, degrees: Degrees) -> None:
+def raise_if_incompatible(plan: Plan, degrees: Degrees, problems: Sequence[Problem] = ()) -> None:
     """Raise what these degrees deserve under ``plan``, which is nothing when they are compatible.
+
+    Args:
+        problems: what else speaks against the run, as a whole.
 
     Raises:
         TPCompatError: a degree does not fit.
+        RunError: all degrees fit, but there are problems.
         PlanError: the plan was not read to the end.
     """
-    error = compat_error(plan, degrees)
+    error = run_error(plan, degrees, problems)
     if error is not None:
         raise error.settled()
     raise_if_unread(plan.at(degrees))
+
+
+def run_error(plan: Plan | None, degrees: Degrees, problems: Sequence[Problem]) -> RunError | None:
+    """Return the error that a run deserves, with everything that speaks against it, or None.
+
+    Args:
+        plan: what its model splits; None where that is nothing, or not known.
+        degrees: its own.
+        problems: of the run as a whole; those that only warn count for nothing.
+    """
+    grave = tuple(problem for problem in problems if not problem.warns)
+    error = None if plan is None else compat_error(plan, degrees, grave)
+    return error or (RunError(grave) if grave else None)
 
 
 def valid_tp_degrees(
@@ -102,18 +126,18 @@ def valid_tp_degrees(
     return plan.valid_degrees()
 
 
-def compat_error(plan: Plan, degrees: Degrees) -> TPCompatError | None:
+def compat_error(plan: Plan, degrees: Degrees, problems: tuple[Problem, ...] = ()) -> TPCompatError | None:
     """Return the error that these degrees deserve under ``plan``, or None when nothing speaks against them.
 
     What the error has to say is worked out when it is asked.
     """
     if degrees.splits_nothing or plan.allows(degrees):
         return None
-    tell = functools.partial(refusal, plan, degrees)
+    tell = functools.partial(refusal, plan, degrees, problems)
     return TPCompatError.told_by(tell, tp=degrees.tp, model=plan.model)
 
 
-def refusal(plan: Plan, degrees: Degrees) -> Refusal:
+def refusal(plan: Plan, degrees: Degrees, problems: tuple[Problem, ...] = ()) -> Refusal:
     """Return all that there is to say about degrees that the plan does not allow."""
     broken = plan.violations(degrees)
     more = plan.added_by_replication(degrees) if any(dim.code == "TP002" for dim in broken) else []
@@ -138,6 +162,7 @@ def refusal(plan: Plan, degrees: Degrees) -> Refusal:
         replication_degrees=more,
         headline=advice.headline(plan, degrees, broken[0], working),
         advice=advice.what_works(plan, degrees, broken, working, _about_replication(plan, degrees, more)),
+        problems=problems,
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torchtitan_tp_validate import registry
+from torchtitan_tp_validate import job, registry
 from torchtitan_tp_validate.cli import files
 from torchtitan_tp_validate.cli.formats import Location
 from torchtitan_tp_validate.cli.verdicts import Judgement, Report, judge
@@ -24,8 +24,8 @@ from torchtitan_tp_validate.errors import (
     UnknownNameError,
 )
 from torchtitan_tp_validate.hardware import build_for_its_hardware
-from torchtitan_tp_validate.job import parse_command_line, read_job, unguarded
-from torchtitan_tp_validate.releases import kv_replication_of, line_of, read_plan
+from torchtitan_tp_validate.job import parse_command_line, unguarded
+from torchtitan_tp_validate.releases import line_of, read_plan
 from torchtitan_tp_validate.wrappers.guard import parallelize_functions
 
 _TOML_FLAGS = ("--job.config_file", "--job.config-file")
@@ -43,8 +43,19 @@ def installed() -> Iterator[None]:
         yield
 
 
-def judge_run(arguments: Sequence[str], replicate_kv_heads: bool) -> Report:
+def judge_run(
+    arguments: Sequence[str],
+    replicate_kv_heads: bool,
+    world_size: int | None = None,
+    gpus_per_node: int | None = None,
+) -> Report:
     """Return the verdict on the run that torchtitan makes of these arguments.
+
+    Args:
+        arguments: torchtitan's own.
+        replicate_kv_heads: with KV-head replication.
+        world_size: the number of ranks, or None where it is what the environment says.
+        gpus_per_node: how many of them share a node, or None.
 
     Raises:
         UnknownNameError: there is no such module or config.
@@ -54,7 +65,10 @@ def judge_run(arguments: Sequence[str], replicate_kv_heads: bool) -> Report:
     """
     location = _check_names(arguments)
     config, assumed = _parsed(arguments)
-    return replace(judge_job(config, "this run", location, replicate_kv_heads), assumed=assumed)
+    if world_size is None:
+        world_size = job.started_ranks(config)
+    report = judge_job(config, "this run", location, replicate_kv_heads, world_size, gpus_per_node)
+    return replace(report, assumed=assumed)
 
 
 def judge_toml(path: str, replicate_kv_heads: bool) -> Report:
@@ -112,44 +126,41 @@ def judge_flavor(model: str, flavor: str, choices: Sequence[Degrees], *, listed:
         return Report(name, group=model, note=str(error), skipped=listed)
 
 
-def judge_job(config: Any, name: str, location: Location | None, replicate_kv_heads: bool) -> Report:
+def judge_job(
+    config: Any,
+    name: str,
+    location: Location | None,
+    replicate_kv_heads: bool,
+    world_size: int | None = None,
+    gpus_per_node: int | None = None,
+) -> Report:
     """Return the verdict on a job that torchtitan parsed; the same as the launcher's.
 
     Raises:
         UnknownNameError: there is no such model or flavor.
         UnavailableError: the model needs a package that is not here.
     """
-    line = line_of(config)
-    replication = kv_replication_of(line) if replicate_kv_heads else None
     try:
-        if replication is not None:
-            replication.put_into_job(config)
-        job = read_job(config)
-        if job is None:
-            if named := line.named_model(config):  # say what there is instead
+        verdict = job.judge_job(
+            config,
+            guarded=_guardable(),
+            replicate_kv_heads=replicate_kv_heads,
+            world_size=world_size,
+            gpus_per_node=gpus_per_node,
+        )
+        if verdict is None:
+            if named := line_of(config).named_model(config):  # say what there is instead
                 registry.model(named[0]).spec(named[1])
             return Report(name, note="the job names no model.", location=location)
     except (TPDegreeError, KVReplicationError) as error:
         return Report(name, note=str(error), location=location)
     except ImportError as error:
         raise UnavailableError(f"the job's model cannot be imported here: {error}.") from error
-    degrees = replace(job.degrees, replicate_kv_heads=replicate_kv_heads)
-    if job.degrees.splits_nothing:
-        return Report(name, (Judgement(degrees, None),), location=location)
-    problem = unguarded(job.model, config, guarded=_guardable())
-    if problem is not None:
-        return Report(name, note=problem, location=location)
-    try:
-        plan = read_plan(job.subject, degrees)
-        judgements = judge(plan, [degrees])
-        if judgements[0].error is None:
-            if replication is not None:
-                replication.accept(job.model, config)
-            if refusal := line.find_torchtitan_refusal(job.subject, degrees):
-                return Report(name, note=f"Not validated: {refusal}", location=location)
-        return Report(name, judgements, plan, location=location)
-    except (PlanError, KVReplicationError) as error:
-        return Report(name, note=str(error), location=location)
+    if verdict.unread and verdict.error is None:
+        return Report(name, note=f"Not validated: {verdict.unread}", location=location)
+    judgement = Judgement(verdict.degrees, verdict.error, warnings=verdict.warnings)
+    unread = (verdict.unread,) if verdict.unread else ()
+    return Report(name, (judgement,), verdict.plan, location=location, unread=unread)
 
 
 def _guardable() -> list[Any]:

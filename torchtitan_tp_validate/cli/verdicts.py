@@ -10,7 +10,7 @@ from typing import Any
 from torchtitan_tp_validate.cli.files import visible
 from torchtitan_tp_validate.cli.formats import BAD, GOOD, QUIET, Annotation, Findings, Line, Location
 from torchtitan_tp_validate.degrees import Axis, Degrees
-from torchtitan_tp_validate.errors import TPCompatError
+from torchtitan_tp_validate.errors import Problem, RunError
 from torchtitan_tp_validate.plan import Plan, ranges
 from torchtitan_tp_validate.validate import compat_error, raise_if_unread
 
@@ -39,11 +39,13 @@ class Judgement:
         degrees: the choice.
         error: what is wrong with it, or None.
         in_world: whether its TP degree divides the number of ranks, where that was given.
+        warnings: what is told of it, and does not speak against it.
     """
 
     degrees: Degrees
-    error: TPCompatError | None
+    error: RunError | None
     in_world: bool = True
+    warnings: tuple[Problem, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Report:
         skipped: whether that is no error: what it needs is not installed here, or it is no model's.
         listed: whether no degree was asked for, and all are only shown.
         assumed: what was taken for granted to get so far, e.g. the hardware.
+        unread: what of it was not judged beside a verdict on the rest.
     """
 
     name: str
@@ -73,12 +76,13 @@ class Report:
     skipped: bool = False
     listed: bool = False
     assumed: str = ""
+    unread: tuple[str, ...] = ()
 
     @property
     def not_judged(self) -> tuple[str, ...]:
         """What the verdict leaves out, and why."""
         rules = self.plan.not_judged if self.plan else ()
-        return (*rules, self.assumed) if self.assumed else rules
+        return (*rules, *self.unread, self.assumed) if self.assumed else (*rules, *self.unread)
 
     @property
     def status(self) -> Status:
@@ -288,7 +292,7 @@ class Verdicts(Findings[Report]):
 
 
 def _judgement(judgement: Judgement) -> dict[str, Any]:
-    error = judgement.error.settled() if judgement.error else None
+    error, warnings = judgement.error.settled() if judgement.error else None, judgement.warnings
     # asdict() would copy the layers of every violation, number by number.
     return {
         "degrees": dict(vars(judgement.degrees)),
@@ -299,6 +303,7 @@ def _judgement(judgement: Judgement) -> dict[str, Any]:
             {**vars(violation), "layers": list(violation.layers)}
             for violation in (error.violations if error else ())
         ],
+        "problems": [dict(vars(problem)) for problem in (*(error.problems if error else ()), *warnings)],
     }
 
 
@@ -317,12 +322,12 @@ def concise(report: Report) -> str:
         (judgement,) = report.judgements
         if judgement.error is None:
             model = f" {report.plan.model}" if report.plan else ", which splits nothing"
+            told = "".join(f" Warning: {w.code} {w.text}: {w.consequence}" for w in judgement.warnings)
             verdict = f"{report.name}: {_requested(report, judgement)} fits{model}{by}."
-            return verdict + _works(report) + not_judged(report)
-        problems = "; ".join(
-            f"{v.code} {v.dim} = {v.size} {v.problem} in {v.where}" for v in judgement.error.violations
-        )
-        verdict = f"{report.name}: {_requested(report, judgement)} does not fit{by}: {problems}."
+            return verdict + _works(report) + told + not_judged(report)
+        broken = [f"{v.code} {v.dim} = {v.size} {v.problem} in {v.where}" for v in judgement.error.violations]
+        broken += [f"{problem.code} {problem.text}" for problem in judgement.error.problems]
+        verdict = f"{report.name}: {_requested(report, judgement)} does not fit{by}: {'; '.join(broken)}."
         return verdict + _works(report) + not_judged(report)
     fits = [judgement.degrees.tp for judgement in report.judgements if judgement.error is None]
     asked = [judgement.degrees.tp for judgement in report.judgements]

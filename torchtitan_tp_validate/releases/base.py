@@ -6,12 +6,13 @@ models, is a `Release`. What replicates key-value heads in a line is a `KVReplic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Protocol
 
 from torchtitan_tp_validate.degrees import Degrees
+from torchtitan_tp_validate.layout import Run
 from torchtitan_tp_validate.plan import Plan
 
 
@@ -42,11 +43,13 @@ class RequestedModel:
         name: model and flavor as torchtitan calls them.
         config: the model's config (0.3.x) or model args (0.2.x).
         parallelize_fn: the function that the model's spec names.
+        has_pipelines: whether the spec names a function that splits the model into pipeline stages.
     """
 
     name: str
     config: Any
     parallelize_fn: Callable[..., Any]
+    has_pipelines: bool = True
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,17 @@ class Release(Reader, Protocol):
 
     def in_run(self, config: Any, run: Any) -> Any:
         """Return what to judge of a job: its model's config, with the run where it decides what is split."""
+
+    def read_run(self, job: Any, model: RequestedModel, degrees: Degrees, broken: Collection[str]) -> Run:
+        """Return what a job says of its run as a whole; the number of ranks is none of it.
+
+        Args:
+            job: it is left as it is.
+            model: the one that it is about, whose function is torchtitan's own or guarded.
+            degrees: its own, with the data parallel shard degree where the number of ranks tells it.
+            broken: the codes of the rules that its model's dimensions break, so that torchtitan is not asked
+                for what is said already.
+        """
 
     def find_torchtitan_refusal(self, model_or_config: Any, degrees: Degrees) -> str | None:
         """Return why torchtitan itself does not take what `in_run` gave, in its own words, or None."""

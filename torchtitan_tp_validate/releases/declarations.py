@@ -16,20 +16,20 @@ from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG, TOKEN_FIELDS, A
 from torchtitan_tp_validate.errors import PlanError
 from torchtitan_tp_validate.releases.config_tree import declares_shardings, nodes
 
-_REFUSED = "torchtitan itself refuses this run when it builds the model: {}"
+REFUSED = "torchtitan itself refuses this run when it builds the model: {}"
 
 
-def refusal(config: Any, run: Any, degrees: Degrees) -> str | None:
-    """Return why torchtitan itself does not take a model's config with its run, in its own words, or None.
+def objection(config: Any, run: Any, degrees: Degrees) -> Exception | None:
+    """Return what torchtitan raises where it does not take a model's config with its run, or None.
 
-    It says so in ``update_from_config``, when its process groups are up: a sequence longer than RoPE, a
+    It does so in ``update_from_config``, when its process groups are up: a sequence longer than RoPE, a
     dispatcher without room for a rank's tokens. Heads that do not divide are among its reasons, so ask
     after the verdict.
     """
     try:
         _declared(config, run, degrees)
     except Exception as error:
-        return _REFUSED.format(error)
+        return error
     return None
 
 
@@ -41,7 +41,7 @@ def declares_later(config: Any) -> bool:
 def with_shardings(config: Any, degrees: Degrees, run: Any) -> Any:
     """Return a copy of a tree with its shardings declared, which went through torchtitan's own hands.
 
-    Where one of torchtitan's checks stops the job (`refusal` says which), or where there is
+    Where one of torchtitan's checks stops the job (`objection` says which), or where there is
     no job, it is told of a run that passes them all and declares the same: the verdict is on every layer, and
     on more than they look at.
 
@@ -58,7 +58,7 @@ def with_shardings(config: Any, degrees: Degrees, run: Any) -> Any:
         try:
             return _declared(config, run, degrees)
         except Exception as error:
-            problem = _REFUSED.format(error)
+            problem = REFUSED.format(error)
     try:
         run = _any_run(degrees) if run is None else run
         return _declared(config, run, _Undemanding(config, degrees))

@@ -11,13 +11,17 @@ torchtitan 0.2.0, 0.2.1 and 0.2.2.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from functools import partial
 from types import ModuleType
 from typing import Any
 
 from torchtitan_tp_validate.degrees import TOKEN_FIELDS, Degrees
+from torchtitan_tp_validate.layout import Run
 from torchtitan_tp_validate.plan import Plan, PlanBuilder, Split
+from torchtitan_tp_validate.releases import runs
 from torchtitan_tp_validate.releases.base import RequestedModel, SpmdBackend
 from torchtitan_tp_validate.releases.experts import Experts, note_experts, row_shards
 from torchtitan_tp_validate.releases.kv_replication import supports_args
@@ -70,13 +74,51 @@ def requested_model(job: Any) -> RequestedModel | None:
     args = spec.model_args.get(job.model.flavor)
     if args is None:
         return None
-    return RequestedModel(f"{job.model.name} {job.model.flavor}", args, spec.parallelize_fn)
+    name = f"{job.model.name} {job.model.flavor}"
+    return RequestedModel(name, args, spec.parallelize_fn, has_pipelines=spec.pipelining_fn is not None)
 
 
 def in_run(config: Any, run: Any) -> Any:
     """Return the model args: no run changes what they describe."""
     del run
     return config
+
+
+def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collection[str]) -> Run:
+    """Return what a ``JobConfig`` says of its run as a whole; see `releases.base.Release`."""
+    pipeline = runs.read_pipeline(job.parallelism, is_supported=model.has_pipelines)
+    run = Run(
+        degrees,
+        Line.TORCHTITAN_0_2,
+        pipeline,
+        n_layers=getattr(model.config, "n_layers", None),
+        modules=_MODULES,
+        shards_with_experts=_SHARDS_WITH_EXPERTS in _source(model.parallelize_fn),
+        local_batch_size=job.training.local_batch_size,
+        global_batch_size=runs.read_global_batch_size(job),
+    )
+    refusal = ""
+    try:
+        runs.updated_args(model.config, job)
+    except Exception as error:  # what is not torchtitan's own is its to say
+        refusal = runs.own_words(error)
+    late = ""
+    if not refusal and degrees.makes_a_mesh and degrees.etp in (1, degrees.tp) and "TP009" not in broken:
+        known = {"model_args": model.config}
+        late = runs.refusal_of(model.parallelize_fn, known, degrees, pipeline.degree, {"job_config": job})
+    return replace(run, refusal=refusal, late_refusal=late)
+
+
+_MODULES = ("tok_embeddings", "norm", "output")
+_SHARDS_WITH_EXPERTS = "parallel_dims.fsdp_enabled or parallel_dims.ep_enabled"
+"""What a parallelize function asks that takes FSDP's mesh wherever there is expert parallelism."""
+
+
+def _source(function: Callable[..., Any]) -> str:
+    try:
+        return inspect.getsource(inspect.unwrap(function))
+    except OSError:  # made at run time
+        return ""
 
 
 def find_torchtitan_refusal(model_or_config: Any, degrees: Degrees) -> None:

@@ -11,14 +11,15 @@ Source: ``models/common/decoder.py`` and ``models/qwen3_5/model.py`` of torchtit
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
 from torchtitan_tp_validate.degrees import Axis, Degrees, token_field
+from torchtitan_tp_validate.layout import Run
 from torchtitan_tp_validate.plan import Plan, PlanBuilder, ShardedDim
-from torchtitan_tp_validate.releases import config_tree, declarations, rows
+from torchtitan_tp_validate.releases import config_tree, declarations, rows, runs
 from torchtitan_tp_validate.releases.base import RequestedModel
 from torchtitan_tp_validate.releases.experts import Experts, note_experts, row_shards
 from torchtitan_tp_validate.releases.kv_replication import problem_with_attention
@@ -93,7 +94,8 @@ def _flavor_table(package: ModuleType) -> dict[str, Any]:
 
 
 def _described(spec: Any) -> RequestedModel:
-    return RequestedModel(f"{spec.name} {spec.flavor}", spec.model, spec.parallelize_fn)
+    has_pipelines = getattr(spec, "pipelining_fn", None) is not None
+    return RequestedModel(f"{spec.name} {spec.flavor}", spec.model, spec.parallelize_fn, has_pipelines)
 
 
 @dataclass(frozen=True)
@@ -114,11 +116,52 @@ def in_run(config: Any, run: Any) -> Any:
     return InRun(config, run) if _is_tree(config) else config
 
 
-def find_torchtitan_refusal(model_or_config: Any, degrees: Degrees) -> str | None:
-    """Return why torchtitan itself does not take a model with its run, in its own words, or None."""
+def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collection[str]) -> Run:
+    """Return what a ``Trainer.Config`` says of its run as a whole; see `releases.base.Release`."""
+    pipeline = runs.read_pipeline(job.parallelism, is_supported=model.has_pipelines)
+    config = model.config
+    run = Run(
+        degrees,
+        line_of(degrees),
+        pipeline,
+        n_layers=len(config.layers) if _is_tree(config) else None,
+        modules=_MODULES,
+        local_batch_size=job.training.local_batch_size,
+        global_batch_size=runs.read_global_batch_size(job),
+    )
+    # Its own look at the heads and the experts would say less than is said already.
+    asked = degrees.vary(tp=1, ep=1) if broken else degrees
+    objection = _objection(in_run(config, job), asked)
+    refusal = runs.own_words(objection) if objection is not None else ""
+    late = ""
+    if not refusal and degrees.makes_a_mesh and "TP009" not in broken:
+        given = {
+            "training": job.training,
+            "parallelism": job.parallelism,
+            "compile_config": job.compile,
+            "ac_config": job.activation_checkpoint,
+            "dump_folder": job.dump_folder,
+        }
+        late = runs.refusal_of(model.parallelize_fn, {"config": config}, degrees, pipeline.degree, given)
+    return replace(run, refusal=refusal, late_refusal=late)
+
+
+_MODULES = ("tok_embeddings", "norm", "lm_head")
+
+
+def _objection(model_or_config: Any, degrees: Degrees) -> Exception | None:
+    """Return what torchtitan raises as it takes a model with its run, or None."""
     if not isinstance(model_or_config, InRun) or not declarations.declares_later(model_or_config.config):
         return None
-    return declarations.refusal(model_or_config.config, model_or_config.run, degrees)
+    return declarations.objection(model_or_config.config, model_or_config.run, degrees)
+
+
+def find_torchtitan_refusal(model_or_config: Any, degrees: Degrees) -> str | None:
+    """Return why something else than torchtitan's own checks does not take a model with its run, or None."""
+    objection = _objection(model_or_config, degrees)
+    if objection is None or runs.own_words(objection):
+        return None
+    return declarations.REFUSED.format(objection)
 
 
 def find_config(model_or_config: Any) -> ConfigTree | None:

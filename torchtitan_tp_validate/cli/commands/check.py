@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from torchtitan_tp_validate.cli import files, formats
-from torchtitan_tp_validate.cli.arguments import Parser, add_degrees, add_output, degrees, tp_degrees
+from torchtitan_tp_validate.cli.arguments import (
+    Parser,
+    add_degrees,
+    add_output,
+    degrees,
+    positive,
+    tp_degrees,
+)
 from torchtitan_tp_validate.cli.formats import Location
 from torchtitan_tp_validate.cli.verdicts import Report, Verdicts, judge, possessive, unexpected
 from torchtitan_tp_validate.degrees import Degrees
@@ -35,13 +42,15 @@ _OPTIONS = {
     "spmd_backend": "--spmd-backend",
     "replicate_kv_heads": "--replicate-kv-heads",
     "skip_unrelated": "--skip-unrelated",
+    "world_size": "--world-size",
+    "gpus_per_node": "--gpus-per-node",
 }
 """What not every verdict looks at: its destination -> its name."""
 
 _DEGREES = {"ep", "cp", "seq_len", "spmd_backend", "replicate_kv_heads"}
 _OF_A_CONFIG = {"tp", "framework", "skip_unrelated"}
 _LOOKED_AT = {
-    "a run": {"replicate_kv_heads"},
+    "a run": {"replicate_kv_heads", "world_size", "gpus_per_node"},
     "a model": {"tp", "flavor", *_DEGREES},
     "torchtitan": _OF_A_CONFIG | _DEGREES,
     "transformers": _OF_A_CONFIG,
@@ -95,6 +104,21 @@ def add_parser(commands: Any) -> None:
         "--skip-unrelated",
         action="store_true",
         help="skip files that are no model config at all, instead of exit status 2",
+    )
+    ranks = parser.add_argument_group("ranks of a run")
+    ranks.add_argument(
+        "--world-size",
+        type=positive,
+        action="once",
+        metavar="N",
+        help="how many ranks it will have (default: WORLD_SIZE, where it is set)",
+    )
+    ranks.add_argument(
+        "--gpus-per-node",
+        type=positive,
+        action="once",
+        metavar="N",
+        help="how many of them share a node: degrees that cross nodes are told",
     )
     add_degrees(parser)
     add_output(parser)
@@ -166,7 +190,12 @@ def _run(options: Any) -> Report:
     from torchtitan_tp_validate.cli import torchtitan
 
     with torchtitan.installed():
-        return torchtitan.judge_run(options.torchtitan_arguments, options.replicate_kv_heads)
+        return torchtitan.judge_run(
+            options.torchtitan_arguments,
+            options.replicate_kv_heads,
+            options.world_size,
+            options.gpus_per_node,
+        )
 
 
 def _model(options: Any) -> Report:

@@ -1,0 +1,452 @@
+"""Why a run as a whole cannot start, whatever its model splits: mesh, pipeline, sequence, batch.
+
+What each rule is about, and what happens otherwise, is in `RUN_RULES`; here is when one is broken. All of it
+is arithmetic on what the job says, and on the number of ranks where that is known.
+
+Source: ``ParallelDims``, ``pipeline_llm`` and ``Trainer`` of torchtitan 0.2.x and 0.3.0, and
+``torch/distributed/pipelining/schedules.py`` of torch 2.10 to 2.15.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG, Degrees
+from torchtitan_tp_validate.errors import Problem
+from torchtitan_tp_validate.rules import RUN_RULES, Line
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A schedule of torch, as far as it decides whether a pipeline can be built.
+
+    Attributes:
+        least_stages: how many stages a rank has at least.
+        most_stages: how many at most, or None.
+        least_is_stages: whether it wants at least one microbatch for each stage.
+        in_rounds: whether the microbatches must be a multiple of its rounds, which are as many as groups of
+            ``pp`` microbatches, and one at least.
+    """
+
+    least_stages: int
+    most_stages: int | None = None
+    least_is_stages: bool = False
+    in_rounds: bool = False
+
+    @property
+    def default_stages(self) -> int:
+        """How many stages torchtitan gives a rank where the job does not say."""
+        return 1 if self.most_stages == 1 else 2
+
+
+SCHEDULES = {
+    "1F1B": Schedule(1, 1, least_is_stages=True),
+    "GPipe": Schedule(1, 1),
+    "Interleaved1F1B": Schedule(2, in_rounds=True),
+    "InterleavedZeroBubble": Schedule(2, in_rounds=True),
+    "LoopedBFS": Schedule(2),
+    "ZBVZeroBubble": Schedule(2, 2),
+    "DualPipeV": Schedule(2, 2, least_is_stages=True),
+}
+"""Every schedule of torch that a job can name, in any case of its letters."""
+
+_BY_LOWER_CASE = {name.lower(): schedule for name, schedule in SCHEDULES.items()}
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """How a run is cut into stages.
+
+    Attributes:
+        degree: the number of ranks that hold a stage or more each.
+        schedule: its name.
+        is_supported: whether torchtitan can split the model at all.
+        layers_per_stage: as the job says, or None.
+        first_less: ``pipeline_parallel_first_stage_less_layers``.
+        last_less: ``pipeline_parallel_last_stage_less_layers``.
+        parts: ``module_fqns_per_model_part``, or None where torchtitan splits the layers by itself.
+        microbatch_size: in sequences.
+        from_file: whether a file of the user's own is the schedule.
+    """
+
+    degree: int = 1
+    schedule: str = "1F1B"
+    is_supported: bool = True
+    layers_per_stage: int | None = None
+    first_less: int = 1
+    last_less: int = 1
+    parts: tuple[tuple[str, ...], ...] | None = None
+    microbatch_size: int = 1
+    from_file: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as a whole.
+
+    Attributes:
+        degrees: of everything but the pipeline; where the number of ranks is known, its data parallel shard
+            degree is.
+        line: whose rules hold for it.
+        pipeline: its stages.
+        n_layers: of the model.
+        modules: the modules of the model beside its layers that a stage has to name.
+        local_batch_size: in sequences.
+        global_batch_size: in sequences, or None where it is what the ranks make of it.
+        world_size: the number of ranks, or None where it is not known.
+        gpus_per_node: how many of them share a node, or None.
+        shards_with_experts: whether the parallelize function takes a sharding mesh for granted where there is
+            expert parallelism.
+        refusal: what torchtitan's own checks say of the model's config in this run, or empty.
+        late_refusal: what its parallelize function says before it touches the model, or empty.
+    """
+
+    degrees: Degrees
+    line: Line
+    pipeline: Pipeline = Pipeline()
+    n_layers: int | None = None
+    modules: tuple[str, ...] = ()
+    local_batch_size: int = 1
+    global_batch_size: int | None = None
+    world_size: int | None = None
+    gpus_per_node: int | None = None
+    shards_with_experts: bool = False
+    refusal: str = ""
+    late_refusal: str = ""
+
+
+def known_shards(degrees: Degrees, pp: int, world_size: int | None) -> Degrees:
+    """Return the degrees with the data parallel shard degree that is left to the number of ranks.
+
+    Where nothing is left over, they stay as they are, and `find_problems` says so.
+    """
+    if degrees.dp_shard_is_known or world_size is None:
+        return degrees
+    others = degrees.ranks // degrees.dp_shard * pp
+    if world_size < others:
+        return degrees
+    return replace(degrees, dp_shard=world_size // others, dp_shard_is_known=True)
+
+
+def find_problems(run: Run) -> tuple[Problem, ...]:
+    """Return everything that speaks against a run as a whole, in the order of `RUN_RULES`."""
+    return tuple(
+        Problem.of(RUN_RULES[code], run.line, *found)
+        for code, find in _CONDITIONS.items()
+        if run.line in RUN_RULES[code].otherwise
+        for found in find(run)
+    )
+
+
+_Found = Iterator[tuple[str, str]]
+"""What is wrong, with its values; and what to do, where that is more than the rule itself knows."""
+
+
+def _world(run: Run) -> _Found:
+    degrees, pp = run.degrees, run.pipeline.degree
+    if run.world_size is None:
+        return
+    factors = {FLAGS[field]: getattr(degrees, field) for field in ("dp_replicate", "dp_shard", "cp", "tp")}
+    factors[PIPELINE_FLAG] = pp
+    others = degrees.dp_replicate * degrees.cp * degrees.tp * pp
+    if not degrees.dp_shard_is_known:
+        yield (
+            f"{_factors({**factors, FLAGS['dp_shard']: 1})} = {others} is more than the {run.world_size} "
+            "ranks, and no shard is left",
+            f"start {others} ranks or a multiple, or lower a degree",
+        )
+    elif others * degrees.dp_shard != run.world_size:
+        fits, rest = divmod(run.world_size, others)
+        ranks = others * degrees.dp_shard
+        yield (
+            f"{_factors(factors)} = {ranks} is not the number of ranks ({run.world_size})",
+            f"set {FLAGS['dp_shard']} to {fits}" if fits and not rest else _ranks_or_degrees(others),
+        )
+
+
+def _factors(factors: dict[str, int]) -> str:
+    return " x ".join(f"{name} ({degree})" for name, degree in factors.items() if degree != 1) or "1"
+
+
+def _ranks_or_degrees(others: int) -> str:
+    return f"start a multiple of {others} ranks, or change a degree: the others take {others} ranks together"
+
+
+def _experts_mesh(run: Run) -> _Found:
+    degrees = run.degrees
+    if degrees.ep > 1 and degrees.dp_shard_is_known and not degrees.makes_a_mesh:
+        ranks, etp = degrees.dp_shard * degrees.cp * degrees.tp, degrees.etp
+        experts = f"{FLAGS['ep']} ({degrees.ep})" + (f" x {FLAGS['etp']} ({etp})" if etp > 1 else "")
+        yield (
+            f"{experts} does not divide the {ranks} ranks that "
+            f"{_factors({FLAGS[field]: getattr(degrees, field) for field in ('dp_shard', 'cp', 'tp')})} make",
+            f"set {FLAGS['ep']} to a divisor of {ranks // math.gcd(ranks, etp)} that divides the number of "
+            "experts, or change the others",
+        )
+
+
+def _expert_tensor(run: Run) -> _Found:
+    degrees = run.degrees
+    if degrees.ep > 1 and degrees.etp not in (1, degrees.tp):
+        yield f"{FLAGS['etp']} ({degrees.etp}) is neither 1 nor {FLAGS['tp']} ({degrees.tp})", ""
+
+
+def _fsdp(degrees: Degrees) -> bool:
+    """Whether 0.2.x shards parameters over data; where that is left to the ranks, it may."""
+    return degrees.dp_shard * degrees.cp > 1 or not degrees.dp_shard_is_known
+
+
+def _replicas(run: Run) -> _Found:
+    degrees, pp = run.degrees, run.pipeline.degree
+    sharded = _fsdp(degrees) or (degrees.ep > 1 and run.shards_with_experts)
+    if degrees.dp_replicate > 1 and degrees.tp * pp > 1 and not sharded:
+        others = {FLAGS["tp"]: degrees.tp, PIPELINE_FLAG: pp}
+        yield (
+            f"{FLAGS['dp_replicate']} ({degrees.dp_replicate}) stands beside {_factors(others)}, "
+            f"and {FLAGS['dp_shard']} is 1",
+            "",
+        )
+
+
+def _experts_sharded(run: Run) -> _Found:
+    degrees = run.degrees
+    if degrees.ep > 1 and run.shards_with_experts and not _fsdp(degrees):
+        yield f"{FLAGS['ep']} is {degrees.ep}, and neither the data nor the sequence is sharded", ""
+
+
+def _nodes(run: Run) -> _Found:
+    size = run.gpus_per_node
+    for field in ("tp", "ep"):
+        degree = getattr(run.degrees, field)
+        if size is not None and degree > 1 and size % degree:
+            yield f"{FLAGS[field]} ({degree}) does not divide the {size} GPUs of a node", ""
+
+
+def _supported(run: Run) -> _Found:
+    if run.pipeline.degree > 1 and not run.pipeline.is_supported:
+        yield f"{PIPELINE_FLAG} is {run.pipeline.degree}, and torchtitan cannot split this model", ""
+
+
+def _schedule_name(run: Run) -> _Found:
+    pipeline = run.pipeline
+    if pipeline.degree > 1 and not pipeline.from_file and _schedule(run) is None:
+        yield (
+            f"pipeline_parallel_schedule is {pipeline.schedule!r}",
+            f"set parallelism.pipeline_parallel_schedule to one of {', '.join(SCHEDULES)}",
+        )
+
+
+def _schedule(run: Run) -> Schedule | None:
+    """Return the schedule of a run that has a pipeline, or None where nothing is known of it."""
+    pipeline = run.pipeline
+    if pipeline.degree == 1 or not pipeline.is_supported or pipeline.from_file:
+        return None
+    return _BY_LOWER_CASE.get(pipeline.schedule.lower())
+
+
+def stages(run: Run) -> int | None:
+    """Return how many stages the model is cut into, or None where that is not known."""
+    pipeline, schedule = run.pipeline, _schedule(run)
+    if schedule is None:
+        return None
+    if pipeline.parts is not None:
+        return len(pipeline.parts)
+    if pipeline.layers_per_stage is None:
+        return pipeline.degree * schedule.default_stages
+    if run.n_layers is None:
+        return None
+    return math.ceil((run.n_layers + pipeline.first_less + pipeline.last_less) / pipeline.layers_per_stage)
+
+
+def _stages_of_ranks(run: Run) -> _Found:
+    count, pipeline = stages(run), run.pipeline
+    if count is not None and count % pipeline.degree:
+        yield f"{_cut(run, count)}, which {PIPELINE_FLAG} ({pipeline.degree}) does not divide", ""
+
+
+def _cut(run: Run, count: int) -> str:
+    pipeline = run.pipeline
+    if pipeline.parts is not None:
+        return f"module_fqns_per_model_part makes {count} stages"
+    if pipeline.layers_per_stage is None:
+        return f"{pipeline.schedule} makes {count} stages"
+    weights = f"{pipeline.first_less} + {pipeline.last_less}"
+    return (
+        f"{run.n_layers} layers + {weights} by pipeline_parallel_layers_per_stage "
+        f"({pipeline.layers_per_stage}) make {count} stages"
+    )
+
+
+def _stages_of_a_rank(run: Run) -> _Found:
+    count, schedule, pipeline = stages(run), _schedule(run), run.pipeline
+    if count is None or schedule is None or count % pipeline.degree:
+        return
+    each, most = count // pipeline.degree, schedule.most_stages
+    # Only where torchtitan counts the stages by itself does it insist on several.
+    least = schedule.least_stages if pipeline.parts is None else most or 1
+    if each < least or (most is not None and each > most):
+        wants = f"{most}" if most == least else f"at least {least}"
+        yield f"{_cut(run, count)}, {each} on each rank, and {pipeline.schedule} wants {wants}", ""
+
+
+def _layers_of_stages(run: Run) -> _Found:
+    count, pipeline = stages(run), run.pipeline
+    if count is None or run.n_layers is None or pipeline.parts is not None or count == 1:
+        return
+    effective = run.n_layers + pipeline.first_less + pipeline.last_less
+    layers = f"{run.n_layers} layers + {pipeline.first_less} + {pipeline.last_less}"
+    if count > effective:
+        yield f"{count} stages are more than {layers}", ""
+        return
+    least = effective // count
+    for name, weight in (("first", pipeline.first_less), ("last", pipeline.last_less)):
+        if weight > least:
+            yield (
+                f"pipeline_parallel_{name}_stage_less_layers ({weight}) is more than the {least} of "
+                f"{layers} that a stage gets",
+                "",
+            )
+
+
+def _microbatch_size(run: Run) -> _Found:
+    size, batch = run.pipeline.microbatch_size, run.local_batch_size
+    if run.pipeline.degree > 1 and run.pipeline.is_supported and (size < 1 or batch % size):
+        works = [count for count in range(1, batch + 1) if batch % count == 0]
+        yield (
+            f"pipeline_parallel_microbatch_size ({size}) does not divide local_batch_size ({batch})",
+            f"set parallelism.pipeline_parallel_microbatch_size to one of {', '.join(map(str, works))}, or "
+            "change training.local_batch_size",
+        )
+
+
+def _microbatches(run: Run) -> _Found:
+    count, schedule, pipeline = stages(run), _schedule(run), run.pipeline
+    size = pipeline.microbatch_size
+    if count is None or schedule is None or size < 1 or run.local_batch_size % size:
+        return
+    microbatches = run.local_batch_size // size
+    has = f"local_batch_size ({run.local_batch_size}) / pipeline_parallel_microbatch_size ({size}) = "
+    if schedule.least_is_stages and microbatches < count:
+        yield (
+            f"{has}{microbatches} microbatches are fewer than the {count} stages, and {pipeline.schedule} "
+            "wants one for each",
+            f"set training.local_batch_size to {count * size} or more"
+            + (f", or parallelism.pipeline_parallel_schedule to {_other(schedule)}"),
+        )
+    rounds = max(1, microbatches // pipeline.degree)
+    if schedule.in_rounds and microbatches % rounds:
+        yield (
+            f"{has}{microbatches} microbatches are no multiple of the {rounds} rounds in which "
+            f"{pipeline.schedule} takes them on {pipeline.degree} ranks",
+            f"set training.local_batch_size to {microbatches // pipeline.degree * pipeline.degree * size}",
+        )
+
+
+def _other(schedule: Schedule) -> str:
+    """Return a schedule of as many stages that takes any number of microbatches."""
+    return "GPipe" if schedule.most_stages == 1 else "ZBVZeroBubble"
+
+
+def _modules(run: Run) -> _Found:
+    parts = run.pipeline.parts
+    if run.pipeline.degree == 1 or parts is None or run.n_layers is None or not run.pipeline.is_supported:
+        return
+    named = Counter(name for part in parts for name in part)
+    wanted = (*run.modules, *(f"layers.{index}" for index in range(run.n_layers)))
+    missing = [name for name in wanted if name not in named]
+    twice = [name for name in wanted if named[name] > 1]
+    if missing:
+        yield f"module_fqns_per_model_part does not name {_few(missing)}", ""
+    if twice:
+        yield f"module_fqns_per_model_part names {_few(twice)} in several stages", ""
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _sequence(run: Run) -> _Found:
+    degrees = run.degrees
+    # With tensor parallelism TP009 asks for the same, times its degree.
+    of_two = run.line is Line.TORCHTITAN_0_2 or degrees.cp > 1
+    least = 2 * degrees.cp if of_two else 1
+    if degrees.seq_len is not None and degrees.tp == 1 and degrees.seq_len % least:
+        near = degrees.seq_len // least * least or least
+        yield f"seq_len ({degrees.seq_len}) is not a multiple of {least}", f"set training.seq_len to {near}"
+
+
+def _layers_for_cp(run: Run) -> _Found:
+    count = stages(run)
+    if run.degrees.cp == 1 or count is None:
+        return
+    for index, layers in enumerate(layers_of_stages(run)):
+        if not layers:
+            yield f"stage {index} of {count} has no layer, and {FLAGS['cp']} is {run.degrees.cp}", ""
+
+
+def layers_of_stages(run: Run) -> list[int]:
+    """Return how many layers each stage has; nothing where that is not known, or cannot be."""
+    pipeline, count = run.pipeline, stages(run)
+    if count is None or run.n_layers is None:
+        return []
+    if pipeline.parts is not None:
+        return [sum(name.startswith("layers.") for name in part) for part in pipeline.parts]
+    effective = run.n_layers + pipeline.first_less + pipeline.last_less
+    if count > effective or max(pipeline.first_less, pipeline.last_less) > effective // count:
+        return []
+    each, more = divmod(effective, count)
+    shares = [each + (index < more) for index in range(count)]
+    shares[0] -= pipeline.first_less
+    shares[-1] -= pipeline.last_less
+    return shares
+
+
+def _global_batch(run: Run) -> _Found:
+    degrees, batch = run.degrees, run.global_batch_size
+    if batch is None or not degrees.dp_shard_is_known:
+        return
+    data_ranks = degrees.dp_replicate * degrees.dp_shard
+    step = run.local_batch_size * data_ranks
+    if batch < 1 or batch % step:
+        yield (
+            f"global_batch_size ({batch}) is not a multiple of local_batch_size ({run.local_batch_size}) x "
+            f"{data_ranks} data parallel ranks = {step}",
+            f"set training.global_batch_size to {max(batch // step, 1) * step}, or to -1",
+        )
+
+
+def _refusal(run: Run) -> _Found:
+    if run.refusal:
+        yield f"torchtitan refuses the model's config in this run: {run.refusal}", ""
+
+
+def _late_refusal(run: Run) -> _Found:
+    if run.late_refusal:
+        yield f"the model's parallelize function refuses this run: {run.late_refusal}", ""
+
+
+_CONDITIONS: dict[str, Callable[[Run], _Found]] = {
+    "MESH001": _world,
+    "MESH002": _experts_mesh,
+    "MESH003": _expert_tensor,
+    "MESH004": _replicas,
+    "MESH005": _experts_sharded,
+    "NODE001": _nodes,
+    "PP001": _stages_of_ranks,
+    "PP002": _stages_of_a_rank,
+    "PP003": _layers_of_stages,
+    "PP004": _microbatch_size,
+    "PP005": _microbatches,
+    "PP006": _supported,
+    "PP007": _schedule_name,
+    "PP008": _modules,
+    "SEQ001": _sequence,
+    "CP001": _layers_for_cp,
+    "BATCH001": _global_batch,
+    "RUN001": _refusal,
+    "RUN002": _late_refusal,
+}
+"""Code -> what looks for it. The order is that of `RUN_RULES`."""

@@ -1,0 +1,131 @@
+"""What a parsed job says of its run as a whole, in the fields that all lines of torchtitan share.
+
+Source: ``config/job_config.py`` of torchtitan 0.2.x, ``config/configs.py`` and ``trainer.py`` of 0.3.0.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG, Degrees
+from torchtitan_tp_validate.layout import Pipeline
+
+_REAL_RANKS = ("default", "torchcomms")
+"""Values of ``comm.mode`` with as many processes as ranks."""
+
+
+def read_pipeline(parallelism: Any, *, is_supported: bool) -> Pipeline:
+    """Return how ``[parallelism]`` cuts a model into stages."""
+    parts = parallelism.module_fqns_per_model_part
+    return Pipeline(
+        degree=getattr(parallelism, PIPELINE_FLAG),
+        schedule=parallelism.pipeline_parallel_schedule,
+        is_supported=is_supported,
+        layers_per_stage=parallelism.pipeline_parallel_layers_per_stage,
+        first_less=parallelism.pipeline_parallel_first_stage_less_layers,
+        last_less=parallelism.pipeline_parallel_last_stage_less_layers,
+        parts=None if parts is None else tuple(map(tuple, parts)),
+        microbatch_size=parallelism.pipeline_parallel_microbatch_size,
+        from_file=bool(parallelism.pipeline_parallel_schedule_csv),
+    )
+
+
+def read_global_batch_size(job: Any) -> int | None:
+    """Return ``training.global_batch_size``, or None where it is what the ranks make of it."""
+    size: int = job.training.global_batch_size
+    return None if size < 0 else size
+
+
+def has_real_ranks(job: Any) -> bool:
+    """Return whether the ranks of a job are the processes that torchrun starts."""
+    return getattr(getattr(job, "comm", None), "mode", "default") in _REAL_RANKS
+
+
+def own_words(error: Exception) -> str:
+    """Return what torchtitan's own code objects to, in one line; nothing where the error is not its own."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    package = getattr(sys.modules.get("torchtitan"), "__path__", ())
+    raised_in = Path(trace.tb_frame.f_code.co_filename) if trace else None
+    is_check = isinstance(error, (ValueError, NotImplementedError, RuntimeError, AssertionError))
+    if raised_in is None or not is_check or not any(raised_in.is_relative_to(folder) for folder in package):
+        return ""
+    return " ".join(str(error).split()).removesuffix(".")
+
+
+class _Reached(BaseException):
+    """A parallelize function has no more to say before it works on the model."""
+
+
+def refusal_of(
+    function: Callable[..., Any],
+    model: Mapping[str, Any],
+    degrees: Degrees,
+    pp: int,
+    given: Mapping[str, Any],
+) -> str:
+    """Return what torchtitan's own parallelize function says of a run before it touches the model.
+
+    It is called with a model that it cannot touch and a mesh that it cannot have, so that it gets no further
+    than to its checks; no device and no process group is touched. Empty where it has nothing to say.
+
+    Args:
+        function: the function, guarded or not.
+        model: what it may read of the model, by attribute: its config.
+        degrees: the run's, which must make a mesh.
+        pp: its pipeline parallel degree.
+        given: its other arguments, by name.
+    """
+    function = inspect.unwrap(function)
+    if not function.__module__.startswith("torchtitan."):
+        return ""
+    arguments = {**given, "model": _untouchable(model), "parallel_dims": _parallel_dims(degrees, pp)}
+    parameters = inspect.signature(function).parameters.values()
+    if any(p.name not in arguments and p.default is p.empty for p in parameters):
+        return ""
+    try:
+        function(**{p.name: arguments[p.name] for p in parameters if p.name in arguments})
+    except _Reached:
+        return ""
+    except Exception as error:
+        return own_words(error)
+    return ""
+
+
+def _untouchable(known: Mapping[str, Any]) -> Any:
+    class Model:
+        def __getattribute__(self, name: str) -> Any:
+            if name in known:
+                return known[name]
+            raise _Reached
+
+    return Model()
+
+
+def _parallel_dims(degrees: Degrees, pp: int) -> Any:
+    from torchtitan.distributed import ParallelDims
+
+    def reached(*_: Any, **__: Any) -> Any:
+        raise _Reached
+
+    class Dims(ParallelDims):  # type: ignore[misc]  # torchtitan is not typed
+        build_mesh = get_mesh = get_optional_mesh = reached
+
+    fields = inspect.signature(ParallelDims).parameters
+    named = {field: getattr(degrees, field) for field in (*FLAGS, "spmd_backend") if field in fields}
+    return Dims(**named, pp=pp, world_size=degrees.ranks * pp)
+
+
+def updated_args(args: Any, job: Any) -> None:
+    """Have a copy of model args of 0.2.x updated for a job.
+
+    Raises:
+        Exception: whatever torchtitan objects to.
+    """
+    copy.deepcopy(args).update_from_config(job)
