@@ -59,7 +59,7 @@ def read_job(config: Any, world_size: int | None = None) -> Job | None:
     model = line.requested_model(config)
     if model is None:
         return None
-    pp = getattr(config.parallelism, PIPELINE_FLAG)
+    pp = getattr(config.parallelism, PIPELINE_FLAG, 1)
     degrees = replace(known_shards(degrees, pp, world_size), fsdp=applies_fsdp(model.parallelize_fn))
     return Job(model, degrees, line.in_run(model.config, config), pp)
 

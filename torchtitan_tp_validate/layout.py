@@ -94,7 +94,7 @@ class Run:
         pipeline: its stages.
         n_layers: of the model.
         modules: the modules of the model beside its layers that a stage has to name.
-        local_batch_size: in sequences.
+        local_batch_size: in sequences, or None where it is not known.
         global_batch_size: in sequences, or None where it is what the ranks make of it.
         world_size: the number of ranks, or None where it is not known.
         gpus_per_node: how many of them share a node, or None.
@@ -109,7 +109,7 @@ class Run:
     pipeline: Pipeline = Pipeline()
     n_layers: int | None = None
     modules: tuple[str, ...] = ()
-    local_batch_size: int = 1
+    local_batch_size: int | None = None
     global_batch_size: int | None = None
     world_size: int | None = None
     gpus_per_node: int | None = None
@@ -313,7 +313,9 @@ def _layers_of_stages(run: Run) -> _Found:
 
 def _microbatch_size(run: Run) -> _Found:
     size, batch = run.pipeline.microbatch_size, run.local_batch_size
-    if run.pipeline.degree > 1 and run.pipeline.is_supported and (size < 1 or batch % size):
+    if batch is None or run.pipeline.degree == 1 or not run.pipeline.is_supported:
+        return
+    if size < 1 or batch % size:
         works = [count for count in range(1, batch + 1) if batch % count == 0]
         yield (
             f"pipeline_parallel_microbatch_size ({size}) does not divide local_batch_size ({batch})",
@@ -324,11 +326,11 @@ def _microbatch_size(run: Run) -> _Found:
 
 def _microbatches(run: Run) -> _Found:
     count, schedule, pipeline = stages(run), _schedule(run), run.pipeline
-    size = pipeline.microbatch_size
-    if count is None or schedule is None or size < 1 or run.local_batch_size % size:
+    size, batch = pipeline.microbatch_size, run.local_batch_size
+    if count is None or schedule is None or batch is None or size < 1 or batch % size:
         return
-    microbatches = run.local_batch_size // size
-    has = f"local_batch_size ({run.local_batch_size}) / pipeline_parallel_microbatch_size ({size}) = "
+    microbatches = batch // size
+    has = f"local_batch_size ({batch}) / pipeline_parallel_microbatch_size ({size}) = "
     if schedule.least_is_stages and microbatches < count:
         yield (
             f"{has}{microbatches} microbatches are fewer than the {count} stages, and {pipeline.schedule} "
@@ -406,7 +408,7 @@ def layers_of_stages(run: Run) -> list[int]:
 
 def _global_batch(run: Run) -> _Found:
     degrees, batch = run.degrees, run.global_batch_size
-    if batch is None or not degrees.dp_shard_is_known:
+    if batch is None or run.local_batch_size is None or not degrees.dp_shard_is_known:
         return
     data_ranks = degrees.dp_replicate * degrees.dp_shard
     step = run.local_batch_size * data_ranks

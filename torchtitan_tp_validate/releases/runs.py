@@ -9,6 +9,7 @@ import copy
 import inspect
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +20,38 @@ _REAL_RANKS = ("default", "torchcomms")
 """Values of ``comm.mode`` with as many processes as ranks."""
 
 
+_FIELDS = {
+    "degree": PIPELINE_FLAG,
+    "schedule": "pipeline_parallel_schedule",
+    "layers_per_stage": "pipeline_parallel_layers_per_stage",
+    "first_less": "pipeline_parallel_first_stage_less_layers",
+    "last_less": "pipeline_parallel_last_stage_less_layers",
+    "parts": "module_fqns_per_model_part",
+    "microbatch_size": "pipeline_parallel_microbatch_size",
+    "from_file": "pipeline_parallel_schedule_csv",
+}
+"""Field of `Pipeline` -> torchtitan's under ``[parallelism]``. One that a fork lacks has our default."""
+
+
 def read_pipeline(parallelism: Any, *, is_supported: bool) -> Pipeline:
     """Return how ``[parallelism]`` cuts a model into stages."""
-    parts = parallelism.module_fqns_per_model_part
-    return Pipeline(
-        degree=getattr(parallelism, PIPELINE_FLAG),
-        schedule=parallelism.pipeline_parallel_schedule,
-        is_supported=is_supported,
-        layers_per_stage=parallelism.pipeline_parallel_layers_per_stage,
-        first_less=parallelism.pipeline_parallel_first_stage_less_layers,
-        last_less=parallelism.pipeline_parallel_last_stage_less_layers,
-        parts=None if parts is None else tuple(map(tuple, parts)),
-        microbatch_size=parallelism.pipeline_parallel_microbatch_size,
-        from_file=bool(parallelism.pipeline_parallel_schedule_csv),
-    )
+    read = {
+        ours: getattr(parallelism, theirs) for ours, theirs in _FIELDS.items() if hasattr(parallelism, theirs)
+    }
+    if read.get("parts") is not None:
+        read["parts"] = tuple(map(tuple, read["parts"]))
+    return replace(Pipeline(is_supported=is_supported), **read)
 
 
-def read_global_batch_size(job: Any) -> int | None:
-    """Return ``training.global_batch_size``, or None where it is what the ranks make of it."""
-    size: int = job.training.global_batch_size
-    return None if size < 0 else size
+def read_batches(job: Any) -> dict[str, Any]:
+    """Return the batch sizes of ``[training]``, by field of `Run`."""
+    training = getattr(job, "training", None)
+    size = getattr(training, "global_batch_size", -1)
+    # A negative one is what the ranks make of it.
+    return {
+        "local_batch_size": getattr(training, "local_batch_size", None),
+        "global_batch_size": None if size < 0 else size,
+    }
 
 
 def has_real_ranks(job: Any) -> bool:
@@ -83,9 +96,15 @@ def refusal_of(
         given: its other arguments, by name.
     """
     function = inspect.unwrap(function)
-    if not function.__module__.startswith("torchtitan."):
+    # Its module has imported the class, for its signature.
+    parallel_dims = function.__globals__.get("ParallelDims")
+    if not function.__module__.startswith("torchtitan.") or parallel_dims is None:
         return ""
-    arguments = {**given, "model": _untouchable(model), "parallel_dims": _parallel_dims(degrees, pp)}
+    arguments = {
+        **given,
+        "model": _untouchable(model),
+        "parallel_dims": _without_mesh(parallel_dims, degrees, pp),
+    }
     parameters = inspect.signature(function).parameters.values()
     if any(p.name not in arguments and p.default is p.empty for p in parameters):
         return ""
@@ -108,18 +127,16 @@ def _untouchable(known: Mapping[str, Any]) -> Any:
     return Model()
 
 
-def _parallel_dims(degrees: Degrees, pp: int) -> Any:
-    from torchtitan.distributed import ParallelDims
+def _without_mesh(parallel_dims: type, degrees: Degrees, pp: int) -> Any:
+    """Return a ``ParallelDims`` of these degrees that gives nobody a mesh."""
 
     def reached(*_: Any, **__: Any) -> Any:
         raise _Reached
 
-    class Dims(ParallelDims):  # type: ignore[misc]  # torchtitan is not typed
-        build_mesh = get_mesh = get_optional_mesh = reached
-
-    fields = inspect.signature(ParallelDims).parameters
+    methods = dict.fromkeys(("build_mesh", "get_mesh", "get_optional_mesh"), reached)
+    fields = inspect.signature(parallel_dims).parameters
     named = {field: getattr(degrees, field) for field in (*FLAGS, "spmd_backend") if field in fields}
-    return Dims(**named, pp=pp, world_size=degrees.ranks * pp)
+    return type("Dims", (parallel_dims,), methods)(**named, pp=pp, world_size=degrees.ranks * pp)
 
 
 def updated_args(args: Any, job: Any) -> None:

@@ -94,8 +94,7 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
         n_layers=getattr(model.config, "n_layers", None),
         modules=_MODULES,
         shards_with_experts=_SHARDS_WITH_EXPERTS in _source(model.parallelize_fn),
-        local_batch_size=job.training.local_batch_size,
-        global_batch_size=runs.read_global_batch_size(job),
+        **runs.read_batches(job),
     )
     refusal = ""
     try:

@@ -126,8 +126,7 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
         pipeline,
         n_layers=len(config.layers) if _is_tree(config) else None,
         modules=_MODULES,
-        local_batch_size=job.training.local_batch_size,
-        global_batch_size=runs.read_global_batch_size(job),
+        **runs.read_batches(job),
     )
     # Its own look at the heads and the experts would say less than is said already.
     asked = degrees.vary(tp=1, ep=1) if broken else degrees
@@ -136,15 +135,22 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
     late = ""
     if not refusal and degrees.makes_a_mesh and "TP009" not in broken:
         given = {
-            "training": job.training,
-            "parallelism": job.parallelism,
-            "compile_config": job.compile,
-            "ac_config": job.activation_checkpoint,
-            "dump_folder": job.dump_folder,
+            parameter: getattr(job, section)
+            for parameter, section in _SECTIONS.items()
+            if hasattr(job, section)
         }
         late = runs.refusal_of(model.parallelize_fn, {"config": config}, degrees, pipeline.degree, given)
     return replace(run, refusal=refusal, late_refusal=late)
 
+
+_SECTIONS = {
+    "training": "training",
+    "parallelism": "parallelism",
+    "compile_config": "compile",
+    "ac_config": "activation_checkpoint",
+    "dump_folder": "dump_folder",
+}
+"""Parameter of a parallelize function -> the section of the job that it is given."""
 
 _MODULES = ("tok_embeddings", "norm", "lm_head")
 
