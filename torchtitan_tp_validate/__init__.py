@@ -17,12 +17,21 @@ if TYPE_CHECKING:
         KVReplicationError,
         NotValidatedWarning,
         PlanError,
+        Problem,
+        RunError,
         TPCompatError,
         TPDegreeError,
         TPValidateError,
         Violation,
     )
-    from torchtitan_tp_validate.guards import Installation, TargetState, install, installed, uninstall
+    from torchtitan_tp_validate.guards import (
+        Installation,
+        TargetState,
+        install,
+        installed,
+        uninstall,
+        validate_job,
+    )
     from torchtitan_tp_validate.validate import valid_tp_degrees, validate_tp_compat
 
 __version__ = "0.1.0"
@@ -34,6 +43,8 @@ __all__ = [
     "KVReplicationError",
     "NotValidatedWarning",
     "PlanError",
+    "Problem",
+    "RunError",
     "TPCompatError",
     "TPDegreeError",
     "TPValidateError",
@@ -43,10 +54,11 @@ __all__ = [
     "installed",
     "uninstall",
     "valid_tp_degrees",
+    "validate_job",
     "validate_tp_compat",
 ]
 
-_IN_GUARDS = {"Installation", "TargetState", "install", "installed", "uninstall"}
+_IN_GUARDS = {"Installation", "TargetState", "install", "installed", "uninstall", "validate_job"}
 _IN_VALIDATE = {"valid_tp_degrees", "validate_tp_compat"}
 
 

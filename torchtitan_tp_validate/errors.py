@@ -125,6 +125,10 @@ class NotValidatedWarning(UserWarning):
     """Something was let through without a verdict; the text says what and why."""
 
 
+class RunWarning(UserWarning):
+    """A run may go on, and does something that its owner should know; the text says what."""
+
+
 class InstallWarning(UserWarning):
     """``install()`` could not guard something; the text says what and why."""
 

@@ -19,15 +19,15 @@ from dataclasses import dataclass, fields
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from torchtitan_tp_validate.errors import InstallError, InstallWarning
+from torchtitan_tp_validate.errors import InstallError, InstallWarning, PlanError, RunWarning
 from torchtitan_tp_validate.failure import recorder
-from torchtitan_tp_validate.job import check_job
+from torchtitan_tp_validate.job import check_job, judge_job, started_ranks
 from torchtitan_tp_validate.locate import torchtitan_identity, torchtitan_version
 from torchtitan_tp_validate.notices import forget
 from torchtitan_tp_validate.releases import releases
 from torchtitan_tp_validate.supported import unsupported_torchtitan
 from torchtitan_tp_validate.wrappers import TARGETS
-from torchtitan_tp_validate.wrappers.guard import Guardable, parallelize_functions
+from torchtitan_tp_validate.wrappers.guard import Guardable, guardable_functions, parallelize_functions
 
 if TYPE_CHECKING:
     from torchtitan_tp_validate.transformers_tp.fix import PlanFix
@@ -142,6 +142,46 @@ def uninstall() -> None:
 def installed() -> Installation:
     """Return the state of the guards; ``with installed():`` puts them in place for the block."""
     return Installation()
+
+
+def validate_job(
+    config: Any,
+    world_size: int | None = None,
+    *,
+    gpus_per_node: int | None = None,
+    replicate_kv_heads: bool = False,
+) -> None:
+    """Refuse a job that cannot work, with everything that speaks against it; nothing need be installed.
+
+    Args:
+        config: a ``Trainer.Config`` (0.3.x) or ``JobConfig`` (0.2.x). It is left as it is, replication apart.
+        world_size: the number of ranks; by default what torchrun says, and where nobody does, what depends
+            on it is not judged.
+        gpus_per_node: how many of them share a node, or None. A degree that crosses nodes is warned of.
+        replicate_kv_heads: judge it with KV-head replication, which in 0.3.x is put into its model's config.
+
+    Raises:
+        TPCompatError: the degree does not fit the model.
+        RunError: something else keeps the run from working, see `layout`.
+        TPDegreeError: a degree is not a positive whole number.
+        KVReplicationError: replication is not supported with this job.
+        PlanError: the model could not be judged.
+    """
+    verdict = judge_job(
+        config,
+        guarded=guardable_functions(),
+        replicate_kv_heads=replicate_kv_heads,
+        world_size=started_ranks(config) if world_size is None else world_size,
+        gpus_per_node=gpus_per_node,
+    )
+    if verdict is None:
+        raise PlanError("the job names no model that is known.")
+    if verdict.error is not None:
+        raise verdict.error.settled()
+    for problem in verdict.warnings:
+        warnings.warn(f"{problem.code} {problem.text}: {problem.consequence}", RunWarning, stacklevel=2)
+    if verdict.unread:
+        raise PlanError(verdict.unread)
 
 
 def guards_in_place() -> list[Function]:

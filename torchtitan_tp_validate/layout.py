@@ -9,7 +9,9 @@ Source: ``ParallelDims``, ``pipeline_llm`` and ``Trainer`` of torchtitan 0.2.x a
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -100,6 +102,9 @@ class Run:
         gpus_per_node: how many of them share a node, or None.
         shards_with_experts: whether the parallelize function takes a sharding mesh for granted where there is
             expert parallelism.
+        whole_sequence: the attention of the model that takes no part of a sequence, where its backend asks.
+        patterns: of the optimizer's groups of parameters, in their order.
+        parameters: the names of all of them; empty where the patterns take whatever there is.
         refusal: what torchtitan's own checks say of the model's config in this run, or empty.
         late_refusal: what its parallelize function says before it touches the model, or empty.
     """
@@ -114,6 +119,9 @@ class Run:
     world_size: int | None = None
     gpus_per_node: int | None = None
     shards_with_experts: bool = False
+    whole_sequence: tuple[str, ...] = ()
+    patterns: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
     refusal: str = ""
     late_refusal: str = ""
 
@@ -232,7 +240,8 @@ def _supported(run: Run) -> _Found:
 
 def _schedule_name(run: Run) -> _Found:
     pipeline = run.pipeline
-    if pipeline.degree > 1 and not pipeline.from_file and _schedule(run) is None:
+    known = pipeline.from_file or pipeline.schedule.lower() in _BY_LOWER_CASE
+    if pipeline.degree > 1 and pipeline.is_supported and not known:
         yield (
             f"pipeline_parallel_schedule is {pipeline.schedule!r}",
             f"set parallelism.pipeline_parallel_schedule to one of {', '.join(SCHEDULES)}",
@@ -389,6 +398,54 @@ def _layers_for_cp(run: Run) -> _Found:
             yield f"stage {index} of {count} has no layer, and {FLAGS['cp']} is {run.degrees.cp}", ""
 
 
+def _attention(run: Run) -> _Found:
+    if run.degrees.cp > 1 and run.whole_sequence:
+        names = " and ".join(run.whole_sequence)
+        yield f"{FLAGS['cp']} is {run.degrees.cp}, and the model has {names}", ""
+
+
+def _optimizer_groups(run: Run) -> _Found:
+    stages_of = _names_of_stages(run) if run.parameters else []
+    for index, names in enumerate(stages_of):
+        free = names
+        for pattern in run.patterns:
+            taken = [name for name in free if re.search(pattern, name)]
+            free = [name for name in free if name not in taken]
+            if not taken:
+                where = f" of stage {index} of {len(stages_of)}" if len(stages_of) > 1 else ""
+                yield f"the optimizer's pattern {pattern!r} matches no parameter{where}", ""
+
+
+def _names_of_stages(run: Run) -> list[list[str]]:
+    """Return the names of the parameters of each stage; nothing where its modules are not known."""
+    if run.pipeline.degree == 1:
+        return [list(run.parameters)]
+    parts = run.pipeline.parts or _parts(run)
+    return [[name for name in run.parameters if _module_of(name) in part] for part in parts]
+
+
+def _parts(run: Run) -> list[set[str]]:
+    """Return the modules of each stage as torchtitan deals them out; nothing where it cannot."""
+    shares = layers_of_stages(run)
+    if not shares:
+        return []
+    ends = itertools.accumulate(shares)
+    parts = [
+        {f"layers.{index}" for index in range(end - share, end)}
+        for share, end in zip(shares, ends, strict=True)
+    ]
+    first, *last = run.modules
+    parts[0] |= {first, "vision_encoder"}
+    parts[-1] |= set(last)
+    return parts
+
+
+def _module_of(parameter: str) -> str:
+    """Return the layer, or the module beside the layers, that a parameter is in."""
+    first, _, rest = parameter.partition(".")
+    return f"{first}.{rest.partition('.')[0]}" if first == "layers" else first
+
+
 def layers_of_stages(run: Run) -> list[int]:
     """Return how many layers each stage has; nothing where that is not known, or cannot be."""
     pipeline, count = run.pipeline, stages(run)
@@ -422,12 +479,12 @@ def _global_batch(run: Run) -> _Found:
 
 def _refusal(run: Run) -> _Found:
     if run.refusal:
-        yield f"torchtitan refuses the model's config in this run: {run.refusal}", ""
+        yield f"torchtitan itself refuses this run: {run.refusal}", ""
 
 
 def _late_refusal(run: Run) -> _Found:
     if run.late_refusal:
-        yield f"the model's parallelize function refuses this run: {run.late_refusal}", ""
+        yield f"torchtitan's parallelize function refuses this run: {run.late_refusal}", ""
 
 
 _CONDITIONS: dict[str, Callable[[Run], _Found]] = {
@@ -447,7 +504,9 @@ _CONDITIONS: dict[str, Callable[[Run], _Found]] = {
     "PP008": _modules,
     "SEQ001": _sequence,
     "CP001": _layers_for_cp,
+    "CP002": _attention,
     "BATCH001": _global_batch,
+    "OPT001": _optimizer_groups,
     "RUN001": _refusal,
     "RUN002": _late_refusal,
 }

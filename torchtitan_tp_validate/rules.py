@@ -628,6 +628,18 @@ RUN_RULES: dict[str, RunRule] = {
             source="torchtitan models/common/attention.py, models/*/parallelize.py",
         ),
         RunRule(
+            code="CP002",
+            about="attention of context parallelism",
+            must="with context parallelism the backends spmd_types and full_dtensor want flex attention",
+            otherwise=dict.fromkeys(
+                (Line.SPMD_TYPES, Line.DTENSOR),
+                Otherwise("parallelize raises", f"the parallelize function stops every rank, {_UP}."),
+            ),
+            instead='build the model with attn_backend="flex", or take partial_dtensor '
+            "(parallelism.spmd_backend)",
+            source="torchtitan distributed/full_dtensor.py (validate_config)",
+        ),
+        RunRule(
             code="BATCH001",
             about="global batch size",
             must="training.global_batch_size is a multiple of the local batch size times the data parallel "
@@ -637,9 +649,25 @@ RUN_RULES: dict[str, RunRule] = {
             source="torchtitan trainer.py, 0.2.x train.py",
         ),
         RunRule(
+            code="OPT001",
+            about="groups of the optimizer",
+            must="every pattern of optimizer.param_groups matches a parameter of every pipeline stage",
+            otherwise=dict.fromkeys(
+                (Line.SPMD_TYPES, Line.DTENSOR),
+                Otherwise(
+                    "Trainer raises",
+                    'the ranks of that stage stop with "Optimizer param_groups pattern ... matched no '
+                    'parameters", when the weights are laid out, and the others wait.',
+                ),
+            ),
+            instead="give the optimizer patterns that every stage has something of, or set "
+            "pipeline_parallel_degree to 1",
+            source="torchtitan components/optimizer/optimizer.py (_build_param_groups)",
+        ),
+        RunRule(
             code="RUN001",
             about="torchtitan's own checks",
-            must="torchtitan takes the model's config for this run",
+            must="torchtitan looks at a model's config when the process groups are up",
             otherwise=_everywhere("stops late", f"torchtitan stops every rank with these words, {_UP}."),
             instead="do as it says",
             source="torchtitan models/*/model.py (update_from_config), 0.2.x models/*/model/args.py",
@@ -647,7 +675,7 @@ RUN_RULES: dict[str, RunRule] = {
         RunRule(
             code="RUN002",
             about="torchtitan's own checks of a layout",
-            must="the model's parallelize function takes the layout",
+            must="it looks at the run before it splits the model",
             otherwise=_everywhere(
                 "parallelize raises", f"the parallelize function stops every rank with these words, {_UP}."
             ),

@@ -70,7 +70,14 @@ def test_the_audit_finds_the_two_configs_that_cannot_start(
     if missing_for_qwen3_5:
         assert "qwen3_5" in by_status["skipped"]
     expected = set() if missing_for_qwen3_5 else {"qwen35_122b_a10b", "qwen35_397b_a17b"}
-    assert (status, by_status["incompatible"]) == (1 if expected else 0, expected)
+    # Their dispatchers want a degree that the command line has yet to give.
+    incomplete = {name for name in by_status["incompatible"] if name.endswith(("hybridep", "async_ep"))}
+    assert (status, by_status["incompatible"] - incomplete) == (1, expected)
+    for result in document["results"]:
+        if result["name"] in incomplete:
+            (problem,) = result["judgements"][0]["problems"]
+            assert problem["code"] == "RUN001"
+            assert "requires expert parallelism" in problem["text"]
     assert by_status["not_validated"] == set()
     assert len(by_status["compatible"]) > 50
     assert {"rl", "autoparallel.llama3"} <= by_status["skipped"]

@@ -81,24 +81,38 @@ def test_a_job_with_room_for_its_own_tokens_is_judged_by_them(tp_validate: Progr
         launched(*HYBRID, TP, "32", EP, "8", change=room)
     assert launched(*HYBRID, TP, "16", EP, "8", change=room) == []
     # 4 sequences of 4096 tokens on 2 ranks
-    assert launched(*HYBRID, TP, "2", EP, "8", change=room) == [
-        "Not validated at startup: deepseek_v3 16B: torchtitan itself refuses this run when it builds the "
-        "model: HybridEPTokenDispatcher.Config num_max_tokens_per_rank (4096) is smaller than the required "
-        "per-rank capacity (8192)."
-    ]
+    with pytest.raises(tpv.RunError) as caught:
+        launched(*HYBRID, TP, "2", EP, "8", change=room)
+    assert str(caught.value).splitlines()[0] == (
+        "This run cannot work: torchtitan itself refuses this run: HybridEPTokenDispatcher.Config "
+        "num_max_tokens_per_rank (4096) is smaller than the required per-rank capacity (8192)."
+    )
 
 
 def test_what_torchtitan_itself_refuses_is_told_by_both(tp_validate: Program) -> None:
-    reason = (
-        "torchtitan itself refuses this run when it builds the model: Training sequence length 262144 "
-        "exceeds attention RoPE maximum supported sequence length 131072."
-    )
     run = ("--module", "llama3", "--config", "llama3_8b", "--training.seq_len", "262144", TP)
-    assert launched(*run, "2") == [f"Not validated at startup: llama3 8B: {reason}"]
+    with pytest.raises(tpv.RunError) as caught:
+        launched(*run, "2")
+    assert str(caught.value) == REFUSED_BY_TORCHTITAN
     status, out, _ = tp_validate("check", "--", *run, "2")
-    assert (status, out) == (2, f"this run: Not validated: {reason}\n")
-    # What is ours to refuse comes first, in every layer.
-    assert refused(*run, "16").startswith("Tensor parallel degree (16) must divide n_kv_heads (8).")
+    assert (status, out) == (1, f"this run (by torchtitan's rule):\n{REFUSED_BY_TORCHTITAN}\n")
+    # What is ours to refuse comes first, in every layer; the rest is told beside it.
+    refusal = refused(*run, "16")
+    assert refusal.startswith("Tensor parallel degree (16) must divide n_kv_heads (8).")
+    assert "Beside that, of the run as a whole:" in refusal
+    assert "RUN001" in refusal
+
+
+REFUSED_BY_TORCHTITAN = """\
+This run cannot work: torchtitan itself refuses this run: Training sequence length 262144 exceeds \
+attention RoPE maximum supported sequence length 131072.
+
+  RUN001 torchtitan itself refuses this run: Training sequence length 262144 exceeds attention RoPE
+        maximum supported sequence length 131072:
+        torchtitan looks at a model's config when the process groups are up.
+
+Without this check: torchtitan stops every rank with these words, when the process groups are up.
+To change it: do as it says."""
 
 
 @pytest.mark.parametrize("backend", ["standard", "hybridep", "deepep", "minimal_async_ep"])
@@ -142,7 +156,7 @@ def test_a_solver_that_shards_as_it_sees_fit_is_not_judged_by_either(tp_validate
         "llama3 debugmodel is parallelized by torchtitan.experiments.graph_trainer.llama3."
         "_parallelize_fn with compile.enable_autoparallel, which is not guarded."
     )
-    run = (*GRAPHS[0], TP, "3", "--compile.enable_autoparallel")
+    run = (*GRAPHS[0], TP, "4", "--compile.enable_autoparallel")
     assert launched(*run) == [f"Not validated at startup: {reason}"]
     assert tp_validate("check", "--", *run)[:2] == (2, f"this run: {reason}\n")
 

@@ -26,7 +26,7 @@ from torchtitan_tp_validate.errors import (
 from torchtitan_tp_validate.hardware import build_for_its_hardware
 from torchtitan_tp_validate.job import parse_command_line, unguarded
 from torchtitan_tp_validate.releases import line_of, read_plan
-from torchtitan_tp_validate.wrappers.guard import parallelize_functions
+from torchtitan_tp_validate.wrappers.guard import guardable_functions
 
 _TOML_FLAGS = ("--job.config_file", "--job.config-file")
 
@@ -116,7 +116,7 @@ def judge_flavor(model: str, flavor: str, choices: Sequence[Degrees], *, listed:
         raise
     except Exception as error:
         return Report(name, group=model, note=f"cannot be built here: {_first_line(error)}", skipped=listed)
-    problem = unguarded(spec, guarded=_guardable())
+    problem = unguarded(spec, guarded=guardable_functions())
     if problem is not None:
         return Report(name, group=model, note=problem, skipped=listed)
     try:
@@ -143,7 +143,7 @@ def judge_job(
     try:
         verdict = job.judge_job(
             config,
-            guarded=_guardable(),
+            guarded=guardable_functions(),
             replicate_kv_heads=replicate_kv_heads,
             world_size=world_size,
             gpus_per_node=gpus_per_node,
@@ -161,14 +161,6 @@ def judge_job(
     judgement = Judgement(verdict.degrees, verdict.error, warnings=verdict.warnings)
     unread = (verdict.unread,) if verdict.unread else ()
     return Report(name, (judgement,), verdict.plan, location=location, unread=unread)
-
-
-def _guardable() -> list[Any]:
-    """Return the functions that `install` would guard, as far as they are loaded; it installs nothing.
-
-    That would look through every object of the process.
-    """
-    return [point.bound for point in parallelize_functions() if point.bound and not point.obstacle]
 
 
 def _parsed(arguments: Sequence[str]) -> tuple[Any, str]:

@@ -10,6 +10,7 @@ Source: ``models/common/decoder.py`` and ``models/qwen3_5/model.py`` of torchtit
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
@@ -128,6 +129,14 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
         modules=_MODULES,
         **runs.read_batches(job),
     )
+    if degrees.cp > 1 and not backend_of(degrees).takes_any_attention:
+        classes = {base.__qualname__ for node in config_tree.nodes(config) for base in type(node).__mro__}
+        whole = tuple(name for name in _WHOLE_SEQUENCE if f"{name}.Config" in classes)
+        run = replace(run, whole_sequence=whole)
+    groups = getattr(getattr(job, "optimizer", None), "param_groups", ())
+    patterns = tuple(group.pattern for group in groups)
+    if patterns not in ((), (_ANYTHING,)):
+        run = replace(run, patterns=patterns, parameters=_parameter_names(config))
     # Its own look at the heads and the experts would say less than is said already.
     asked = degrees.vary(tp=1, ep=1) if broken else degrees
     objection = _objection(in_run(config, job), asked)
@@ -141,6 +150,19 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
         }
         late = runs.refusal_of(model.parallelize_fn, {"config": config}, degrees, pipeline.degree, given)
     return replace(run, refusal=refusal, late_refusal=late)
+
+
+_ANYTHING = r".*"
+_WHOLE_SEQUENCE = ("ScaledDotProductAttention", "VarlenAttention")
+"""Source: ``distributed/full_dtensor.py`` (``validate_config``)."""
+
+
+def _parameter_names(config: Any) -> tuple[str, ...]:
+    """Return the names of all parameters of the model that a config describes."""
+    import torch
+
+    with torch.device("meta"):
+        return tuple(name for name, _ in copy.deepcopy(config).build().named_parameters())
 
 
 _SECTIONS = {

@@ -94,6 +94,14 @@ def parallelize_functions() -> Iterator[ParallelizeFunction]:
             yield ParallelizeFunction(point.module, point.function, point.problem, model)
 
 
+def guardable_functions() -> list[Callable[..., Any]]:
+    """Return the functions that `install` would guard, as far as they are loaded; it installs nothing.
+
+    That would look through every object of the process.
+    """
+    return [point.bound for point in parallelize_functions() if point.bound and not point.obstacle]
+
+
 def guard(
     function: Callable[..., Any],
     *,

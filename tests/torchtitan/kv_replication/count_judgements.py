@@ -90,14 +90,18 @@ def launch() -> None:
 def main() -> None:
     utils.device_type = parallel_dims.device_type = "cpu"
     Trainer.__init__ = start
-    for module in (job, guard, torchtitan_0_3):
+    for module in (guard, torchtitan_0_3):
         module.judge = counted("judged", module.judge)
+    job.run_error = counted("judged", job.run_error)
     converter = torchtitan_0_3.ReplicateKVHeads
     converter.convert = counted("converted", converter.convert)
     train.runpy.run_module = lambda *args, **kwargs: torchtitan.train.main()  # with what is counted here
     # What a run asks for, and whether it fits, is the first walk.
     asked = (degrees.degrees_of_job, degrees.degrees_of_call, degrees.training_of_call, degrees.applies_fsdp)
-    answered = (validate.judge, *(line.find_torchtitan_refusal for line in releases()))
+    answered = (
+        *(validate.judge, validate.run_error, validate.raise_if_unread, job.read_plan, job.find_problems),
+        *(question for line in releases() for question in (line.find_torchtitan_refusal, line.read_run)),
+    )
     taken = walk(launch, is_asked_for, without=(*asked, *answered))
     print(json.dumps({"seen": SEEN, **dataclasses.asdict(taken)}), flush=True)
 

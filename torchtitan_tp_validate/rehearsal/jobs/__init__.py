@@ -9,8 +9,8 @@ One file per line (`torchtitan_0_2`, `torchtitan_0_3`), each with the same names
 - ``make_small(job, degrees, folder)``: shrinks the job's model and sequence in place, in files of the folder
   where it is made of files, and turns off what a rehearsal has no need of: checkpoints, profiles, validation,
   low precision. Returns what it left out, in words.
-- ``build_trainer(job, feed, local_batch_size, microbatch_size)``: the job's Trainer, fed by ``feed(dp_rank,
-  dp_world_size, local_batch_size)`` in place of its data set.
+- ``build_trainer(job, feed, local_batch_size, microbatch_size, *, global_batch_size)``: the job's Trainer,
+  fed by ``feed(dp_rank, dp_world_size, local_batch_size)`` in place of its data set.
 - ``vocab_size(job)``, ``more_inputs(job)``: what the job says.
 """
 

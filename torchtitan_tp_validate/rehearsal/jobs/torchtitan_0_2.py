@@ -119,13 +119,20 @@ def more_inputs(job: Any) -> tuple[tuple[str, Any], ...]:
     return ()
 
 
-def build_trainer(job: Any, feed: Callable[..., Any], local_batch_size: int, microbatch_size: int) -> Any:
+def build_trainer(
+    job: Any,
+    feed: Callable[..., Any],
+    local_batch_size: int,
+    microbatch_size: int,
+    *,
+    global_batch_size: int = -1,
+) -> Any:
     """Return the job's Trainer; see `jobs`."""
     from torchtitan.protocols import train_spec
     from torchtitan.train import Trainer
 
     training = job.training
-    training.local_batch_size, training.global_batch_size = local_batch_size, -1
+    training.local_batch_size, training.global_batch_size = local_batch_size, global_batch_size
     job.parallelism.pipeline_parallel_microbatch_size = microbatch_size
 
     def batches(*, dp_world_size: int, dp_rank: int, **_: Any) -> Any:

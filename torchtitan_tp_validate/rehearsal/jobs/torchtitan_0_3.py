@@ -189,9 +189,16 @@ def more_inputs(job: Any) -> tuple[tuple[str, Any], ...]:
     return (("special_tokens", {"image_id": -1, "video_id": -2}),)
 
 
-def build_trainer(job: Any, feed: Callable[..., Any], local_batch_size: int, microbatch_size: int) -> Any:
+def build_trainer(
+    job: Any,
+    feed: Callable[..., Any],
+    local_batch_size: int,
+    microbatch_size: int,
+    *,
+    global_batch_size: int = -1,
+) -> Any:
     """Return the job's Trainer; see `jobs`."""
-    job.training.local_batch_size, job.training.global_batch_size = local_batch_size, -1
+    job.training.local_batch_size, job.training.global_batch_size = local_batch_size, global_batch_size
     job.parallelism.pipeline_parallel_microbatch_size = microbatch_size
     job.tokenizer = _Part(lambda **_: None)
     job.dataloader = _Part(
