@@ -102,6 +102,7 @@ class Run:
         gpus_per_node: how many of them share a node, or None.
         shards_with_experts: whether the parallelize function takes a sharding mesh for granted where there is
             expert parallelism.
+        wraps_attention: whether context parallelism wraps the attention of each stage, which must have some.
         whole_sequence: the attention of the model that takes no part of a sequence, where its backend asks.
         patterns: of the optimizer's groups of parameters, in their order.
         parameters: the names of all of them; empty where the patterns take whatever there is.
@@ -119,6 +120,7 @@ class Run:
     world_size: int | None = None
     gpus_per_node: int | None = None
     shards_with_experts: bool = False
+    wraps_attention: bool = False
     whole_sequence: tuple[str, ...] = ()
     patterns: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
@@ -391,7 +393,7 @@ def _sequence(run: Run) -> _Found:
 
 def _layers_for_cp(run: Run) -> _Found:
     count = stages(run)
-    if run.degrees.cp == 1 or count is None:
+    if run.degrees.cp == 1 or count is None or not run.wraps_attention:
         return
     for index, layers in enumerate(layers_of_stages(run)):
         if not layers:

@@ -618,14 +618,16 @@ RUN_RULES: dict[str, RunRule] = {
         RunRule(
             code="CP001",
             about="stages without layers",
-            must="with context parallelism, every pipeline stage has a layer",
-            otherwise=_everywhere(
-                "parallelize raises",
-                'the ranks of that stage stop with "list index out of range", and the others wait.',
-            ),
+            must="with context parallelism, partial_dtensor wants a layer in every pipeline stage",
+            otherwise={
+                Line.DTENSOR: Otherwise(
+                    "parallelize raises",
+                    'the ranks of that stage stop with "list index out of range", and the others wait.',
+                )
+            },
             instead="lower pipeline_parallel_first_stage_less_layers or "
             "pipeline_parallel_last_stage_less_layers, or take fewer stages",
-            source="torchtitan models/common/attention.py, models/*/parallelize.py",
+            source="torchtitan distributed/context_parallel/api.py (apply_cp_to_forward)",
         ),
         RunRule(
             code="CP002",

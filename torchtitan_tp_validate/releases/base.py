@@ -61,13 +61,13 @@ class SpmdBackend:
         pads_uneven_shards: it pads a shard that is smaller than others and goes on, wrongly; the others can
             tell it, and fail on empty ones only.
         shards_over_data_only: its FSDP mesh is that of the data alone; the others hand FSDP the TP axis too.
-        takes_any_attention: context parallelism does not ask which attention the model has.
+        wraps_attention: context parallelism wraps the attention modules of each stage, of any kind.
     """
 
     name: str
     pads_uneven_shards: bool = False
     shards_over_data_only: bool = False
-    takes_any_attention: bool = False
+    wraps_attention: bool = False
 
 
 class Release(Reader, Protocol):

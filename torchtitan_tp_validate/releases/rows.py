@@ -15,7 +15,7 @@ from torchtitan_tp_validate.rules import RULES, Line
 
 SPMD_BACKENDS: tuple[SpmdBackend, ...] = (
     SpmdBackend("spmd_types", pads_uneven_shards=True),
-    SpmdBackend("partial_dtensor", shards_over_data_only=True, takes_any_attention=True),
+    SpmdBackend("partial_dtensor", shards_over_data_only=True, wraps_attention=True),
     SpmdBackend("full_dtensor"),
 )
 """Source: ``ParallelismConfig`` and ``distributed/full_dtensor.py`` of torchtitan 0.3.0."""

@@ -129,10 +129,12 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
         modules=_MODULES,
         **runs.read_batches(job),
     )
-    if degrees.cp > 1 and not backend_of(degrees).takes_any_attention:
+    wraps_attention = backend_of(degrees).wraps_attention
+    if degrees.cp > 1 and not wraps_attention:
         classes = {base.__qualname__ for node in config_tree.nodes(config) for base in type(node).__mro__}
         whole = tuple(name for name in _WHOLE_SEQUENCE if f"{name}.Config" in classes)
         run = replace(run, whole_sequence=whole)
+    run = replace(run, wraps_attention=wraps_attention)
     groups = getattr(getattr(job, "optimizer", None), "param_groups", ())
     patterns = tuple(group.pattern for group in groups)
     if patterns not in ((), (_ANYTHING,)):
