@@ -395,9 +395,12 @@ def _layers_for_cp(run: Run) -> _Found:
     count = stages(run)
     if run.degrees.cp == 1 or count is None or not run.wraps_attention:
         return
-    for index, layers in enumerate(layers_of_stages(run)):
-        if not layers:
-            yield f"stage {index} of {count} has no layer, and {FLAGS['cp']} is {run.degrees.cp}", ""
+    empty = [str(index) for index, layers in enumerate(layers_of_stages(run)) if not layers]
+    if empty:
+        have = (
+            f"stage {empty[0]} of {count} has" if len(empty) == 1 else f"stages {_few(empty)} of {count} have"
+        )
+        yield f"{have} no layer, and {FLAGS['cp']} is {run.degrees.cp}", ""
 
 
 def _attention(run: Run) -> _Found:

@@ -57,8 +57,24 @@ class Example:
     fails: int
 
 
+class _ByLine:
+    """What two kinds of rules have in common."""
+
+    otherwise: Mapping[Line, Otherwise]
+
+    @property
+    def in_short(self) -> dict[Line, str]:
+        """What happens in each of `LINES`, in a few words; empty where there is no such rule."""
+        told, before = {}, None
+        for line in LINES:
+            otherwise = self.otherwise.get(line)
+            told[line] = "" if otherwise is None else "the same" if otherwise == before else otherwise.short
+            before = otherwise
+        return told
+
+
 @dataclass(frozen=True)
-class Rule:
+class Rule(_ByLine):
     """One kind of dimension that a mesh axis splits.
 
     Attributes:
@@ -83,19 +99,9 @@ class Rule:
     axis: str = "tp"
     scope: str = ""
 
-    @property
-    def in_short(self) -> dict[Line, str]:
-        """What an uneven split does in each of `LINES`, in a few words; empty where there is none."""
-        told, before = {}, None
-        for line in LINES:
-            otherwise = self.otherwise.get(line)
-            told[line] = "" if otherwise is None else "the same" if otherwise == before else otherwise.short
-            before = otherwise
-        return told
-
 
 @dataclass(frozen=True)
-class RunRule:
+class RunRule(_ByLine):
     """Something that a run as a whole has to keep, beside the dimensions that its model splits.
 
     Attributes:

@@ -12,7 +12,7 @@ from torchtitan_tp_validate.cli import formats
 from torchtitan_tp_validate.cli.arguments import Parser, add_output, nearest
 from torchtitan_tp_validate.cli.formats import BAD, QUIET, Findings, Line
 from torchtitan_tp_validate.degrees import Axis, noun
-from torchtitan_tp_validate.rules import LINES, RULES, Rule
+from torchtitan_tp_validate.rules import LINES, RULES, RUN_RULES, Rule, RunRule
 
 SCHEMA_VERSION = 1
 """Of the JSON output, which ``cli/schema-rules.json`` describes."""
@@ -56,47 +56,54 @@ def _code(text: str) -> str:
         argparse.ArgumentTypeError: there is no such rule; the text says which one may be meant.
     """
     code = text.upper()
-    if code in RULES:
+    if code in _ALL:
         return code
     number = re.fullmatch(r"([A-Z]*)[-_ ]?(\d{1,9})", code, re.ASCII)
     meant = f"{number[1] or 'TP'}{int(number[2]):03}" if number else ""
-    hint = f"did you mean {meant}?" if meant in RULES else nearest(code, RULES)
+    hint = f"did you mean {meant}?" if meant in _ALL else nearest(code, _ALL)
     raise argparse.ArgumentTypeError(f"there is no {text!r}; {hint}")
 
 
 def run(options: Any) -> int:
     """Run either subcommand; the exit status."""
-    rules = [RULES[options.code]] if options.command == "rule" else list(RULES.values())
+    rules = [_ALL[options.code]] if options.command == "rule" else list(_ALL.values())
     with formats.writing(options, _Rules(rules, in_full=options.command == "rule")) as write:
         for rule in rules:
             write(rule)
     return 0
 
 
-class _Rules(Findings[Rule]):
+_ALL: dict[str, Rule | RunRule] = {**RULES, **RUN_RULES}
+
+
+class _Rules(Findings[Rule | RunRule]):
     """What is said of rules."""
 
-    columns = ("code", "dimension", *(line.value for line in LINES), "what to do", "for example")
+    columns = ("code", "what it is about", *(line.value for line in LINES), "what to do", "what must hold")
 
-    def __init__(self, rules: Sequence[Rule], *, in_full: bool) -> None:
+    def __init__(self, rules: Sequence[Rule | RunRule], *, in_full: bool) -> None:
         self._rules, self._in_full = rules, in_full
 
-    def full(self, thing: Rule) -> Iterator[Line]:
+    def full(self, thing: Rule | RunRule) -> Iterator[Line]:
         return _explain(thing) if self._in_full else iter([(self.line(thing), "")])
 
-    def line(self, thing: Rule) -> str:
-        width = max(len(other.dim) for other in RULES.values())
-        return f"{thing.code}  {thing.dim:{width}}  {thing.why}"
+    def line(self, thing: Rule | RunRule) -> str:
+        width = max(len(_about(other)) for other in _ALL.values())
+        text = thing.why if isinstance(thing, Rule) else thing.must
+        return f"{thing.code:8} {_about(thing):{width}}  {text}"
 
-    def cells(self, thing: Rule) -> Iterator[Line]:
+    def cells(self, thing: Rule | RunRule) -> Iterator[Line]:
         # In bold where nobody would notice it.
         yield thing.code, ""
-        yield f"{thing.dim} {thing.scope}".rstrip(), ""
+        yield f"{_about(thing)} {thing.scope if isinstance(thing, Rule) else ''}".rstrip(), ""
         for line, told in thing.in_short.items():
             yield told, BAD if told and thing.otherwise[line].silent else ""
-        axis, example = Axis(thing.axis).name, thing.example
         yield thing.instead, ""
-        yield f"{example.size}: {axis} {example.works} works, {axis} {example.fails} does not", ""
+        if isinstance(thing, Rule):
+            axis, example = Axis(thing.axis).name, thing.example
+            yield f"{example.size}: {axis} {example.works} works, {axis} {example.fails} does not", ""
+        else:
+            yield thing.must, ""
 
     def document(self) -> dict[str, Any]:
         return {
@@ -113,14 +120,35 @@ class _Rules(Findings[Rule]):
                     "source": rule.source,
                 }
                 for rule in self._rules
+                if isinstance(rule, Rule)
+            ],
+            "run_rules": [
+                {
+                    "code": rule.code,
+                    "about": rule.about,
+                    "must": rule.must,
+                    "ignored": {line.value: told or None for line, told in rule.in_short.items()},
+                    "instead": rule.instead,
+                    "source": rule.source,
+                    "warns": rule.warns,
+                }
+                for rule in self._rules
+                if isinstance(rule, RunRule)
             ],
         }
 
 
-def _explain(rule: Rule) -> Iterator[Line]:
-    yield f"{rule.code}: {rule.dim}", "bold"
+def _about(rule: Rule | RunRule) -> str:
+    return rule.dim if isinstance(rule, Rule) else rule.about
+
+
+def _explain(rule: Rule | RunRule) -> Iterator[Line]:
+    yield f"{rule.code}: {_about(rule)}", "bold"
     yield "", ""
-    yield f"The {noun(rule.axis).lower()} must fit {rule.dim}: {rule.why}.", ""
+    if isinstance(rule, Rule):
+        yield f"The {noun(rule.axis).lower()} must fit {rule.dim}: {rule.why}.", ""
+    else:
+        yield f"{rule.must[0].upper()}{rule.must[1:]}.", ""
     yield "", ""
     yield "When it does not, and nobody checks:", "bold"
     for line, told in rule.in_short.items():
