@@ -88,6 +88,7 @@ def test_a_line_of_torchtitan_is_a_file_and_its_name_in_the_list(copy: Copy) -> 
         '''
         """torchtitan 9.9: a model says how many heads it has in a word of its own."""
 
+        from torchtitan_tp_validate.layout import Run
         from torchtitan_tp_validate.plan import Plan, PlanBuilder
         from torchtitan_tp_validate.releases.base import RequestedModel
         from torchtitan_tp_validate.rules import Line

@@ -147,7 +147,8 @@ def test_an_audit_of_plans_in_every_format(tp_validate: Program, command_lines: 
 
 def test_rules_as_a_table(tp_validate: Program) -> None:
     lines = tp_validate("rules", "--output-format", "markdown").out.splitlines()
-    headings = ["code", "dimension", *(line.value for line in LINES), "what to do", "for example"]
+    headings = ["code", "what it is about", *(line.value for line in LINES), "what to do"]
+    headings.append("what must hold")
     assert lines[:2] == [f"| {' | '.join(headings)} |", "| --- " * len(headings) + "|"]
     assert any(
         "| TP005 | feed_forward_hidden_dim | dies in forward | **silently wrong** |" in line for line in lines

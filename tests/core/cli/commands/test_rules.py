@@ -11,12 +11,12 @@ import jsonschema
 import pytest
 
 from tests.core.cli.conftest import Program
-from torchtitan_tp_validate.rules import RULES
+from torchtitan_tp_validate.rules import RULES, RUN_RULES
 
 
 def test_every_rule_is_listed_and_explained(tp_validate: Program) -> None:
     status, out, _ = tp_validate("rules")
-    assert (status, [line.split()[0] for line in out.splitlines()]) == (0, list(RULES))
+    assert (status, [line.split()[0] for line in out.splitlines()]) == (0, [*RULES, *RUN_RULES])
     for code, rule in RULES.items():
         status, out, _ = tp_validate("rule", code.lower())
         assert status == 0
@@ -24,6 +24,12 @@ def test_every_rule_is_listed_and_explained(tp_validate: Program) -> None:
         assert rule.why in out
         assert out.endswith(f"\nSource: {rule.source}\n")
         assert all(told in out for told in rule.in_short.values())
+    for code, run_rule in RUN_RULES.items():
+        status, out, _ = tp_validate("rule", code)
+        assert status == 0
+        assert out.startswith(f"{code}: {run_rule.about}\n")
+        assert run_rule.must[1:] in out
+        assert all(told in out for told in run_rule.in_short.values())
 
 
 def test_a_rule_in_full(tp_validate: Program) -> None:
@@ -47,6 +53,7 @@ def test_rules_as_json(tp_validate: Program, tmp_path: Path) -> None:
     every = json.loads(tp_validate("rules", "--output-format", "json").out)
     jsonschema.validate(every, schema("schema-rules.json"))
     assert [rule["code"] for rule in every["rules"]] == list(RULES)
+    assert [rule["code"] for rule in every["run_rules"]] == list(RUN_RULES)
     target = tmp_path / "rule.json"
     assert tp_validate("rule", "tp002", "--output-format", "json", "--output-file", target).status == 0
     one = json.loads(target.read_text())
