@@ -305,7 +305,13 @@ def _stages_of_a_rank(run: Run) -> _Found:
 
 def _layers_of_stages(run: Run) -> _Found:
     count, pipeline = stages(run), run.pipeline
-    if count is None or run.n_layers is None or pipeline.parts is not None or count == 1:
+    if pipeline.degree > 1 and pipeline.parts is not None and pipeline.is_supported:
+        known = {*run.modules, "vision_encoder", *(f"layers.{index}" for index in range(run.n_layers or 0))}
+        for index, part in enumerate(pipeline.parts if run.n_layers else ()):
+            if not known & set(part):
+                yield f"stage {index} of {len(pipeline.parts)} gets no module of the model", ""
+        return
+    if count is None or run.n_layers is None or count == 1:
         return
     effective = run.n_layers + pipeline.first_less + pipeline.last_less
     layers = f"{run.n_layers} layers + {pipeline.first_less} + {pipeline.last_less}"

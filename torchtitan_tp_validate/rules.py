@@ -557,8 +557,13 @@ RUN_RULES: dict[str, RunRule] = {
             code="PP003",
             about="stages and layers",
             must="there is a layer for every stage, the embedding and the output counted as "
-            "pipeline_parallel_first_stage_less_layers and pipeline_parallel_last_stage_less_layers",
-            otherwise=_PIPELINE_RAISES,
+            "pipeline_parallel_first_stage_less_layers and pipeline_parallel_last_stage_less_layers; no list "
+            "of module_fqns_per_model_part is empty",
+            otherwise=_everywhere(
+                "pipeline raises",
+                "torchtitan stops with a ValueError as it splits the model into stages, or as the optimizer "
+                f"of an empty one is made, {_UP}.",
+            ),
             instead="take fewer stages, or lower the two weights",
             source=_PIPELINE,
         ),

@@ -87,6 +87,16 @@ CASES: dict[str, list[tuple[Run, Run]]] = {
         ),
     ],
     "PP003": [
+        (
+            run(
+                pipeline={
+                    "degree": 2,
+                    "schedule": "LoopedBFS",
+                    "parts": (HALVES[0], ("norms",), HALVES[1][:2], HALVES[1][2:]),
+                }
+            ),
+            run(pipeline={"degree": 2, "parts": HALVES}),
+        ),
         (run(pipeline={"degree": 4}, n_layers=1), run(pipeline={"degree": 4}, n_layers=2)),
         (run(pipeline={"degree": 4, "first_less": 5}), run(pipeline={"degree": 4, "first_less": 2})),
         (run(pipeline={"degree": 4, "last_less": 5}), run(pipeline={"degree": 4, "last_less": 2})),

@@ -10,6 +10,7 @@ torchtitan 0.2.0, 0.2.1 and 0.2.2.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 from collections.abc import Callable, Collection, Iterator
@@ -21,7 +22,7 @@ from typing import Any
 from torchtitan_tp_validate.degrees import TOKEN_FIELDS, Degrees
 from torchtitan_tp_validate.layout import Run
 from torchtitan_tp_validate.plan import Plan, PlanBuilder, Split
-from torchtitan_tp_validate.releases import runs
+from torchtitan_tp_validate.releases import runs, torchtitan_transformers
 from torchtitan_tp_validate.releases.base import RequestedModel, SpmdBackend
 from torchtitan_tp_validate.releases.experts import Experts, note_experts, row_shards
 from torchtitan_tp_validate.releases.kv_replication import supports_args
@@ -66,10 +67,8 @@ def requested_model(job: Any) -> RequestedModel | None:
     if job.experimental.custom_import:
         # The Trainer imports it first too: it may register the model.
         importlib.import_module(job.experimental.custom_import)
-    train_spec = importlib.import_module("torchtitan.protocols.train_spec")
-    try:
-        spec = train_spec.get_train_spec(job.model.name)
-    except ValueError:
+    spec = _train_spec(job)
+    if spec is None:
         return None
     args = spec.model_args.get(job.model.flavor)
     if args is None:
@@ -78,10 +77,28 @@ def requested_model(job: Any) -> RequestedModel | None:
     return RequestedModel(name, args, spec.parallelize_fn, has_pipelines=spec.pipelining_fn is not None)
 
 
+def _train_spec(job: Any) -> Any:
+    """Return what torchtitan has registered under the name of a job's model, or None."""
+    train_spec = importlib.import_module("torchtitan.protocols.train_spec")
+    try:
+        return train_spec.get_train_spec(job.model.name)
+    except ValueError:
+        return None
+
+
 def in_run(config: Any, run: Any) -> Any:
-    """Return the model args: no run changes what they describe."""
-    del run
-    return config
+    """Return the job's model, built on meta: its args, which stand in for it else, do not tell all sizes."""
+    model_cls = getattr(_train_spec(run), "model_cls", None)
+    if model_cls is None or torchtitan_transformers.find_config(config) is not None:
+        return config
+    import torch
+
+    try:
+        with torch.device("meta"):
+            model = model_cls(copy.deepcopy(config))
+    except Exception:  # what the args do not tell is then left out, and said to be
+        return config
+    return model if find_config(model) is not None else config
 
 
 def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collection[str]) -> Run:
