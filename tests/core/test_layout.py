@@ -68,7 +68,7 @@ CASES: dict[str, list[tuple[Run, Run]]] = {
     "PP001": [
         (run(pipeline={"degree": 4, "layers_per_stage": 4}), run(pipeline={"degree": 4})),
         (
-            run(pipeline={"degree": 2, "parts": (*HALVES, ())}),
+            run(pipeline={"degree": 2, "parts": (HALVES[0][:2], HALVES[0][2:], HALVES[1])}),
             run(pipeline={"degree": 2, "parts": HALVES}),
         ),
     ],
