@@ -643,14 +643,15 @@ RUN_RULES: dict[str, RunRule] = {
         RunRule(
             code="CP002",
             about="attention of context parallelism",
-            must="with context parallelism the backends spmd_types and full_dtensor want flex attention",
+            must="with context parallelism no backend takes variable-length attention, and spmd_types and "
+            "full_dtensor take flex attention only",
             otherwise=dict.fromkeys(
                 (Line.SPMD_TYPES, Line.DTENSOR),
                 Otherwise("parallelize raises", f"the parallelize function stops every rank, {_UP}."),
             ),
-            instead='build the model with attn_backend="flex", or take partial_dtensor '
-            "(parallelism.spmd_backend)",
-            source="torchtitan distributed/full_dtensor.py (validate_config)",
+            instead='build the model with attn_backend="flex", or set context_parallel_degree to 1',
+            source="torchtitan distributed/full_dtensor.py (validate_config), "
+            "distributed/context_parallel/api.py",
         ),
         RunRule(
             code="BATCH001",

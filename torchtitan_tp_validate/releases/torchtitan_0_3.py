@@ -130,9 +130,10 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
         **runs.read_batches(job),
     )
     wraps_attention = backend_of(degrees).wraps_attention
-    if degrees.cp > 1 and not wraps_attention:
+    if degrees.cp > 1:
         classes = {base.__qualname__ for node in config_tree.nodes(config) for base in type(node).__mro__}
-        whole = tuple(name for name in _WHOLE_SEQUENCE if f"{name}.Config" in classes)
+        refused = _WHOLE_SEQUENCE[:1] if wraps_attention else _WHOLE_SEQUENCE
+        whole = tuple(name for name in refused if f"{name}.Config" in classes)
         run = replace(run, whole_sequence=whole)
     run = replace(run, wraps_attention=wraps_attention)
     groups = getattr(getattr(job, "optimizer", None), "param_groups", ())
@@ -155,8 +156,10 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
 
 
 _ANYTHING = r".*"
-_WHOLE_SEQUENCE = ("ScaledDotProductAttention", "VarlenAttention")
-"""Source: ``distributed/full_dtensor.py`` (``validate_config``)."""
+_WHOLE_SEQUENCE = ("VarlenAttention", "ScaledDotProductAttention")
+"""What takes no part of a sequence: the first on no backend, the other where attention is not wrapped.
+
+Source: ``distributed/context_parallel/api.py``, ``distributed/full_dtensor.py`` (``validate_config``)."""
 
 
 def _parameter_names(config: Any) -> tuple[str, ...]:
