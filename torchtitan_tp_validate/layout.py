@@ -106,6 +106,8 @@ class Run:
         whole_sequence: the attention of the model that takes no part of a sequence, where its backend asks.
         patterns: of the optimizer's groups of parameters, in their order.
         parameters: the names of all of them; empty where the patterns take whatever there is.
+        has_experts: whether the model has routed experts.
+        faults: the codes of the known faults that the model has in the installed torchtitan, see `faults`.
         refusal: what torchtitan's own checks say of the model's config in this run, or empty.
         late_refusal: what its parallelize function says before it touches the model, or empty.
     """
@@ -124,6 +126,8 @@ class Run:
     whole_sequence: tuple[str, ...] = ()
     patterns: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
+    has_experts: bool = False
+    faults: frozenset[str] = frozenset()
     refusal: str = ""
     late_refusal: str = ""
 

@@ -113,6 +113,7 @@ class RunRule(_ByLine):
         instead: what to do about it.
         source: the upstream file or issue that the rule follows.
         warns: whether the run goes on, and is only told.
+        can_be_repaired: whether ``--repair`` mends what is at fault.
     """
 
     code: str
@@ -122,6 +123,7 @@ class RunRule(_ByLine):
     instead: str
     source: str
     warns: bool = False
+    can_be_repaired: bool = False
 
 
 _SHAPE_ERROR = "\"shape '[...]' is invalid for input of size ...\""
@@ -698,3 +700,199 @@ RUN_RULES: dict[str, RunRule] = {
         ),
     )
 }
+
+
+def _wrong(line: Line, *others: Line, short: str = "silently wrong", text: str) -> Mapping[Line, Otherwise]:
+    return dict.fromkeys((line, *others), Otherwise(short, text, silent=True))
+
+
+_MOE_0_2 = "torchtitan models/moe/moe.py, models/llama4/infra/parallelize.py (apply_moe_ep_tp) of 0.2.x"
+_ROUTER_ISSUES = "https://github.com/pytorch/torchtitan/issues/1805, mended in #2416, in no 0.2.x"
+
+FAULTS: dict[str, RunRule] = {
+    rule.code: rule
+    for rule in (
+        RunRule(
+            code="NUM001",
+            about="router gradients under TP",
+            must="under tensor parallelism, the scores of the router are applied before the experts "
+            "(score_before_experts)",
+            otherwise=_wrong(
+                Line.TORCHTITAN_0_2,
+                text="the gradient of the router's gate is not summed over the TP ranks, SILENTLY: it is 50 "
+                "to 72 % off, and the ranks' copies of the gate drift apart, with an equal loss in step 1.",
+            ),
+            instead="repair it (--repair), split whole experts over more data ranks instead of TP, or take "
+            "0.3.x",
+            source=f"{_MOE_0_2}; {_ROUTER_ISSUES}",
+            can_be_repaired=True,
+        ),
+        RunRule(
+            code="NUM002",
+            about="router gradients under EP beside TP",
+            must="expert parallelism beside tensor parallelism splits the experts over TP too "
+            "(expert_tensor_parallel_degree = tensor_parallel_degree)",
+            otherwise=_wrong(
+                Line.TORCHTITAN_0_2,
+                text="the gradients of the router's gate and of what the experts give back are not summed "
+                "over the TP ranks, SILENTLY: the gate's is 63 to 104 % off, and its copies drift apart.",
+            ),
+            instead="repair it (--repair), set expert_tensor_parallel_degree to the tensor parallel degree "
+            "(llama4), or take 0.3.x",
+            source=f"{_MOE_0_2}; {_ROUTER_ISSUES}",
+            can_be_repaired=True,
+        ),
+        RunRule(
+            code="NUM003",
+            about="gpt-oss's second bias under ETP",
+            must="gpt-oss's experts are not split over TP under expert parallelism",
+            otherwise=_wrong(
+                Line.TORCHTITAN_0_2,
+                text="the second bias of the experts is added once per TP rank, SILENTLY: the loss is 2e-4 "
+                "off, the gradients of the experts 20 to 25 %.",
+            ),
+            instead="repair it (--repair), or take 0.3.x",
+            source="torchtitan models/gpt_oss/model/moe.py of 0.2.x",
+            can_be_repaired=True,
+        ),
+        RunRule(
+            code="NUM004",
+            about="gpt-oss's second bias under TP",
+            must="gpt-oss's experts are not split over TP alone",
+            otherwise=_wrong(
+                Line.SPMD_TYPES,
+                text="the second bias of the experts is added once per TP rank, SILENTLY: the loss is 2e-3 "
+                "off, the gradient of that bias 121 %, of the first product 66 %.",
+            ),
+            instead="repair it (--repair), or set expert_parallel_degree to 2 or more",
+            source="torchtitan models/gpt_oss/moe.py; https://github.com/pytorch/torchtitan/pull/4245, which "
+            "mends the forward pass only",
+            can_be_repaired=True,
+        ),
+        RunRule(
+            code="NUM005",
+            about="gpt-oss's output bias on the DTensor backends",
+            must="under tensor parallelism gpt-oss runs on spmd_types",
+            otherwise=_wrong(
+                Line.DTENSOR,
+                text="the gradient of attention.wo.bias is divided by the tensor parallel degree, SILENTLY.",
+            ),
+            instead="repair it (--repair), or set parallelism.spmd_backend to spmd_types, with an expert "
+            "parallel degree of 2 or more",
+            source="torchtitan models/common/linear.py (ScaledBiasRowwiseLinear), still in main",
+            can_be_repaired=True,
+        ),
+        RunRule(
+            code="NUM006",
+            about="one sequence at a time on the DTensor backends",
+            must="each data rank computes two sequences or more at a time",
+            otherwise=_wrong(
+                Line.DTENSOR,
+                text="the gradient of what local_map waits for is lost, SILENTLY: of the routed experts' "
+                "input under tensor parallelism (the norm before them is 16 to 106 % off), of keys and "
+                "values under context parallelism.",
+            ),
+            instead="repair it (--repair), set training.local_batch_size (in a pipeline "
+            "parallelism.pipeline_parallel_microbatch_size) to 2 or more, or parallelism.spmd_backend to "
+            "spmd_types",
+            source="torch/distributed/tensor/experimental/_func_map.py; "
+            "https://github.com/pytorch/pytorch/issues/151240; torchtitan of 0.3.x and main",
+            can_be_repaired=True,
+        ),
+        RunRule(
+            code="NUM007",
+            about="frozen weights on spmd_types",
+            must="LoRA adapters are trained on partial_dtensor or full_dtensor",
+            otherwise=_wrong(
+                Line.SPMD_TYPES,
+                text="the frozen base weights are trained too, SILENTLY: parallelize makes every parameter "
+                "anew, and each wants a gradient.",
+            ),
+            instead="repair it (--repair), or set parallelism.spmd_backend to partial_dtensor",
+            source="torchtitan protocols/module.py (Module._distribute_spmd_types), components/lora.py",
+            can_be_repaired=True,
+        ),
+        RunRule(
+            code="NUM008",
+            about="gradients of a pipeline",
+            must="0.2.2 runs without pipeline parallelism",
+            otherwise=_wrong(
+                Line.TORCHTITAN_0_2,
+                text="every gradient is as many times too large as a local batch has tokens, SILENTLY: the "
+                "gradient norm is wrong, and clipping always cuts.",
+            ),
+            instead="repair it (--repair), set pipeline_parallel_degree to 1, or take 0.2.1 or 0.3.x",
+            source="torchtitan train.py of 0.2.2 (forward_backward_step); "
+            "https://github.com/pytorch/torchtitan/issues/2972",
+            can_be_repaired=True,
+        ),
+        RunRule(
+            code="NUM009",
+            about="gradients under DDP",
+            must="0.2.2 shards its parameters over the data ranks (FSDP, HSDP)",
+            otherwise=_wrong(
+                Line.TORCHTITAN_0_2,
+                text="every gradient is divided by the number of replicas, SILENTLY: DDP averages what the "
+                "loss has divided by all tokens already.",
+            ),
+            instead="repair it (--repair), shard the data (data_parallel_shard_degree), or take 0.2.1 or "
+            "0.3.x",
+            source="torchtitan models/llama3/infra/parallelize.py (apply_ddp) of 0.2.2; "
+            "https://github.com/pytorch/torchtitan/pull/2323",
+            can_be_repaired=True,
+        ),
+        RunRule(
+            code="NUM010",
+            about="gpt-oss's router bias",
+            must="the weights of gpt-oss are loaded, not initialized",
+            otherwise=_wrong(
+                Line.TORCHTITAN_0_2,
+                text="the bias of every router's gate is whatever the memory held, SILENTLY: nothing "
+                "initializes it.",
+            ),
+            instead="repair it (--repair), load a checkpoint (checkpoint.initial_load_path), or take 0.3.x",
+            source="torchtitan models/moe/moe.py (TokenChoiceTopKRouter.init_weights) of 0.2.x",
+            can_be_repaired=True,
+        ),
+        RunRule(
+            code="NUM011",
+            about="rotary embedding of the transformers backend",
+            must="the transformers backend runs with a transformers whose rotary embedding it initializes",
+            otherwise=_wrong(
+                Line.SPMD_TYPES,
+                Line.DTENSOR,
+                text="the frequencies of the rotary embedding are whatever the memory held, SILENTLY: "
+                "rope_init_fn, which torchtitan asks for, is gone from transformers 5.",
+            ),
+            instead="repair it (--repair)",
+            source="torchtitan experiments/transformers_modeling_backend/model.py (init_states) of 0.3.0",
+            can_be_repaired=True,
+        ),
+        RunRule(
+            code="NUM012",
+            about="Muse Glimmer's stages under TP",
+            must="Muse Glimmer's later stages take whole sequences (enable_sequence_parallel off), or there "
+            "is one stage",
+            otherwise=_wrong(
+                Line.SPMD_TYPES,
+                text="a later stage takes the part of the sequence that it is sent for the whole one, "
+                "SILENTLY.",
+            ),
+            instead="set parallelism.enable_sequence_parallel to false, pipeline_parallel_degree to 1, or "
+            "tensor_parallel_degree to 1",
+            source="torchtitan models/muse_glimmer/model.py (forward) of 0.3.0",
+        ),
+        RunRule(
+            code="NUM013",
+            about="gpt-oss with CP and TP on full_dtensor",
+            must="gpt-oss runs with context and tensor parallelism on spmd_types or partial_dtensor",
+            otherwise=_wrong(
+                Line.DTENSOR,
+                text="the gradient of the router's gate is 120 % off, SILENTLY.",
+            ),
+            instead="set parallelism.spmd_backend to spmd_types, with an expert parallel degree of 2 or more",
+            source="torchtitan of 0.3.0; full_dtensor is gone from main",
+        ),
+    )
+}
+"""Faults of released torchtitan that train wrong although everything divides."""

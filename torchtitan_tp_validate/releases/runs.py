@@ -139,10 +139,12 @@ def _without_mesh(parallel_dims: type, degrees: Degrees, pp: int) -> Any:
     return type("Dims", (parallel_dims,), methods)(**named, pp=pp, world_size=degrees.ranks * pp)
 
 
-def updated_args(args: Any, job: Any) -> None:
-    """Have a copy of model args of 0.2.x updated for a job.
+def updated_args(args: Any, job: Any) -> Any:
+    """Return a copy of model args of 0.2.x that torchtitan has updated for a job.
 
     Raises:
         Exception: whatever torchtitan objects to.
     """
-    copy.deepcopy(args).update_from_config(job)
+    updated = copy.deepcopy(args)
+    updated.update_from_config(job)
+    return updated

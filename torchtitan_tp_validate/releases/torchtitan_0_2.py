@@ -94,8 +94,12 @@ def in_run(config: Any, run: Any) -> Any:
     import torch
 
     try:
+        args = runs.updated_args(config, run)
+        if hasattr(args, "moe_args"):
+            # It is turned off where there is no GPU for it: the run's own machine decides.
+            args.moe_args.use_grouped_mm = config.moe_args.use_grouped_mm
         with torch.device("meta"):
-            model = model_cls(copy.deepcopy(config))
+            model = model_cls(args)
     except Exception:  # what the args do not tell is then left out, and said to be
         return config
     return model if find_config(model) is not None else config

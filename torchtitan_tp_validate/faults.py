@@ -1,0 +1,73 @@
+"""The layouts in which a known fault of the installed torchtitan trains wrong, without any error.
+
+Which faults a model has in the installed torchtitan is the release's to say (`Run.faults`): by what is in its
+source, not by its number. Here is in which layouts each shows. What it does, and the way out, is in `FAULTS`.
+
+Source: every condition was measured, with layouts one step outside of it, by rehearsals of torchtitan 0.2.2
+and 0.3.0 (docs/faults.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG
+from torchtitan_tp_validate.errors import Problem
+from torchtitan_tp_validate.layout import Run
+from torchtitan_tp_validate.rules import FAULTS
+
+
+def find_faults(run: Run) -> tuple[Problem, ...]:
+    """Return the known faults that a run suffers from, in the order of `FAULTS`."""
+    return tuple(
+        Problem.of(rule, run.line, _told(run))
+        for code, rule in FAULTS.items()
+        if code in run.faults and run.line in rule.otherwise and _SHOWS[code](run)
+    )
+
+
+def _told(run: Run) -> str:
+    """Return the run's degrees in words."""
+    degrees = run.degrees
+    named = {FLAGS[axis]: getattr(degrees, axis) for axis in ("tp", "ep", "cp", "dp_replicate", "dp_shard")}
+    named[PIPELINE_FLAG] = run.pipeline.degree
+    told = [f"{name} {degree}" for name, degree in named.items() if degree > 1]
+    return f"the installed torchtitan trains this model wrong at {', '.join(told) or 'any degree'}"
+
+
+def _microbatch(run: Run) -> int | None:
+    """Return how many sequences a data rank computes at a time, or None where that is not known."""
+    return run.pipeline.microbatch_size if run.pipeline.degree > 1 else run.local_batch_size
+
+
+def _splits_experts_over_tp(run: Run) -> bool:
+    return run.degrees.tp > 1 and (run.degrees.ep == 1 or run.degrees.etp > 1)
+
+
+def _one_at_a_time(run: Run) -> bool:
+    degrees = run.degrees
+    cuts_tokens = degrees.tp > 1 and degrees.ep == 1 and degrees.sequence_parallel and run.has_experts
+    return _microbatch(run) == 1 and (cuts_tokens or degrees.cp > 1)
+
+
+def _is_ddp(run: Run) -> bool:
+    degrees = run.degrees
+    return degrees.dp_replicate > 1 and degrees.dp_shard * degrees.cp == 1 and degrees.dp_shard_is_known
+
+
+_SHOWS: dict[str, Callable[[Run], bool]] = {
+    "NUM001": _splits_experts_over_tp,
+    "NUM002": lambda run: run.degrees.tp > 1 and run.degrees.ep > 1 and run.degrees.etp == 1,
+    "NUM003": lambda run: run.degrees.ep > 1 and run.degrees.etp > 1,
+    "NUM004": lambda run: run.degrees.tp > 1 and run.degrees.ep == 1,
+    "NUM005": lambda run: run.degrees.tp > 1,
+    "NUM006": _one_at_a_time,
+    "NUM007": lambda run: True,
+    "NUM008": lambda run: run.pipeline.degree > 1,
+    "NUM009": _is_ddp,
+    "NUM010": lambda run: True,
+    "NUM011": lambda run: True,
+    "NUM012": lambda run: run.degrees.tp > 1 and run.pipeline.degree > 1 and run.degrees.sequence_parallel,
+    "NUM013": lambda run: run.degrees.tp > 1 and run.degrees.cp > 1,
+}
+"""Code -> whether a run of a model that has the fault is in a layout that shows it."""
