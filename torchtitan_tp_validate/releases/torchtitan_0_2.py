@@ -10,7 +10,6 @@ torchtitan 0.2.0, 0.2.1 and 0.2.2.
 
 from __future__ import annotations
 
-import copy
 import importlib
 import inspect
 from collections.abc import Callable, Collection, Iterator
@@ -34,6 +33,7 @@ from torchtitan_tp_validate.releases.reading import (
     share_kv_heads,
     shortened,
 )
+from torchtitan_tp_validate.releases.sources import Source, installed_faults
 from torchtitan_tp_validate.rules import Line
 
 HOW_TO_CHANGE = (
@@ -115,6 +115,8 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
         n_layers=getattr(model.config, "n_layers", None),
         modules=_MODULES,
         shards_with_experts=_SHARDS_WITH_EXPERTS in _source(model.parallelize_fn),
+        has_experts=_has_experts(model.config),
+        faults=installed_faults(_FAULTS, _possible_faults(model, job)),
         **runs.read_batches(job),
     )
     refusal = ""
@@ -128,6 +130,37 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
         late = runs.refusal_of(model.parallelize_fn, known, degrees, pipeline.degree, {"job_config": job})
     return replace(run, refusal=refusal, late_refusal=late)
 
+
+def _possible_faults(model: RequestedModel, job: Any) -> Iterator[str]:
+    """Yield the codes of the faults that a model can have, by its flags and its function."""
+    yield from ("NUM008", "NUM009")
+    moe = getattr(model.config, "moe_args", None)
+    if not _has_experts(model.config) or moe is None:
+        return
+    yield "NUM002"
+    if not getattr(moe, "score_before_experts", True):
+        yield "NUM001"
+    if "gpt_oss" in model.parallelize_fn.__module__:
+        yield "NUM003"
+    loads = getattr(getattr(job, "checkpoint", None), "initial_load_path", None)
+    if getattr(moe, "gate_bias", False) and not loads:
+        yield "NUM010"
+
+
+_GATE = Source("models/llama4/infra/parallelize.py", '"moe.router.gate": NoParallel(),')
+_FAULTS = {
+    "NUM001": _GATE,
+    "NUM002": _GATE,
+    "NUM003": Source("models/gpt_oss/model/moe.py", 'if "tp" in mesh_dim_names:'),
+    "NUM008": Source("train.py", "(torch.sum(torch.stack(losses)) / global_valid_tokens)"),
+    "NUM009": Source("train.py", "loss = loss_sum / global_valid_tokens"),
+    "NUM010": Source(
+        "models/moe/moe.py",
+        "nn.init.trunc_normal_(self.gate.weight, mean=0.0, std=init_std) "
+        "# NOTE: the reason we make this a stateless module",
+    ),
+}
+"""Code -> the fault in the source of the releases that have it."""
 
 _MODULES = ("tok_embeddings", "norm", "output")
 _SHARDS_WITH_EXPERTS = "parallel_dims.fsdp_enabled or parallel_dims.ep_enabled"
@@ -199,7 +232,7 @@ def read(args: Any, model: Any, degrees: Degrees) -> Plan:
     else:
         findings.leave_out(f"TP006: {name}.vocab_size is {shortened(vocab_size)}")
     num_experts = getattr(getattr(args, "moe_args", None), "num_experts", None)
-    has_experts = bool(getattr(args, "moe_enabled", num_experts))
+    has_experts = _has_experts(args)
     if has_experts and num_experts:
         findings.add("EP001", num_experts, place="every MoE layer")
     elif has_experts:
@@ -213,6 +246,11 @@ def read(args: Any, model: Any, degrees: Degrees) -> Plan:
         shared_kv=shared.dims(),
         not_judged=tuple(findings.not_judged),
     )
+
+
+def _has_experts(args: Any) -> bool:
+    num_experts = getattr(getattr(args, "moe_args", None), "num_experts", None)
+    return bool(getattr(args, "moe_enabled", num_experts))
 
 
 def read_sequence(findings: PlanBuilder, degrees: Degrees) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
@@ -38,6 +38,7 @@ from torchtitan_tp_validate.releases.rows import (
     note_sequence,
     splits_sequence,
 )
+from torchtitan_tp_validate.releases.sources import Source, installed_faults
 
 HOW_TO_CHANGE = (
     "--parallelism.{flag} {degree}, or in the config registry:",
@@ -129,9 +130,14 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
         modules=_MODULES,
         **runs.read_batches(job),
     )
+    classes = {base.__qualname__ for node in config_tree.nodes(config) for base in type(node).__mro__}
+    run = replace(
+        run,
+        has_experts=_is_tree(config) and _has_experts(config),
+        faults=installed_faults(_FAULTS, _possible_faults(model, degrees, classes)),
+    )
     wraps_attention = backend_of(degrees).wraps_attention
     if degrees.cp > 1:
-        classes = {base.__qualname__ for node in config_tree.nodes(config) for base in type(node).__mro__}
         refused = _WHOLE_SEQUENCE[:1] if wraps_attention else _WHOLE_SEQUENCE
         whole = tuple(name for name in refused if f"{name}.Config" in classes)
         run = replace(run, whole_sequence=whole)
@@ -169,6 +175,50 @@ def _parameter_names(config: Any) -> tuple[str, ...]:
     with torch.device("meta"):
         return tuple(name for name, _ in copy.deepcopy(config).build().named_parameters())
 
+
+def _possible_faults(model: RequestedModel, degrees: Degrees, classes: Collection[str]) -> Iterator[str]:
+    """Yield the codes of the faults that a model can have, by what it is made of, and by its function."""
+    function = model.parallelize_fn.__module__
+    yield "NUM006"
+    if "GptOssGroupedExperts.Config" in classes:
+        yield "NUM004"
+        if degrees.spmd_backend == "full_dtensor":
+            yield "NUM013"
+    if "ScaledBiasRowwiseLinear.Config" in classes:
+        yield "NUM005"
+    if any(name.startswith("Frozen") for name in classes):
+        yield "NUM007"
+    if "transformers_modeling_backend" in function and not _names_rope_init_fn():
+        yield "NUM011"
+    if "muse_glimmer" in function:
+        yield "NUM012"
+
+
+def _names_rope_init_fn() -> bool:
+    """Return whether the installed transformers keeps the function that torchtitan's backend looks for."""
+    source = Source("models/llama/modeling_llama.py", "self.rope_init_fn", package="transformers")
+    return source.is_installed
+
+
+_FAULTS = {
+    "NUM004": Source(
+        "models/gpt_oss/moe.py", "tp_degree = 1 if isinstance(self.mlp1_weight_EGD, DTensor): mesh_dim_names"
+    ),
+    "NUM005": Source("models/common/linear.py", "bias = bias / self.tp_degree"),
+    "NUM006": Source(
+        "distributed/tensor/experimental/_func_map.py",
+        "if isinstance(local_arg, AsyncCollectiveTensor): local_arg = local_arg.wait()",
+        package="torch",
+    ),
+    "NUM007": Source("protocols/module.py", "self.register_parameter(name, nn.Parameter(tensor))"),
+    "NUM011": Source(
+        "experiments/transformers_modeling_backend/model.py",
+        'rope_init_fn = getattr(module, "rope_init_fn", None)',
+    ),
+    "NUM012": Source("models/muse_glimmer/model.py", "class MuseGlimmerModel"),
+    "NUM013": Source("models/gpt_oss/moe.py", "class GptOssGroupedExperts"),
+}
+"""Code -> the fault in the source of the releases that have it."""
 
 _SECTIONS = {
     "training": "training",

@@ -1,0 +1,50 @@
+"""What stands in the source of the installed torchtitan: a fault is in it, whatever its number says."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torchtitan_tp_validate.locate import package_folder
+
+
+@dataclass(frozen=True)
+class Source:
+    """A piece of code that is at fault.
+
+    Attributes:
+        file: that it is in, below the package.
+        text: that stands there, word for word but for space, as long as nobody has mended it.
+        package: the file's.
+    """
+
+    file: str
+    text: str
+    package: str = "torchtitan"
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether the installed package has it."""
+        folder = package_folder(self.package)
+        return folder is not None and _joined(self.text) in _text(folder / self.file)
+
+
+def installed_faults(sources: Mapping[str, Source], codes: Iterable[str]) -> frozenset[str]:
+    """Return those of some faults that are in the installed source.
+
+    Args:
+        sources: code -> where the fault is.
+        codes: of the faults that the model can have.
+    """
+    return frozenset(code for code in codes if sources[code].is_installed)
+
+
+@functools.cache
+def _text(file: Path) -> str:
+    return _joined(file.read_text(encoding="utf-8")) if file.is_file() else ""
+
+
+def _joined(text: str) -> str:
+    return " ".join(text.split())
