@@ -47,7 +47,7 @@ def _splits_experts_over_tp(run: Run) -> bool:
 def _one_at_a_time(run: Run) -> bool:
     degrees = run.degrees
     cuts_tokens = degrees.tp > 1 and degrees.ep == 1 and degrees.sequence_parallel and run.has_experts
-    return _microbatch(run) == 1 and (cuts_tokens or degrees.cp > 1)
+    return _microbatch(run) == 1 and (cuts_tokens or (degrees.cp > 1 and run.gathers_by_local_map))
 
 
 def _is_ddp(run: Run) -> bool:

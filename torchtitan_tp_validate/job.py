@@ -10,6 +10,7 @@ from typing import Any
 
 from torchtitan_tp_validate.degrees import PIPELINE_FLAG, Degrees, applies_fsdp, degrees_of_job
 from torchtitan_tp_validate.errors import PlanError, Problem, RunError
+from torchtitan_tp_validate.faults import find_faults
 from torchtitan_tp_validate.layout import find_problems, known_shards
 from torchtitan_tp_validate.notices import warn_once
 from torchtitan_tp_validate.plan import Plan
@@ -17,6 +18,7 @@ from torchtitan_tp_validate.releases import kv_replication_of, line_of, read_pla
 from torchtitan_tp_validate.releases.base import RequestedModel
 from torchtitan_tp_validate.releases.kv_replication import unsupported_error
 from torchtitan_tp_validate.releases.runs import has_real_ranks
+from torchtitan_tp_validate.rules import FAULTS
 from torchtitan_tp_validate.validate import raise_if_unread, run_error
 
 
@@ -75,6 +77,7 @@ class Verdict:
         warnings: what is only told.
         unread: why its model was not judged, or empty.
         reason: the same, as the reader of the model says it, or empty.
+        repairs: the codes of the faults that it would suffer from without their repair.
     """
 
     degrees: Degrees
@@ -83,6 +86,7 @@ class Verdict:
     warnings: tuple[Problem, ...]
     unread: str = ""
     reason: str = ""
+    repairs: tuple[str, ...] = ()
 
 
 def judge_job(
@@ -90,6 +94,8 @@ def judge_job(
     *,
     guarded: Collection[Callable[..., Any]],
     replicate_kv_heads: bool = False,
+    repair: bool = False,
+    allow: Collection[str] = (),
     world_size: int | None = None,
     gpus_per_node: int | None = None,
 ) -> Verdict | None:
@@ -102,6 +108,8 @@ def judge_job(
         config: the job. Replication apart, it is left as it is.
         guarded: the parallelize functions that are guarded.
         replicate_kv_heads: ask for KV-head replication; in 0.3.x this converts the job's model config.
+        repair: judge it with the repairs of known faults (see `repairs`).
+        allow: codes of rules on the run as a whole that are to be told, and not to refuse it.
         world_size: the number of ranks, or None where it is not known.
         gpus_per_node: how many of them share a node, or None.
 
@@ -130,7 +138,14 @@ def judge_job(
                 unread, reason = f"{job.model.name}: {problem.reason}", problem.reason
     broken = {dim.code for dim in plan.violations(degrees)} if plan is not None else set()
     run = line.read_run(config, job.model, job.degrees, broken)
-    problems = find_problems(replace(run, world_size=world_size, gpus_per_node=gpus_per_node))
+    run = replace(run, world_size=world_size, gpus_per_node=gpus_per_node)
+    faults = find_faults(run)
+    repairs = tuple(fault.code for fault in faults if repair and FAULTS[fault.code].can_be_repaired)
+    problems = tuple(
+        replace(problem, warns=True) if problem.code in allow else problem
+        for problem in (*find_problems(run), *faults)
+        if problem.code not in repairs
+    )
     error = run_error(plan, degrees, problems)
     if error is None and not unread:
         if replication is not None:
@@ -138,7 +153,7 @@ def judge_job(
         refusal = None if degrees.splits_nothing else line.find_torchtitan_refusal(job.subject, job.degrees)
         unread = "" if refusal is None else f"{job.model.name}: {refusal}"
     warnings = tuple(problem for problem in problems if problem.warns)
-    return Verdict(degrees, plan, error, warnings, unread, reason)
+    return Verdict(degrees, plan, error, warnings, unread, reason, repairs)
 
 
 def check_job(

@@ -107,6 +107,8 @@ class Run:
         patterns: of the optimizer's groups of parameters, in their order.
         parameters: the names of all of them; empty where the patterns take whatever there is.
         has_experts: whether the model has routed experts.
+        shares_with_fsdp: whether the embedding and the output are one weight that FSDP would have to share.
+        gathers_by_local_map: whether context parallelism gathers keys and values by ``local_map``.
         faults: the codes of the known faults that the model has in the installed torchtitan, see `faults`.
         refusal: what torchtitan's own checks say of the model's config in this run, or empty.
         late_refusal: what its parallelize function says before it touches the model, or empty.
@@ -127,6 +129,8 @@ class Run:
     patterns: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
     has_experts: bool = False
+    shares_with_fsdp: bool = False
+    gathers_by_local_map: bool = False
     faults: frozenset[str] = frozenset()
     refusal: str = ""
     late_refusal: str = ""
@@ -413,6 +417,11 @@ def _layers_for_cp(run: Run) -> _Found:
         yield f"{have} no layer, and {FLAGS['cp']} is {run.degrees.cp}", ""
 
 
+def _tied(run: Run) -> _Found:
+    if run.shares_with_fsdp and _fsdp(run.degrees):
+        yield "the model's embedding and output are tied, and its parameters are sharded over data", ""
+
+
 def _attention(run: Run) -> _Found:
     if run.degrees.cp > 1 and run.whole_sequence:
         names = " and ".join(run.whole_sequence)
@@ -520,6 +529,7 @@ _CONDITIONS: dict[str, Callable[[Run], _Found]] = {
     "SEQ001": _sequence,
     "CP001": _layers_for_cp,
     "CP002": _attention,
+    "TIE001": _tied,
     "BATCH001": _global_batch,
     "OPT001": _optimizer_groups,
     "RUN001": _refusal,

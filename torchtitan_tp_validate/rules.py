@@ -656,6 +656,21 @@ RUN_RULES: dict[str, RunRule] = {
             "distributed/context_parallel/api.py",
         ),
         RunRule(
+            code="TIE001",
+            about="tied weights under FSDP",
+            must="a model whose embedding and output are tied is not sharded over data",
+            otherwise={
+                Line.TORCHTITAN_0_2: Otherwise(
+                    "parallelize raises",
+                    'torch stops every rank with "shared with a parameter already managed by another FSDP '
+                    'group".',
+                )
+            },
+            instead="set data_parallel_shard_degree to 1, untie the weights (enable_weight_tying), take an "
+            "older torch, or 0.3.x",
+            source="torch/distributed/fsdp/_fully_shard/_fsdp_state.py; torchtitan models/qwen3 of 0.2.x",
+        ),
+        RunRule(
             code="BATCH001",
             about="global batch size",
             must="training.global_batch_size is a multiple of the local batch size times the data parallel "

@@ -17,6 +17,7 @@ ORDER = (
     ("errors", "rules", "models", "release_files", "hardware"),
     ("degrees", "notices", "failure", "locate"),
     ("plan", "supported", "layout"),
+    ("faults",),
     ("releases",),
     ("advice",),
     ("validate",),

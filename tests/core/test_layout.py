@@ -154,6 +154,10 @@ CASES: dict[str, list[tuple[Run, Run]]] = {
         ),
     ],
     "CP002": [(run(cp=2, whole_sequence=("VarlenAttention",)), run(whole_sequence=("VarlenAttention",)))],
+    "TIE001": [
+        (run(OLD, dp_shard=2, shares_with_fsdp=True), run(OLD, shares_with_fsdp=True)),
+        (run(OLD, cp=2, seq_len=64, shares_with_fsdp=True), run(OLD, cp=2, seq_len=64)),
+    ],
     "BATCH001": [
         (run(dp_shard=2, dp_replicate=2, global_batch_size=16), run(dp_shard=2, global_batch_size=16)),
         (run(global_batch_size=0), run(global_batch_size=None)),

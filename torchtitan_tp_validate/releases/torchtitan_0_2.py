@@ -116,6 +116,7 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
         modules=_MODULES,
         shards_with_experts=_SHARDS_WITH_EXPERTS in _source(model.parallelize_fn),
         has_experts=_has_experts(model.config),
+        shares_with_fsdp=getattr(model.config, "enable_weight_tying", False) and _ONE_GROUP.is_installed,
         faults=installed_faults(_FAULTS, _possible_faults(model, job)),
         **runs.read_batches(job),
     )
@@ -147,6 +148,11 @@ def _possible_faults(model: RequestedModel, job: Any) -> Iterator[str]:
         yield "NUM010"
 
 
+_ONE_GROUP = Source(
+    "distributed/fsdp/_fully_shard/_fsdp_state.py", "already managed by another FSDP group", package="torch"
+)
+"""torch refuses a parameter that two FSDP groups share; torchtitan of 0.2.x makes two of a tie."""
+
 _GATE = Source("models/llama4/infra/parallelize.py", '"moe.router.gate": NoParallel(),')
 _FAULTS = {
     "NUM001": _GATE,
@@ -156,7 +162,7 @@ _FAULTS = {
     "NUM009": Source("train.py", "loss = loss_sum / global_valid_tokens"),
     "NUM010": Source(
         "models/moe/moe.py",
-        "nn.init.trunc_normal_(self.gate.weight, mean=0.0, std=init_std) "
+        "trunc_normal_(self.gate.weight, mean=0.0, std=init_std) "
         "# NOTE: the reason we make this a stateless module",
     ),
 }

@@ -130,11 +130,12 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
         modules=_MODULES,
         **runs.read_batches(job),
     )
-    classes = {base.__qualname__ for node in config_tree.nodes(config) for base in type(node).__mro__}
+    classes = _class_names(config)
     run = replace(
         run,
         has_experts=_is_tree(config) and _has_experts(config),
         faults=installed_faults(_FAULTS, _possible_faults(model, degrees, classes)),
+        gathers_by_local_map=degrees.spmd_backend == "full_dtensor",
     )
     wraps_attention = backend_of(degrees).wraps_attention
     if degrees.cp > 1:
@@ -178,13 +179,16 @@ def _parameter_names(config: Any) -> tuple[str, ...]:
 
 def _possible_faults(model: RequestedModel, degrees: Degrees, classes: Collection[str]) -> Iterator[str]:
     """Yield the codes of the faults that a model can have, by what it is made of, and by its function."""
+    # A vision encoder has such linears too; without images nothing of it is trained.
+    layers = getattr(model.config, "layers", ())
+    layer_classes = {name for layer in layers for name in _class_names(layer)}
     function = model.parallelize_fn.__module__
     yield "NUM006"
     if "GptOssGroupedExperts.Config" in classes:
         yield "NUM004"
         if degrees.spmd_backend == "full_dtensor":
             yield "NUM013"
-    if "ScaledBiasRowwiseLinear.Config" in classes:
+    if "ScaledBiasRowwiseLinear.Config" in layer_classes:
         yield "NUM005"
     if any(name.startswith("Frozen") for name in classes):
         yield "NUM007"
@@ -192,6 +196,11 @@ def _possible_faults(model: RequestedModel, degrees: Degrees, classes: Collectio
         yield "NUM011"
     if "muse_glimmer" in function:
         yield "NUM012"
+
+
+def _class_names(config: Any) -> set[str]:
+    """Return the names of the classes of a config and of all below it, and of what they extend."""
+    return {base.__qualname__ for node in config_tree.nodes(config) for base in type(node).__mro__}
 
 
 def _names_rope_init_fn() -> bool:
