@@ -169,6 +169,11 @@ class Problem:
             warns=rule.warns,
         )
 
+    @property
+    def warning(self) -> str:
+        """What to say of it where the run goes on, in a line."""
+        return f"{self.code} {self.text}: {self.consequence}"
+
 
 @dataclass(frozen=True)
 class Violation:

@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import functools
 import gc
+import importlib
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from torchtitan_tp_validate.errors import InstallError, InstallWarning, PlanError, RunWarning
 from torchtitan_tp_validate.failure import recorder
-from torchtitan_tp_validate.job import check_job, judge_job, started_ranks
+from torchtitan_tp_validate.job import Options, check_job, judge_job
 from torchtitan_tp_validate.locate import torchtitan_identity, torchtitan_version
 from torchtitan_tp_validate.notices import forget
 from torchtitan_tp_validate.releases import releases
@@ -111,7 +112,12 @@ class Installation:
 
 
 def install(
-    *, strict: bool = False, replicate_kv_heads: bool = False, fix_tp_plan: bool = False
+    *,
+    strict: bool = False,
+    replicate_kv_heads: bool = False,
+    fix_tp_plan: bool = False,
+    repair: bool = False,
+    allow: Sequence[str] = (),
 ) -> Installation:
     """Guard every known entry point of the installed torchtitan, and loading under transformers' native TP.
 
@@ -124,12 +130,18 @@ def install(
             Trainer builds needs the converter ``ReplicateKVHeads``.
         fix_tp_plan: also complete the plans of transformers models that forget their output head, see
             `torchtitan_tp_validate.transformers_tp.ensure_lm_head_plan`.
+        repair: mend the known faults of the installed torchtitan that a run would suffer from, instead of
+            refusing it (see ``repairs``). It stays on until `uninstall`.
+        allow: codes of rules on a run as a whole (`rules.RUN_RULES`, `rules.FAULTS`) that warn, and do not
+            refuse.
 
     Raises:
+        UnknownNameError: there is no such rule.
         InstallError: under ``strict``, naming what cannot be guarded: torchtitan and transformers are both
             missing, one is of an unknown release, or an entry point is gone or has another signature.
     """
-    for problem in _guards.install(strict, replicate_kv_heads, fix_tp_plan):
+    options = Options(replicate_kv_heads=replicate_kv_heads, repair=repair, allow=tuple(allow))
+    for problem in _guards.install(strict, options, fix_tp_plan):
         warnings.warn(problem, InstallWarning, stacklevel=2)
     return Installation()
 
@@ -144,42 +156,31 @@ def installed() -> Installation:
     return Installation()
 
 
-def validate_job(
-    config: Any,
-    world_size: int | None = None,
-    *,
-    gpus_per_node: int | None = None,
-    replicate_kv_heads: bool = False,
-) -> None:
+def validate_job(config: Any, world_size: int | None = None, **options: Any) -> None:
     """Refuse a job that cannot work, with everything that speaks against it; nothing need be installed.
 
     Args:
         config: a ``Trainer.Config`` (0.3.x) or ``JobConfig`` (0.2.x). It is left as it is, replication apart.
         world_size: the number of ranks; by default what torchrun says, and where nobody does, what depends
             on it is not judged.
-        gpus_per_node: how many of them share a node, or None. A degree that crosses nodes is warned of.
-        replicate_kv_heads: judge it with KV-head replication, which in 0.3.x is put into its model's config.
+        options: the other fields of `job.Options`: ``replicate_kv_heads``, ``repair``, ``allow`` and
+            ``gpus_per_node``. A degree that crosses nodes is warned of.
 
     Raises:
         TPCompatError: the degree does not fit the model.
-        RunError: something else keeps the run from working, see `layout`.
+        RunError: something else keeps the run from working, see `layout`, or trains it wrong, see `faults`.
         TPDegreeError: a degree is not a positive whole number.
         KVReplicationError: replication is not supported with this job.
         PlanError: the model could not be judged.
     """
-    verdict = judge_job(
-        config,
-        guarded=guardable_functions(),
-        replicate_kv_heads=replicate_kv_heads,
-        world_size=started_ranks(config) if world_size is None else world_size,
-        gpus_per_node=gpus_per_node,
-    )
+    given = Options(world_size=world_size, **options)
+    verdict = judge_job(config, guarded=guardable_functions(), options=given)
     if verdict is None:
         raise PlanError("the job names no model that is known.")
     if verdict.error is not None:
         raise verdict.error.settled()
     for problem in verdict.warnings:
-        warnings.warn(f"{problem.code} {problem.text}: {problem.consequence}", RunWarning, stacklevel=2)
+        warnings.warn(problem.warning, RunWarning, stacklevel=2)
     if verdict.unread:
         raise PlanError(verdict.unread)
 
@@ -193,10 +194,10 @@ def recorded_check(config: Any) -> None:
     """`check_job`, whose refusal torchrun's own failure summary shows."""
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    check = functools.partial(
-        check_job, guarded=_guards.in_place, replicate_kv_heads=_guards.replicate_kv_heads
-    )
-    record(check, recorder())(config)
+    check = functools.partial(check_job, guarded=_guards.in_place, options=_guards.options)
+    repairs = record(check, recorder())(config)
+    if repairs:
+        _guards.repair(repairs)
 
 
 def hand_over(config: Any) -> None:
@@ -210,7 +211,7 @@ class Guards:
     Attributes:
         lock: to be held by whoever reads or changes more than one thing.
         active: whether they are in place; each guard asks at each call, as it does for the next two.
-        replicate_kv_heads: whether ranks may share key-value heads.
+        options: how jobs are judged.
         fix_tp_plan: whether the plans of transformers models are completed.
         in_place: the guards that stand in the place of upstream's functions; it grows with their modules.
         handed_over: the job that the launcher has judged, until a Trainer starts.
@@ -219,8 +220,9 @@ class Guards:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.active = False
-        self.replicate_kv_heads = False
+        self.options = Options()
         self.fix_tp_plan = False
+        self._repairs: Any = None
         self.in_place: list[Function] = []
         self.handed_over: Any = None
         self._plan_fix: PlanFix | None = None
@@ -229,7 +231,21 @@ class Guards:
         self._trainers: dict[type, tuple[Function, Function]] = {}
         self._watched: set[str] = set()
 
-    def install(self, strict: bool, replicate_kv_heads: bool, fix_tp_plan: bool) -> list[str]:
+    @property
+    def replicate_kv_heads(self) -> bool:
+        """Whether ranks may share key-value heads."""
+        return self.options.replicate_kv_heads
+
+    def repair(self, codes: Sequence[str]) -> None:
+        """Mend known faults of the installed torchtitan, until `uninstall`.
+
+        Raises:
+            RepairError: the code at fault is not the one that the repair is for.
+        """
+        self._repairs = importlib.import_module("torchtitan_tp_validate.repairs")
+        self._repairs.apply(codes)
+
+    def install(self, strict: bool, options: Options, fix_tp_plan: bool) -> list[str]:
         """Put them in place; return what is to be told of it, a sentence each: nothing when they were.
 
         Raises:
@@ -240,7 +256,12 @@ class Guards:
             if strict and problems:
                 raise InstallError("Cannot guard everything:\n  " + "\n  ".join(problems))
             was_active, self.active = self.active, True
-            self.replicate_kv_heads |= replicate_kv_heads
+            self.options = replace(
+                options,
+                replicate_kv_heads=options.replicate_kv_heads or self.options.replicate_kv_heads,
+                repair=options.repair or self.options.repair,
+                allow=(*self.options.allow, *options.allow),
+            )
             self.fix_tp_plan |= fix_tp_plan
             self._watch_imports()
             self._fix_plans()
@@ -251,7 +272,11 @@ class Guards:
     def uninstall(self) -> None:
         """Put the original objects back wherever a guard still stands."""
         with self.lock:
-            self.active = self.replicate_kv_heads = self.fix_tp_plan = False
+            self.active = self.fix_tp_plan = False
+            self.options = Options()
+            if self._repairs is not None:
+                self._repairs.undo()
+                self._repairs = None
             self.handed_over = None
             if self._plan_fix is not None:
                 self._plan_fix.undo()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torchtitan_tp_validate.degrees import PIPELINE_FLAG, Degrees, applies_fsdp, degrees_of_job
-from torchtitan_tp_validate.errors import PlanError, Problem, RunError
+from torchtitan_tp_validate.errors import PlanError, Problem, RunError, RunWarning, UnknownNameError
 from torchtitan_tp_validate.faults import find_faults
 from torchtitan_tp_validate.layout import find_problems, known_shards
 from torchtitan_tp_validate.notices import warn_once
@@ -18,7 +18,7 @@ from torchtitan_tp_validate.releases import kv_replication_of, line_of, read_pla
 from torchtitan_tp_validate.releases.base import RequestedModel
 from torchtitan_tp_validate.releases.kv_replication import unsupported_error
 from torchtitan_tp_validate.releases.runs import has_real_ranks
-from torchtitan_tp_validate.rules import FAULTS
+from torchtitan_tp_validate.rules import FAULTS, RUN_RULES
 from torchtitan_tp_validate.validate import raise_if_unread, run_error
 
 
@@ -67,6 +67,32 @@ def read_job(config: Any, world_size: int | None = None) -> Job | None:
 
 
 @dataclass(frozen=True)
+class Options:
+    """How a job is to be judged.
+
+    Attributes:
+        replicate_kv_heads: with KV-head replication; in 0.3.x it is put into the job's model config.
+        repair: with the repairs of known faults (see `repairs`).
+        allow: codes of rules on the run as a whole that are to be told, and not to refuse it.
+        world_size: the number of ranks; where it is None, what torchrun says.
+        gpus_per_node: how many of them share a node, or None.
+    """
+
+    replicate_kv_heads: bool = False
+    repair: bool = False
+    allow: tuple[str, ...] = ()
+    world_size: int | None = None
+    gpus_per_node: int | None = None
+
+    def __post_init__(self) -> None:
+        unknown = [code for code in self.allow if code not in RUN_RULES and code not in FAULTS]
+        if unknown:
+            raise UnknownNameError(
+                "rule on a run", unknown[0], [*RUN_RULES, *FAULTS], "torchtitan-tp-validate"
+            )
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What there is to say of a job before it starts.
 
@@ -90,14 +116,7 @@ class Verdict:
 
 
 def judge_job(
-    config: Any,
-    *,
-    guarded: Collection[Callable[..., Any]],
-    replicate_kv_heads: bool = False,
-    repair: bool = False,
-    allow: Collection[str] = (),
-    world_size: int | None = None,
-    gpus_per_node: int | None = None,
+    config: Any, *, guarded: Collection[Callable[..., Any]], options: Options = Options()
 ) -> Verdict | None:
     """Return the verdict on a job, or None where it names no model that is known.
 
@@ -107,24 +126,21 @@ def judge_job(
     Args:
         config: the job. Replication apart, it is left as it is.
         guarded: the parallelize functions that are guarded.
-        replicate_kv_heads: ask for KV-head replication; in 0.3.x this converts the job's model config.
-        repair: judge it with the repairs of known faults (see `repairs`).
-        allow: codes of rules on the run as a whole that are to be told, and not to refuse it.
-        world_size: the number of ranks, or None where it is not known.
-        gpus_per_node: how many of them share a node, or None.
+        options: how to judge it.
 
     Raises:
         TPDegreeError: the degree is not a positive whole number.
         KVReplicationError: replication is not supported with this job.
     """
+    world_size = started_ranks(config) if options.world_size is None else options.world_size
     line = line_of(config)
-    replication = kv_replication_of(line) if replicate_kv_heads else None
+    replication = kv_replication_of(line) if options.replicate_kv_heads else None
     if replication is not None:
         replication.put_into_job(config)
     job = read_job(config, world_size)
     if job is None:
         return None
-    degrees = replace(job.degrees, replicate_kv_heads=replicate_kv_heads)
+    degrees = replace(job.degrees, replicate_kv_heads=options.replicate_kv_heads)
     plan, unread, reason = None, "", ""
     if not degrees.splits_nothing:
         unread = unguarded(job.model, config, guarded=guarded) or ""
@@ -138,11 +154,11 @@ def judge_job(
                 unread, reason = f"{job.model.name}: {problem.reason}", problem.reason
     broken = {dim.code for dim in plan.violations(degrees)} if plan is not None else set()
     run = line.read_run(config, job.model, job.degrees, broken)
-    run = replace(run, world_size=world_size, gpus_per_node=gpus_per_node)
+    run = replace(run, world_size=world_size, gpus_per_node=options.gpus_per_node)
     faults = find_faults(run)
-    repairs = tuple(fault.code for fault in faults if repair and FAULTS[fault.code].can_be_repaired)
+    repairs = tuple(fault.code for fault in faults if options.repair and FAULTS[fault.code].can_be_repaired)
     problems = tuple(
-        replace(problem, warns=True) if problem.code in allow else problem
+        replace(problem, warns=True) if problem.code in options.allow else problem
         for problem in (*find_problems(run), *faults)
         if problem.code not in repairs
     )
@@ -157,8 +173,8 @@ def judge_job(
 
 
 def check_job(
-    config: Any, *, guarded: Collection[Callable[..., Any]], replicate_kv_heads: bool = False
-) -> None:
+    config: Any, *, guarded: Collection[Callable[..., Any]], options: Options = Options()
+) -> tuple[str, ...]:
     """Refuse a job that cannot work, before a device or process group exists.
 
     A config that cannot be judged now, since it is completed later (the transformers backend reads its
@@ -168,27 +184,28 @@ def check_job(
     Args:
         config: the job. Replication apart, it is left as it is.
         guarded: the parallelize functions that are guarded.
-        replicate_kv_heads: ask for KV-head replication; in 0.3.x this converts the job's model config.
+        options: how to judge it.
+
+    Returns:
+        The codes of the faults that it was accepted to be repaired of.
 
     Raises:
         TPCompatError: the degree does not fit.
-        RunError: something else keeps the run from working, see `layout`.
+        RunError: something else keeps the run from working, see `layout`, or trains it wrong, see `faults`.
         TPDegreeError: the degree is not a positive whole number.
         KVReplicationError: replication is not supported with this job.
     """
-    verdict = judge_job(
-        config,
-        guarded=guarded,
-        replicate_kv_heads=replicate_kv_heads,
-        world_size=started_ranks(config),
-    )
+    verdict = judge_job(config, guarded=guarded, options=options)
     if verdict is None:
-        return
+        return ()
     if verdict.error is not None:
         raise verdict.error.settled()
+    for problem in verdict.warnings:
+        warn_once(problem.warning, problem.code, audible=_is_first_rank(), category=RunWarning)
     if verdict.unread:
         again = " It is tried again when the model is built." if verdict.reason else ""
         _not_validated(f"{verdict.unread}{again}", verdict.reason)
+    return verdict.repairs
 
 
 def started_ranks(config: Any) -> int | None:
@@ -228,5 +245,8 @@ def _called_by(function: Callable[..., Any]) -> list[Any]:
 
 def _not_validated(text: str, reason: str = "") -> None:
     """Say so at startup, where every rank would: the first one speaks for all."""
-    first = os.environ.get("RANK", "0") == "0"
-    warn_once(f"Not validated at startup: {text}", reason or text, audible=first)
+    warn_once(f"Not validated at startup: {text}", reason or text, audible=_is_first_rank())
+
+
+def _is_first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"

@@ -72,6 +72,8 @@ class Pipeline:
         parts: ``module_fqns_per_model_part``, or None where torchtitan splits the layers by itself.
         microbatch_size: in sequences.
         from_file: whether a file of the user's own is the schedule.
+        overlaps_experts: whether DualPipeV is to overlap the experts' communication, and activations are
+            checkpointed, which torchtitan cannot do at once.
     """
 
     degree: int = 1
@@ -83,6 +85,7 @@ class Pipeline:
     parts: tuple[tuple[str, ...], ...] | None = None
     microbatch_size: int = 1
     from_file: bool = False
+    overlaps_experts: bool = False
 
 
 @dataclass(frozen=True)
@@ -395,6 +398,13 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
+def _overlap(run: Run) -> _Found:
+    pipeline, ep = run.pipeline, run.degrees.ep
+    in_stages = pipeline.degree > 1 and pipeline.schedule.lower() == "dualpipev"
+    if in_stages and ep > 1 and pipeline.overlaps_experts:
+        yield f"DualPipeV has {FLAGS['ep']} {ep} and activation checkpointing", ""
+
+
 def _sequence(run: Run) -> _Found:
     degrees = run.degrees
     # With tensor parallelism TP009 asks for the same, times its degree.
@@ -526,6 +536,7 @@ _CONDITIONS: dict[str, Callable[[Run], _Found]] = {
     "PP006": _supported,
     "PP007": _schedule_name,
     "PP008": _modules,
+    "PP009": _overlap,
     "SEQ001": _sequence,
     "CP001": _layers_for_cp,
     "CP002": _attention,

@@ -13,18 +13,21 @@ from torchtitan_tp_validate.errors import NotValidatedWarning
 _said: set[str] = set()
 
 
-def warn_once(text: str, reason: str, *, audible: bool = True) -> None:
-    """Warn with a `NotValidatedWarning`, unless its reason was given before.
+def warn_once(
+    text: str, reason: str, *, audible: bool = True, category: type[UserWarning] = NotValidatedWarning
+) -> None:
+    """Warn, unless the reason was given before.
 
     Args:
         reason: what is told once, whatever the words around it.
         audible: whether this rank is the one to speak; where not, the reason counts as given all the same.
+        category: the kind of warning.
     """
     if reason in _said:
         return
     _said.add(reason)
     if audible:
-        warnings.warn(text, NotValidatedWarning, stacklevel=3)
+        warnings.warn(text, category, stacklevel=3)
 
 
 def forget() -> None:

@@ -620,6 +620,20 @@ RUN_RULES: dict[str, RunRule] = {
             source=f"{_PIPELINE} (module_names_per_stage)",
         ),
         RunRule(
+            code="PP009",
+            about="DualPipeV with experts",
+            must="DualPipeV, which overlaps the experts' communication, runs without activation "
+            "checkpointing",
+            otherwise={
+                Line.TORCHTITAN_0_2: Otherwise(
+                    "parallelize raises", f"the parallelize function stops with a NotImplementedError, {_UP}."
+                )
+            },
+            instead="set activation_checkpoint.mode to none, "
+            "parallelism.pipeline_parallel_expert_parallel_overlap to false, or take ZBVZeroBubble",
+            source="torchtitan distributed/dual_pipe_v.py of 0.2.1 and 0.2.2",
+        ),
+        RunRule(
             code="SEQ001",
             about="sequence of context parallelism",
             must="training.seq_len is a multiple of twice the context parallel degree (0.2.x: of two, "

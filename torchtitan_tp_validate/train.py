@@ -1,6 +1,6 @@
 """``torchrun ... -m torchtitan_tp_validate.train <torchtitan's own arguments>``: torchtitan.train, guarded.
 
-One argument is ours, and is not passed on: ``--replicate-kv-heads``.
+Three arguments are ours, and are not passed on: ``--replicate-kv-heads``, ``--repair``, ``--allow CODE``.
 
 torchtitan parses its own command line; the job is checked before any device or process group is
 touched; a compatible one is handed over to ``torchtitan.train`` untouched, guards in place.
@@ -17,12 +17,19 @@ from datetime import timedelta
 from typing import Any
 
 from torchtitan_tp_validate.cli.formats import block
-from torchtitan_tp_validate.errors import KVReplicationError, RunError, TPDegreeError
+from torchtitan_tp_validate.errors import (
+    KVReplicationError,
+    RunError,
+    TPDegreeError,
+    UnknownNameError,
+    UsageError,
+)
 from torchtitan_tp_validate.guards import hand_over, install, recorded_check
 from torchtitan_tp_validate.job import parse_command_line
 from torchtitan_tp_validate.supported import missing_import, unsupported_torchtitan
 
-REPLICATE_FLAG = "--replicate-kv-heads"
+_FLAGS = {"--replicate-kv-heads": "replicate_kv_heads", "--repair": "repair"}
+_ALLOW = "--allow"
 _PATIENCE = timedelta(seconds=60)
 _NO_TORCHTITAN = 2
 
@@ -34,11 +41,11 @@ def main() -> None:
     where the installed torchtitan is none that is supported, or lacks a package that it imports.
     """
     stop_without_torchtitan()
-    install(replicate_kv_heads=_take_flag())
     try:
+        install(**_take_flags())
         config = parse_command_line()
         recorded_check(config)
-    except (RunError, TPDegreeError, KVReplicationError) as error:
+    except (RunError, TPDegreeError, KVReplicationError, UnknownNameError, UsageError) as error:
         _say(str(error))
         _wait_for_all_ranks()
         raise SystemExit(1) from None
@@ -70,11 +77,26 @@ def _say(message: str) -> None:
     sys.stderr.flush()
 
 
-def _take_flag() -> bool:
-    """Whether the command line has our flag; torchtitan, which does not know it, will not see it."""
-    asked = REPLICATE_FLAG in sys.argv[1:]
-    sys.argv[1:] = [argument for argument in sys.argv[1:] if argument != REPLICATE_FLAG]
-    return asked
+def _take_flags() -> dict[str, Any]:
+    """Return what our flags ask of `install`; torchtitan, which does not know them, will not see them.
+
+    Raises:
+        UsageError: ``--allow`` names no rule.
+    """
+    taken: dict[str, Any] = {option: flag in sys.argv[1:] for flag, option in _FLAGS.items()}
+    left, allowed = [], []
+    words = iter([word for word in sys.argv[1:] if word not in _FLAGS])
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag != _ALLOW:
+            left.append(word)
+            continue
+        codes = value if equals else next(words, "")
+        if not codes or codes.startswith("-"):
+            raise UsageError(f"{_ALLOW} wants the code of a rule: {_ALLOW} NUM001, or {_ALLOW} NUM001,PP005.")
+        allowed += codes.upper().split(",")
+    sys.argv[1:] = left
+    return {**taken, "allow": allowed}
 
 
 def _parse_no_more(config: Any) -> None:

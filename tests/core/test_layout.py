@@ -41,6 +41,8 @@ def parts(*stages_of: str) -> tuple[tuple[str, ...], ...]:
 ALL = [f"layers.{index}" for index in range(8)]
 HALVES = parts("tok_embeddings " + " ".join(ALL[:4]), " ".join(ALL[4:]) + " norm lm_head")
 
+DUAL = {"degree": 2, "schedule": "DualPipeV"}
+
 CASES: dict[str, list[tuple[Run, Run]]] = {
     "MESH001": [
         (run(dp_shard=2, tp=2, world_size=8), run(dp_shard=4, tp=2, world_size=8)),
@@ -137,6 +139,16 @@ CASES: dict[str, list[tuple[Run, Run]]] = {
         (
             run(pipeline={"degree": 2, "parts": (HALVES[0], (*HALVES[1], "layers.0"))}),
             run(pipeline={"degree": 1, "parts": (HALVES[0], (*HALVES[1], "layers.0"))}),
+        ),
+    ],
+    "PP009": [
+        (
+            run(OLD, {**DUAL, "overlaps_experts": True}, ep=2, dp_shard=2),
+            run(OLD, {**DUAL, "overlaps_experts": True}, dp_shard=2),
+        ),
+        (
+            run(OLD, {**DUAL, "overlaps_experts": True}, ep=2, dp_shard=2),
+            run(OLD, {**DUAL, "overlaps_experts": True, "schedule": "LoopedBFS"}, ep=2, dp_shard=2),
         ),
     ],
     "SEQ001": [

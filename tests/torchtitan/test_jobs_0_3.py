@@ -16,7 +16,7 @@ from tests.core.cli.conftest import Program
 from tests.torchtitan.optional import needs_torchao
 from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.guards import guards_in_place, recorded_check
-from torchtitan_tp_validate.job import check_job, parse_command_line
+from torchtitan_tp_validate.job import Options, check_job, parse_command_line
 from torchtitan_tp_validate.releases import read_plan
 from torchtitan_tp_validate.validate import judge
 
@@ -138,7 +138,7 @@ def test_graph_trainer_is_refused_by_check_and_launcher_alike(
 
 
 def check_as_guarded(config: Any) -> None:
-    check_job(config, guarded=[config.model_spec.parallelize_fn], replicate_kv_heads=True)
+    check_job(config, guarded=[config.model_spec.parallelize_fn], options=Options(replicate_kv_heads=True))
 
 
 def test_graph_trainer_is_refused_shared_heads_by_both(tp_validate: Program) -> None:

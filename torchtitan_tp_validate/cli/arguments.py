@@ -6,12 +6,16 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from torchtitan_tp_validate.cli import formats
 from torchtitan_tp_validate.cli.formats import terminal
 from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.releases import releases
+from torchtitan_tp_validate.rules import FAULTS, RUN_RULES
+
+if TYPE_CHECKING:
+    from torchtitan_tp_validate.job import Options
 
 _MOST_DEGREES = 4096
 _LARGEST = 1 << 30
@@ -113,6 +117,51 @@ def add_degrees(parser: Parser) -> None:
         help=f"parallelism.spmd_backend of torchtitan 0.3.x (default: {Degrees.spmd_backend})",
     )
     add_replication(group)
+
+
+def add_repairs(parser: Any) -> None:
+    """Add the flags of the launcher that are about known faults."""
+    parser.add_argument(
+        "--repair",
+        action="store_true",
+        help="judge a torchtitan run with the repairs of known faults, which the launcher has under the same "
+        "flag",
+    )
+    parser.add_argument(
+        "--allow",
+        action="collect",
+        type=codes,
+        metavar="CODE",
+        help="a rule on the run as a whole that is told, and does not refuse it: NUM001, or NUM001,PP005",
+    )
+
+
+def codes(text: str) -> tuple[str, ...]:
+    """Return the codes of rules on a run as a whole.
+
+    Raises:
+        argparse.ArgumentTypeError: there is no such rule.
+    """
+    found = tuple(text.upper().split(","))
+    known = {**RUN_RULES, **FAULTS}
+    for code in found:
+        if code not in known:
+            raise argparse.ArgumentTypeError(f"there is no {code!r}; {nearest(code, known)}")
+    return found
+
+
+def run_options(options: argparse.Namespace) -> Options:
+    """Return how the command line wants jobs to be judged."""
+    # Deferred: --help needs none of what it loads.
+    from torchtitan_tp_validate.job import Options
+
+    return Options(
+        replicate_kv_heads=options.replicate_kv_heads,
+        repair=options.repair,
+        allow=tuple(options.allow or ()),
+        world_size=getattr(options, "world_size", None),
+        gpus_per_node=getattr(options, "gpus_per_node", None),
+    )
 
 
 def add_replication(parser: Any) -> None:

@@ -24,7 +24,7 @@ from torchtitan_tp_validate.errors import (
     UnknownNameError,
 )
 from torchtitan_tp_validate.hardware import build_for_its_hardware
-from torchtitan_tp_validate.job import parse_command_line, unguarded
+from torchtitan_tp_validate.job import Options, parse_command_line, unguarded
 from torchtitan_tp_validate.releases import line_of, read_plan
 from torchtitan_tp_validate.wrappers.guard import guardable_functions
 
@@ -43,19 +43,12 @@ def installed() -> Iterator[None]:
         yield
 
 
-def judge_run(
-    arguments: Sequence[str],
-    replicate_kv_heads: bool,
-    world_size: int | None = None,
-    gpus_per_node: int | None = None,
-) -> Report:
+def judge_run(arguments: Sequence[str], options: Options) -> Report:
     """Return the verdict on the run that torchtitan makes of these arguments.
 
     Args:
         arguments: torchtitan's own.
-        replicate_kv_heads: with KV-head replication.
-        world_size: the number of ranks, or None where it is what the environment says.
-        gpus_per_node: how many of them share a node, or None.
+        options: how to judge it.
 
     Raises:
         UnknownNameError: there is no such module or config.
@@ -65,19 +58,16 @@ def judge_run(
     """
     location = _check_names(arguments)
     config, assumed = _parsed(arguments)
-    if world_size is None:
-        world_size = job.started_ranks(config)
-    report = judge_job(config, "this run", location, replicate_kv_heads, world_size, gpus_per_node)
-    return replace(report, assumed=assumed)
+    return replace(judge_job(config, "this run", location, options), assumed=assumed)
 
 
-def judge_toml(path: str, replicate_kv_heads: bool) -> Report:
+def judge_toml(path: str, options: Options) -> Report:
     """Return the verdict on the run that a TOML file of 0.2.x describes."""
     try:
         _, text = files.read_toml(path)
         location = Location(path, files.line_of(text, Axis.TP.flag))
         config, assumed = _parsed([_TOML_FLAGS[0], path])
-        return replace(judge_job(config, path, location, replicate_kv_heads), assumed=assumed)
+        return replace(judge_job(config, path, location, options), assumed=assumed)
     except UnavailableError as error:
         return Report(path, note=str(error), skipped=True, location=Location(path))
     except TPValidateError as error:
@@ -87,7 +77,7 @@ def judge_toml(path: str, replicate_kv_heads: bool) -> Report:
         return Report(path, note=note, location=Location(path))
 
 
-def judge_config(name: str, build: Callable[[], Any], group: str, replicate_kv_heads: bool) -> Report:
+def judge_config(name: str, build: Callable[[], Any], group: str, options: Options) -> Report:
     """Return the verdict on a training config of 0.3.x; what cannot be built here is skipped."""
     code = getattr(build, "__code__", None)
     location = Location(_relative(code.co_filename), code.co_firstlineno) if code else None
@@ -95,7 +85,7 @@ def judge_config(name: str, build: Callable[[], Any], group: str, replicate_kv_h
         config, assumed = build_for_its_hardware(build)
     except Exception as error:  # a package or a file that is not here
         return Report(name, group=group, note=f"cannot be built here: {_first_line(error)}", skipped=True)
-    report = judge_job(config, name, location, replicate_kv_heads)
+    report = judge_job(config, name, location, options)
     return replace(report, group=group, skipped=True, assumed=assumed)
 
 
@@ -126,14 +116,7 @@ def judge_flavor(model: str, flavor: str, choices: Sequence[Degrees], *, listed:
         return Report(name, group=model, note=str(error), skipped=listed)
 
 
-def judge_job(
-    config: Any,
-    name: str,
-    location: Location | None,
-    replicate_kv_heads: bool,
-    world_size: int | None = None,
-    gpus_per_node: int | None = None,
-) -> Report:
+def judge_job(config: Any, name: str, location: Location | None, options: Options) -> Report:
     """Return the verdict on a job that torchtitan parsed; the same as the launcher's.
 
     Raises:
@@ -141,13 +124,7 @@ def judge_job(
         UnavailableError: the model needs a package that is not here.
     """
     try:
-        verdict = job.judge_job(
-            config,
-            guarded=guardable_functions(),
-            replicate_kv_heads=replicate_kv_heads,
-            world_size=world_size,
-            gpus_per_node=gpus_per_node,
-        )
+        verdict = job.judge_job(config, guarded=guardable_functions(), options=options)
         if verdict is None:
             if named := line_of(config).named_model(config):  # say what there is instead
                 registry.model(named[0]).spec(named[1])
@@ -160,7 +137,7 @@ def judge_job(
         return Report(name, note=f"Not validated: {verdict.unread}", location=location)
     judgement = Judgement(verdict.degrees, verdict.error, warnings=verdict.warnings)
     unread = (verdict.unread,) if verdict.unread else ()
-    return Report(name, (judgement,), verdict.plan, location=location, unread=unread)
+    return Report(name, (judgement,), verdict.plan, location=location, unread=unread, repairs=verdict.repairs)
 
 
 def _parsed(arguments: Sequence[str]) -> tuple[Any, str]:

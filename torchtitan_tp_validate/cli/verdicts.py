@@ -64,6 +64,7 @@ class Report:
         listed: whether no degree was asked for, and all are only shown.
         assumed: what was taken for granted to get so far, e.g. the hardware.
         unread: what of it was not judged beside a verdict on the rest.
+        repairs: the codes of the known faults that it fits only with the repairs of.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Report:
     listed: bool = False
     assumed: str = ""
     unread: tuple[str, ...] = ()
+    repairs: tuple[str, ...] = ()
 
     @property
     def not_judged(self) -> tuple[str, ...]:
@@ -283,6 +285,7 @@ class Verdicts(Findings[Report]):
                 }
                 for dim in (plan.dims if plan else ())
             ],
+            "repairs": list(thing.repairs),
             "judgements": [_judgement(judgement) for judgement in thing.judgements],
         }
 
@@ -322,7 +325,9 @@ def concise(report: Report) -> str:
         (judgement,) = report.judgements
         if judgement.error is None:
             model = f" {report.plan.model}" if report.plan else ", which splits nothing"
-            told = "".join(f" Warning: {w.code} {w.text}: {w.consequence}" for w in judgement.warnings)
+            told = "".join(f" Warning: {problem.warning}" for problem in judgement.warnings)
+            if report.repairs:
+                told = f" Repaired: {', '.join(report.repairs)}.{told}"
             verdict = f"{report.name}: {_requested(report, judgement)} fits{model}{by}."
             return verdict + _works(report) + told + not_judged(report)
         broken = [f"{v.code} {v.dim} = {v.size} {v.problem} in {v.where}" for v in judgement.error.violations]

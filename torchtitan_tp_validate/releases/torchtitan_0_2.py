@@ -21,7 +21,7 @@ from typing import Any
 from torchtitan_tp_validate.degrees import TOKEN_FIELDS, Degrees
 from torchtitan_tp_validate.layout import Run
 from torchtitan_tp_validate.plan import Plan, PlanBuilder, Split
-from torchtitan_tp_validate.releases import runs, torchtitan_transformers
+from torchtitan_tp_validate.releases import runs
 from torchtitan_tp_validate.releases.base import RequestedModel, SpmdBackend
 from torchtitan_tp_validate.releases.experts import Experts, note_experts, row_shards
 from torchtitan_tp_validate.releases.kv_replication import supports_args
@@ -89,7 +89,8 @@ def _train_spec(job: Any) -> Any:
 def in_run(config: Any, run: Any) -> Any:
     """Return the job's model, built on meta: its args, which stand in for it else, do not tell all sizes."""
     model_cls = getattr(_train_spec(run), "model_cls", None)
-    if model_cls is None or torchtitan_transformers.find_config(config) is not None:
+    if model_cls is None or find_config(config) is None or hasattr(config, "_tt_to_hf_attribute_map"):
+        # The transformers backend would fetch a config to build its model by.
         return config
     import torch
 
@@ -108,6 +109,9 @@ def in_run(config: Any, run: Any) -> Any:
 def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collection[str]) -> Run:
     """Return what a ``JobConfig`` says of its run as a whole; see `releases.base.Release`."""
     pipeline = runs.read_pipeline(job.parallelism, is_supported=model.has_pipelines)
+    checkpointing = getattr(getattr(job, "activation_checkpoint", None), "mode", "none")
+    overlaps = getattr(job.parallelism, "pipeline_parallel_expert_parallel_overlap", False)
+    pipeline = replace(pipeline, overlaps_experts=overlaps and checkpointing != "none")
     run = Run(
         degrees,
         Line.TORCHTITAN_0_2,

@@ -22,14 +22,14 @@ from torchtitan.tools import utils
 
 import torchtitan_tp_validate
 from torchtitan_tp_validate.guards import guards_in_place
-from torchtitan_tp_validate.job import check_job
+from torchtitan_tp_validate.job import Options, check_job
 
 
 def main(name: str, world_size: int) -> None:
     utils.device_type = parallel_dims.device_type = "cpu"
     torchtitan_tp_validate.install(replicate_kv_heads=True)
     config = getattr(config_registry, name)()
-    check_job(config, guarded=guards_in_place(), replicate_kv_heads=True)
+    check_job(config, guarded=guards_in_place(), options=Options(replicate_kv_heads=True))
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
     set_spmd_backend(config.parallelism.spmd_backend)

@@ -9,7 +9,7 @@ import pytest
 import torchtitan_tp_validate as tpv
 from tests.torchtitan.kv_replication.refusals import PERMUTED, assert_refuses_permuted_weights
 from torchtitan_tp_validate.guards import _guards, guards_in_place
-from torchtitan_tp_validate.job import check_job
+from torchtitan_tp_validate.job import Options, check_job
 
 pytestmark = pytest.mark.requires(torchtitan="0.2")
 
@@ -105,7 +105,7 @@ def test_the_engine_allows_multiples_when_asked() -> None:
 def test_a_job_with_what_does_not_go_with_it_is_refused_at_startup() -> None:
     def check(config: Any) -> None:
         with tpv.installed():
-            check_job(config, guarded=guards_in_place(), replicate_kv_heads=True)
+            check_job(config, guarded=guards_in_place(), options=Options(replicate_kv_heads=True))
 
     float8 = job(tensor_parallel_degree=16)
     float8.model.converters = ["quantize.linear.float8"]
@@ -132,14 +132,14 @@ def test_hugging_face_weights_of_llama_3_are_refused_where_ranks_share_heads(
         config.checkpoint.enable = True
         setattr(config.checkpoint, flag, True)
         with tpv.installed():
-            check_job(config, guarded=guards_in_place(), replicate_kv_heads=True)
+            check_job(config, guarded=guards_in_place(), options=Options(replicate_kv_heads=True))
 
     assert_refuses_permuted_weights(check, flag, tmp_path)
 
 
 def test_a_job_that_nothing_guards_is_refused_rather_than_left_without() -> None:
     with pytest.raises(tpv.KVReplicationError, match="which is not guarded"):
-        check_job(job(tensor_parallel_degree=16), guarded=[], replicate_kv_heads=True)
+        check_job(job(tensor_parallel_degree=16), guarded=[], options=Options(replicate_kv_heads=True))
 
 
 def test_the_guard_replicates_only_while_it_was_asked_to() -> None:

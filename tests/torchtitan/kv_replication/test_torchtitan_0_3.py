@@ -16,7 +16,7 @@ from tests.core.walks import in_the_map
 from tests.torchtitan.kv_replication.refusals import PERMUTED, assert_refuses_permuted_weights
 from tests.torchtitan.optional import missing_for_qwen3_5, needs_qwen3_5
 from torchtitan_tp_validate.guards import guards_in_place
-from torchtitan_tp_validate.job import check_job
+from torchtitan_tp_validate.job import Options, check_job
 
 pytestmark = pytest.mark.requires(torchtitan="0.3")
 
@@ -232,7 +232,7 @@ def test_a_job_is_converted_before_it_is_checked() -> None:
         with pytest.raises(tpv.TPCompatError):
             check_job(qwen35_122b_a10b(), guarded=guards_in_place())
         config = qwen35_122b_a10b()
-        check_job(config, guarded=guards_in_place(), replicate_kv_heads=True)
+        check_job(config, guarded=guards_in_place(), options=Options(replicate_kv_heads=True))
     assert config.model_spec.model.replicates_kv_heads
 
 

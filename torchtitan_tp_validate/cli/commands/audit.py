@@ -6,12 +6,15 @@ import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torchtitan_tp_validate.cli import files, formats, output
-from torchtitan_tp_validate.cli.arguments import Parser, add_output, add_replication
+from torchtitan_tp_validate.cli.arguments import Parser, add_output, add_repairs, add_replication, run_options
 from torchtitan_tp_validate.cli.verdicts import Report, Verdicts, unexpected
 from torchtitan_tp_validate.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from torchtitan_tp_validate.job import Options as RunOptions
 
 _EXAMPLES = """\
 examples:
@@ -61,6 +64,7 @@ def add_parser(commands: Any) -> None:
         "0.2.x: a TOML file, or a folder of them",
     )
     add_replication(parser)
+    add_repairs(parser)
     add_output(parser)
     parser.set_defaults(run=run, parser=parser, command="audit")
 
@@ -94,13 +98,13 @@ def _jobs(options: Any) -> Sequence[_Job]:
     found: list[_Job] = []
     for what in options.what or registry.names():
         if what.endswith(".toml") or os.path.exists(what):
-            found += _toml_jobs(what, options.replicate_kv_heads)
+            found += _toml_jobs(what, run_options(options))
         else:
-            found += _module_jobs(what, options.replicate_kv_heads, named=bool(options.what))
+            found += _module_jobs(what, run_options(options), named=bool(options.what))
     return found
 
 
-def _toml_jobs(path: str, replicate: bool) -> Iterator[_Job]:
+def _toml_jobs(path: str, how: RunOptions) -> Iterator[_Job]:
     from torchtitan_tp_validate import registry
     from torchtitan_tp_validate.cli import torchtitan
 
@@ -109,7 +113,7 @@ def _toml_jobs(path: str, replicate: bool) -> Iterator[_Job]:
             note = "this torchtitan does not read TOML files: its configs are Python functions."
             yield _Job(file, functools.partial(Report, file, note=note), file)
         else:
-            yield _Job(file, functools.partial(torchtitan.judge_toml, file, replicate), file)
+            yield _Job(file, functools.partial(torchtitan.judge_toml, file, how), file)
 
 
 def _toml_files(path: str) -> list[str]:
@@ -121,7 +125,7 @@ def _toml_files(path: str) -> list[str]:
     )
 
 
-def _module_jobs(name: str, replicate: bool, *, named: bool) -> Iterator[_Job]:
+def _module_jobs(name: str, how: RunOptions, *, named: bool) -> Iterator[_Job]:
     """Yield the configs of a module; one that cannot be imported is skipped, unless it was named."""
     from torchtitan_tp_validate import registry
     from torchtitan_tp_validate.cli import torchtitan
@@ -132,6 +136,6 @@ def _module_jobs(name: str, replicate: bool, *, named: bool) -> Iterator[_Job]:
         yield _Job(name, functools.partial(Report, name, group=name, note=str(error), skipped=not named))
         return
     for config, build in configs.items():
-        judge = functools.partial(torchtitan.judge_config, config, build, name, replicate)
+        judge = functools.partial(torchtitan.judge_config, config, build, name, how)
         code = getattr(build, "__code__", None)
         yield _Job(config, judge, code.co_filename if code else None)

@@ -12,8 +12,10 @@ from torchtitan_tp_validate.cli.arguments import (
     Parser,
     add_degrees,
     add_output,
+    add_repairs,
     degrees,
     positive,
+    run_options,
     tp_degrees,
 )
 from torchtitan_tp_validate.cli.formats import Location
@@ -42,6 +44,8 @@ _OPTIONS = {
     "spmd_backend": "--spmd-backend",
     "replicate_kv_heads": "--replicate-kv-heads",
     "skip_unrelated": "--skip-unrelated",
+    "repair": "--repair",
+    "allow": "--allow",
     "world_size": "--world-size",
     "gpus_per_node": "--gpus-per-node",
 }
@@ -50,7 +54,7 @@ _OPTIONS = {
 _DEGREES = {"ep", "cp", "seq_len", "spmd_backend", "replicate_kv_heads"}
 _OF_A_CONFIG = {"tp", "framework", "skip_unrelated"}
 _LOOKED_AT = {
-    "a run": {"replicate_kv_heads", "world_size", "gpus_per_node"},
+    "a run": {"replicate_kv_heads", "repair", "allow", "world_size", "gpus_per_node"},
     "a model": {"tp", "flavor", *_DEGREES},
     "torchtitan": _OF_A_CONFIG | _DEGREES,
     "transformers": _OF_A_CONFIG,
@@ -105,7 +109,7 @@ def add_parser(commands: Any) -> None:
         action="store_true",
         help="skip files that are no model config at all, instead of exit status 2",
     )
-    ranks = parser.add_argument_group("ranks of a run")
+    ranks = parser.add_argument_group("of a run")
     ranks.add_argument(
         "--world-size",
         type=positive,
@@ -120,6 +124,7 @@ def add_parser(commands: Any) -> None:
         metavar="N",
         help="how many of them share a node: degrees that cross nodes are told",
     )
+    add_repairs(ranks)
     add_degrees(parser)
     add_output(parser)
     hint = "files follow --hf-config, and a run's arguments follow --"
@@ -190,12 +195,7 @@ def _run(options: Any) -> Report:
     from torchtitan_tp_validate.cli import torchtitan
 
     with torchtitan.installed():
-        return torchtitan.judge_run(
-            options.torchtitan_arguments,
-            options.replicate_kv_heads,
-            options.world_size,
-            options.gpus_per_node,
-        )
+        return torchtitan.judge_run(options.torchtitan_arguments, run_options(options))
 
 
 def _model(options: Any) -> Report:

@@ -25,7 +25,7 @@ from types import ModuleType
 from typing import Any
 
 from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG, degrees_of_job
-from torchtitan_tp_validate.job import judge_job
+from torchtitan_tp_validate.job import Options, judge_job
 from torchtitan_tp_validate.layout import SCHEDULES
 from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
 from torchtitan_tp_validate.rehearsal.jobs import Request
@@ -307,7 +307,8 @@ class Runner:
 
 def verdict_of(job: Any, world_size: int) -> str:
     """Return ``fits``, the codes of the broken rules, or why a job is not judged."""
-    verdict = judge_job(copy.deepcopy(job), guarded=guardable_functions(), world_size=world_size)
+    options = Options(world_size=world_size)
+    verdict = judge_job(copy.deepcopy(job), guarded=guardable_functions(), options=options)
     assert verdict is not None
     if verdict.error is None:
         return "fits" if not verdict.unread else f"not judged: {_one_line(verdict.unread)}"
