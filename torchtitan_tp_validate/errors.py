@@ -52,6 +52,10 @@ class KVReplicationError(TPValidateError):
     """KV-head replication was asked for, and cannot be had with this model or this run."""
 
 
+class RepairError(TPValidateError):
+    """A known fault was to be repaired, but its code is not the one that the repair is for."""
+
+
 class InstallError(TPValidateError):
     """``install(strict=True)`` found an entry point that it cannot guard."""
 

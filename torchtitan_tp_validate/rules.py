@@ -850,10 +850,9 @@ FAULTS: dict[str, RunRule] = {
                 text="every gradient is as many times too large as a local batch has tokens, SILENTLY: the "
                 "gradient norm is wrong, and clipping always cuts.",
             ),
-            instead="repair it (--repair), set pipeline_parallel_degree to 1, or take 0.2.1 or 0.3.x",
+            instead="set pipeline_parallel_degree to 1, or take 0.2.1 or 0.3.x",
             source="torchtitan train.py of 0.2.2 (forward_backward_step); "
             "https://github.com/pytorch/torchtitan/issues/2972",
-            can_be_repaired=True,
         ),
         RunRule(
             code="NUM009",
@@ -864,11 +863,9 @@ FAULTS: dict[str, RunRule] = {
                 text="every gradient is divided by the number of replicas, SILENTLY: DDP averages what the "
                 "loss has divided by all tokens already.",
             ),
-            instead="repair it (--repair), shard the data (data_parallel_shard_degree), or take 0.2.1 or "
-            "0.3.x",
+            instead="shard the data (data_parallel_shard_degree of 2 or more), or take 0.2.1 or 0.3.x",
             source="torchtitan models/llama3/infra/parallelize.py (apply_ddp) of 0.2.2; "
             "https://github.com/pytorch/torchtitan/pull/2323",
-            can_be_repaired=True,
         ),
         RunRule(
             code="NUM010",

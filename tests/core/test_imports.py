@@ -24,7 +24,7 @@ ORDER = (
     ("job", "registry"),
     ("wrappers",),
     ("guards",),
-    ("transformers_tp", "kv_replication"),
+    ("transformers_tp", "kv_replication", "repairs"),
     ("rehearsal",),
     ("cli",),
     ("train", "__main__"),
@@ -35,7 +35,7 @@ ORDER = (
 A module imports what stands above its own row, or lies in its own folder.
 """
 
-OPT_INS = ("transformers_tp", "kv_replication", "rehearsal")
+OPT_INS = ("transformers_tp", "kv_replication", "repairs", "rehearsal")
 """Reached by name: whatever stands above them imports them inside a function, when they are asked for."""
 
 HEAVY = ("torch", "torchtitan", "transformers", "spmd_types", "wrapt")

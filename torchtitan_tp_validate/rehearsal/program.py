@@ -26,6 +26,7 @@ from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
 from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line, microbatches, pp, split
 from torchtitan_tp_validate.rehearsal.small_run import SmallRun
 from torchtitan_tp_validate.rehearsal.world import cut_world
+from torchtitan_tp_validate.repairs import REPAIRS
 from torchtitan_tp_validate.releases import kv_replication_of, line_of
 from torchtitan_tp_validate.validate import judge
 
@@ -89,6 +90,10 @@ def _rehearse(
     requested = read_job(job)
     if requested is None:
         raise RehearsalError("the job names no model")
+    repairs: tuple[str, ...] = ()
+    if request.repair:
+        found = line_of(job).read_run(job, requested.model, requested.degrees, ())
+        repairs = tuple(sorted(found.faults & REPAIRS.keys()))
     world = cut_world(degrees, pp(job), microbatches(job), ranks)
     verdict = _verdict(job, request.replicate_kv_heads)
     split(job, world)
@@ -99,7 +104,7 @@ def _rehearse(
         "verdict": verdict,
         "degrees": {**asdict(world.degrees), "pp": world.pp},
         "cuts": world.cuts,
-        "left_out": left_out,
+        "left_out": [*left_out, *(f"{code} repaired" for code in repairs)],
         "microbatches": world.microbatches,
         "seq_len": job.training.seq_len,
         "runs": [],
@@ -113,7 +118,7 @@ def _rehearse(
         folder = out / f"microbatch-{microbatch_size}"
         folder.mkdir(exist_ok=True)
         children = Children(folder, patience)
-        run = SmallRun(line, job, world, microbatch_size, folder, used, keep)
+        run = SmallRun(line, job, world, microbatch_size, folder, used, keep, repairs=repairs)
         run.run_reference(children)
         result["runs"].append(run.run_ranks(children))
         if any(end["how"] != "ended" for end in result["runs"][-1]["ends"]):

@@ -45,6 +45,7 @@ def rehearse(
     degrees: Mapping[str, int | str] | None = None,
     replicate_kv_heads: bool = False,
     compile: bool = False,
+    repair: bool = False,
     ranks: int = RANKS,
     patience: float = PATIENCE_SECONDS,
     keep: Path | None = None,
@@ -58,6 +59,7 @@ def rehearse(
         degrees: field of torchtitan's parallelism config -> degree.
         replicate_kv_heads: with KV-head replication, as the launcher has it.
         compile: what the job compiles. Otherwise nothing is: compiling takes longer than a rehearsal.
+        repair: with the repairs of the known faults that its model has in the installed torchtitan.
         ranks: the most that there may be; degrees are cut to fit.
         patience: seconds after which ranks that make no progress are taken to hang.
         keep: a new or empty folder for weights, gradients, the output of every rank, and ``repeat.py``.
@@ -67,7 +69,7 @@ def rehearse(
         RehearsalError: the run cannot be rehearsed, and why.
     """
     request = Request(
-        tuple(arguments), model, flavor, tuple((degrees or {}).items()), replicate_kv_heads, compile
+        tuple(arguments), model, flavor, tuple((degrees or {}).items()), replicate_kv_heads, compile, repair
     )
     options = {"ranks": ranks, "patience": patience}
     with _folder(keep) as out:

@@ -14,6 +14,7 @@ from torchtitan_tp_validate.errors import RehearsalError
 from torchtitan_tp_validate.rehearsal.children import Children, End
 from torchtitan_tp_validate.rehearsal.jobs import split
 from torchtitan_tp_validate.rehearsal.world import World
+from torchtitan_tp_validate.repairs import apply as apply_repairs
 
 
 @dataclass
@@ -28,6 +29,7 @@ class SmallRun:
         used: the stand-ins that this process has called.
         keep: leave every rank's gradients in the folder.
         outputs: compare what modules compute.
+        repairs: codes of the known faults that are repaired.
     """
 
     line: ModuleType
@@ -38,6 +40,7 @@ class SmallRun:
     used: set[str]
     keep: bool = False
     outputs: bool = True
+    repairs: tuple[str, ...] = ()
 
     def run_reference(self, children: Children) -> None:
         """Run in one process, on the rows of all data ranks.
@@ -85,6 +88,7 @@ class SmallRun:
 
         enter("starting")
         line, job = self.line, self.job
+        apply_repairs(self.repairs)
         batches = Batches(
             self._rows, job.training.seq_len, line.vocab_size(job), seed=1, more=line.more_inputs(job)
         )

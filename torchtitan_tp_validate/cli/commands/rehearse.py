@@ -56,6 +56,11 @@ def add_parser(commands: Any) -> None:
         help="rehearse with KV-head replication, which the launcher has under the same flag",
     )
     parser.add_argument(
+        "--repair",
+        action="store_true",
+        help="rehearse with the repairs of known faults, which the launcher has under the same flag",
+    )
+    parser.add_argument(
         "--ranks",
         type=positive,
         default=4,
@@ -108,6 +113,7 @@ def run(options: Any) -> int:
             degrees=degrees,
             replicate_kv_heads=options.replicate_kv_heads,
             compile=options.compile,
+            repair=options.repair,
             ranks=options.ranks,
             patience=options.patience,
             keep=options.keep,

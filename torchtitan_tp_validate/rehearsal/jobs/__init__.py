@@ -42,6 +42,7 @@ class Request:
         degrees: field of the parallelism config -> degree, with ``model`` only.
         replicate_kv_heads: with KV-head replication.
         compile: what the job compiles.
+        repair: with the repairs of the known faults that its model has.
     """
 
     arguments: tuple[str, ...] = ()
@@ -50,6 +51,7 @@ class Request:
     degrees: tuple[tuple[str, int | str], ...] = ()
     replicate_kv_heads: bool = False
     compile: bool = False
+    repair: bool = False
 
 
 def installed_line() -> ModuleType:

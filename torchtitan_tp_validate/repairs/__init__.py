@@ -1,0 +1,51 @@
+"""Opt-in: mend faults of released torchtitan that train wrong, at run time, by the codes of `rules.FAULTS`.
+
+``install(repair=True)`` and the launcher's ``--repair`` apply those that a run needs, before its model is
+built. Each proves first that the code it mends is the code it knows. What each does is measured by
+``tests/rehearsal/test_repairs.py``: a run beside one process, without and with it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+
+REPAIRS = {
+    "NUM001": "router_gradients",
+    "NUM002": "router_gradients",
+    "NUM003": "expert_bias",
+    "NUM004": "expert_bias",
+    "NUM005": "output_bias",
+    "NUM006": "local_map",
+    "NUM007": "frozen_weights",
+    "NUM010": "router_bias",
+    "NUM011": "rotary_embedding",
+}
+"""Code of a fault -> the module of this package that mends it."""
+
+
+def apply(codes: Iterable[str]) -> None:
+    """Mend these faults, until `undo`; what is mended already stays so.
+
+    Args:
+        codes: keys of `REPAIRS`.
+
+    Raises:
+        RepairError: the code at fault is not the one that the repair is for; nothing is mended then.
+    """
+    patches = [
+        patch
+        for name in dict.fromkeys(REPAIRS[code] for code in codes)
+        for patch in importlib.import_module(f"{__name__}.{name}").patches()
+    ]
+    for patch in patches:
+        patch.check()
+    for patch in patches:
+        patch.apply()
+
+
+def undo() -> None:
+    """Put the original objects back, wherever a repair still stands."""
+    from torchtitan_tp_validate.repairs import patching
+
+    patching.undo_all()

@@ -1,0 +1,41 @@
+"""NUM011: compute the rotary frequencies of the transformers backend of torchtitan 0.3.0 with transformers 5.
+
+torchtitan builds the model on meta, where a rotary embedding computes nothing, and asks it later for the
+function that does, under a name that transformers 5 no longer has.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from torchtitan_tp_validate.repairs.patching import Patch
+
+_KNOWN = ("fce1953cbf0c55bc",)
+
+
+def patches() -> list[Patch]:
+    """Return the patch of the model's ``init_states``."""
+    module = "torchtitan.experiments.transformers_modeling_backend.model"
+    return [Patch(module, "HFTransformerModel.init_states", _KNOWN, _with_frequencies)]
+
+
+def _with_frequencies(init_states: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(init_states)
+    def repaired(self: Any, *args: Any, **kwargs: Any) -> None:
+        init_states(self, *args, **kwargs)
+        for module in self.model.modules():
+            if hasattr(module, "inv_freq") and not hasattr(module, "rope_init_fn"):
+                _compute(module)
+
+    return repaired
+
+
+def _compute(rotary: Any) -> None:
+    """Fill the frequencies of a rotary embedding, as its own class would."""
+    fresh = type(rotary)(rotary.config, device=rotary.inv_freq.device)
+    for name in ("inv_freq", "original_inv_freq"):
+        if hasattr(rotary, name):
+            getattr(rotary, name).copy_(getattr(fresh, name).to(getattr(rotary, name).dtype))
+    rotary.attention_scaling = fresh.attention_scaling
