@@ -26,8 +26,8 @@ from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
 from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line, microbatches, pp, split
 from torchtitan_tp_validate.rehearsal.small_run import SmallRun
 from torchtitan_tp_validate.rehearsal.world import cut_world
-from torchtitan_tp_validate.repairs import REPAIRS
 from torchtitan_tp_validate.releases import kv_replication_of, line_of
+from torchtitan_tp_validate.repairs import REPAIRS
 from torchtitan_tp_validate.validate import judge
 
 MICROBATCH_SIZES = (2, 1)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterable
 
+from torchtitan_tp_validate.errors import RepairError
+
 REPAIRS = {
     "NUM001": "router_gradients",
     "NUM002": "router_gradients",
@@ -33,11 +35,12 @@ def apply(codes: Iterable[str]) -> None:
     Raises:
         RepairError: the code at fault is not the one that the repair is for; nothing is mended then.
     """
-    patches = [
-        patch
-        for name in dict.fromkeys(REPAIRS[code] for code in codes)
-        for patch in importlib.import_module(f"{__name__}.{name}").patches()
-    ]
+    patches = []
+    for name in dict.fromkeys(REPAIRS[code] for code in codes):
+        found = importlib.import_module(f"{__name__}.{name}").patches()
+        if not found:
+            raise RepairError(f"{name.replace('_', ' ')}: there is nothing to repair in this torchtitan.")
+        patches += found
     for patch in patches:
         patch.check()
     for patch in patches:

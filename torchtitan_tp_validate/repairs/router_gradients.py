@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 from torch.distributed import ProcessGroup
@@ -28,13 +29,18 @@ _KNOWN = {
 
 def patches() -> list[Patch]:
     """Return the patches of both functions that lay out experts, as far as they are installed."""
-    from torchtitan_tp_validate.locate import package_folder
-
     return [
         Patch(module, "apply_moe_ep_tp", known, _summing, everywhere=True)
         for module, known in _KNOWN.items()
-        if package_folder(module.rpartition(".")[0]) is not None
+        if _is_installed(module)
     ]
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # nor is the package that it would be in
+        return False
 
 
 def _summing(apply_moe_ep_tp: Callable[..., None]) -> Callable[..., None]:

@@ -28,6 +28,11 @@ from torchtitan_tp_validate.rehearsal.world import World
 LAYERS_PER_RANK = 4
 """Of a pipeline: enough for two stages on each rank, whatever the first and the last are spared."""
 
+EPSILON = 1.0
+"""Of Adam. With its own it makes as much of a tiny gradient as of a large one, and of its rounding."""
+
+OF_THE_OPTIMIZER = "an epsilon of 1 for Adam"
+
 _LEAST_SEQ_LEN = 32
 _CP_BLOCK = 128
 """Flex attention shards its masks over CP by whole blocks of so many tokens."""

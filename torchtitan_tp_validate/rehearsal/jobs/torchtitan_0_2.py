@@ -14,7 +14,9 @@ from typing import Any
 from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.rehearsal.cpu import choose_cpu
 from torchtitan_tp_validate.rehearsal.jobs import (
+    EPSILON,
     LAYERS_PER_RANK,
+    OF_THE_OPTIMIZER,
     Request,
     pp,
     small_seq_len,
@@ -86,6 +88,13 @@ def make_small(job: Any, degrees: Degrees, folder: Path) -> list[str]:
         names.model = transformers_backend.make_small(args, names.model, degrees, layers, folder)
     else:
         args = shrink(args, degrees, least_layers=layers)
+    left_out = [f"{name} in fp32" for name in low_precision]
+    if getattr(getattr(args, "moe_args", None), "use_grouped_mm", False):
+        # The kernel rounds to bfloat16, on a CPU too.
+        args.moe_args.use_grouped_mm = False
+        left_out.append("a loop over the experts")
+    job.optimizer.eps = EPSILON
+    left_out.append(OF_THE_OPTIMIZER)
     training = job.training
     training.seq_len = small_seq_len(training.seq_len, degrees)
     training.dtype = training.mixed_precision_param = "float32"
@@ -102,7 +111,7 @@ def make_small(job: Any, degrees: Degrees, folder: Path) -> list[str]:
             state_dict_adapter=None,
         ),
     )
-    return [f"{name} in fp32" for name in low_precision]
+    return left_out
 
 
 def vocab_size(job: Any) -> int:

@@ -12,7 +12,9 @@ from torchtitan_tp_validate.errors import RehearsalError, ShrinkError
 from torchtitan_tp_validate.hardware import build_for_its_hardware
 from torchtitan_tp_validate.rehearsal.cpu import choose_cpu
 from torchtitan_tp_validate.rehearsal.jobs import (
+    EPSILON,
     LAYERS_PER_RANK,
+    OF_THE_OPTIMIZER,
     Request,
     pp,
     small_seq_len,
@@ -102,6 +104,9 @@ def make_small(job: Any, degrees: Degrees, folder: Path) -> list[str]:
         # DistMuon runs on CUDA only, and lays out every parameter of the model that it was made for.
         left_out.append(f"AdamW for {' and '.join(job.optimizer.optimizer_factory_kwargs_by_name)}")
         job.optimizer = default_adamw()
+    for group in job.optimizer.param_groups:
+        group.optimizer_kwargs = {**group.optimizer_kwargs, "eps": EPSILON}
+    left_out.append(OF_THE_OPTIMIZER)
     training = job.training
     # Losses that go chunk by chunk cut it too.
     training.seq_len = small_seq_len(training.seq_len, degrees, getattr(job.loss, "num_chunks", 1))
