@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torchtitan_tp_validate.degrees import PIPELINE_FLAG, Degrees, applies_fsdp, degrees_of_job
+from torchtitan_tp_validate.degrees import PIPELINE_FLAG, Axis, Degrees, applies_fsdp, degrees_of_job
 from torchtitan_tp_validate.errors import PlanError, Problem, RunError, RunWarning, UnknownNameError
 from torchtitan_tp_validate.faults import find_faults
 from torchtitan_tp_validate.layout import find_problems, known_shards
@@ -142,7 +142,11 @@ def judge_job(
         return None
     degrees = replace(job.degrees, replicate_kv_heads=options.replicate_kv_heads)
     plan, unread, reason = None, "", ""
-    if not degrees.splits_nothing:
+    shards: tuple[Problem, ...] = ()
+    if degrees.splits_nothing:
+        if unguarded(job.model, config, guarded=guarded) is None:
+            shards = _uneven_shards(job)
+    else:
         unread = unguarded(job.model, config, guarded=guarded) or ""
         if unread and replication is not None:
             raise unsupported_error(unread.removesuffix("."), "a guarded model")
@@ -159,7 +163,7 @@ def judge_job(
     repairs = tuple(fault.code for fault in faults if options.repair and FAULTS[fault.code].can_be_repaired)
     problems = tuple(
         replace(problem, warns=True) if problem.code in options.allow else problem
-        for problem in (*find_problems(run), *faults)
+        for problem in (*shards, *find_problems(run), *faults)
         if problem.code not in repairs
     )
     error = run_error(plan, degrees, problems)
@@ -170,6 +174,25 @@ def judge_job(
         unread = "" if refusal is None else f"{job.model.name}: {refusal}"
     warnings = tuple(problem for problem in problems if problem.warns)
     return Verdict(degrees, plan, error, warnings, unread, reason, repairs)
+
+
+def _uneven_shards(job: Job) -> tuple[Problem, ...]:
+    """Return what FSDP alone cannot cut evenly of a run that splits nothing over TP or EP ranks."""
+    try:
+        broken = read_plan(job.subject, job.degrees).violations(job.degrees)
+    except PlanError:  # there is nothing that it would have to fit
+        return ()
+    return tuple(
+        Problem(
+            dim.code,
+            f"{dim.name} ({dim.size}) {dim.problem(job.degrees.of(dim.axis))}",
+            dim.rule.why,
+            dim.otherwise.text,
+            dim.rule.instead,
+        )
+        for dim in broken
+        if dim.axis is Axis.FSDP
+    )
 
 
 def check_job(

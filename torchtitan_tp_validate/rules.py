@@ -675,9 +675,9 @@ RUN_RULES: dict[str, RunRule] = {
             must="a model whose embedding and output are tied is not sharded over data",
             otherwise={
                 Line.TORCHTITAN_0_2: Otherwise(
-                    "parallelize raises",
-                    'torch stops every rank with "shared with a parameter already managed by another FSDP '
-                    'group".',
+                    _DIES,
+                    'torch stops every rank in the first forward pass with "shared with a parameter already '
+                    'managed by another FSDP group".',
                 )
             },
             instead="set data_parallel_shard_degree to 1, untie the weights (enable_weight_tying), take an "
