@@ -3,7 +3,7 @@
 
     scripts/truth_layouts.py            every layout of the installed torchtitan that is not recorded yet
     scripts/truth_layouts.py --part 20  the first 20 of these
-    scripts/truth_layouts.py --explain  run nothing: explain again what is recorded
+    scripts/truth_layouts.py --judge    run nothing: judge again what is recorded
     scripts/truth_layouts.py --again 2  run 2 of each outcome again, the quickest, and compare
 
 Each is a rehearsal of a small model on the CPU, over gloo. They are recorded one by one in
@@ -15,13 +15,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 from tqdm import tqdm
 
 from torchtitan_tp_validate.rehearsal.truth.explained import KINDS, UNEXPLAINED, count_kinds, explain
-from torchtitan_tp_validate.rehearsal.truth.layout_runs import run_layouts
+from torchtitan_tp_validate.rehearsal.truth.layout_runs import judge_layouts, run_layouts
 from torchtitan_tp_validate.rehearsal.truth.layouts import Row, layouts, read_rows, write_rows
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,8 +38,12 @@ def main() -> None:
     if options.again:
         sys.exit(_run_again(line, _quickest(list(recorded.values()), options.again)))
     todo = [layout for layout in layouts(line) if layout not in recorded]
-    todo = [] if options.explain else todo[: options.part]
-    for row in tqdm(run_layouts(todo), total=len(todo), disable=not todo):
+    todo = [] if options.judge else todo[: options.part]
+    if options.judge:
+        verdicts = judge_layouts(recorded)
+        for row, verdict in zip(list(recorded.values()), verdicts, strict=True):
+            recorded[row.layout] = replace(row, verdict=verdict)
+    for row in tqdm(run_layouts(todo), total=len(todo)) if todo else ():
         recorded[row.layout] = row
         write_rows(path, [(one, explain(line, one)) for one in recorded.values()])
     explained = [(one, explain(line, one)) for one in recorded.values()]
@@ -76,7 +81,7 @@ def _parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--part", type=int, metavar="N", help="run the first N that are not recorded")
-    parser.add_argument("--explain", action="store_true", help="run nothing")
+    parser.add_argument("--judge", action="store_true", help="run nothing")
     parser.add_argument("--again", type=int, metavar="N", help="run N of each outcome again")
     parser.add_argument("--out", type=Path, default=ROOT / "tests" / "truth", help="folder of the table")
     return parser.parse_args()

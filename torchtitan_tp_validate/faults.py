@@ -69,5 +69,11 @@ _SHOWS: dict[str, Callable[[Run], bool]] = {
     "NUM011": lambda run: True,
     "NUM012": lambda run: run.degrees.tp > 1 and run.pipeline.degree > 1 and run.degrees.sequence_parallel,
     "NUM013": lambda run: run.degrees.tp > 1 and run.degrees.cp > 1,
+    "NUM014": lambda run: (
+        run.degrees.tp > 1
+        and run.pipeline.degree > 1
+        and run.degrees.sequence_parallel
+        and (_microbatch(run) or 1) > 1
+    ),
 }
 """Code -> whether a run of a model that has the fault is in a layout that shows it."""

@@ -919,6 +919,22 @@ FAULTS: dict[str, RunRule] = {
             instead="set parallelism.spmd_backend to spmd_types, with an expert parallel degree of 2 or more",
             source="torchtitan of 0.3.0; full_dtensor is gone from main",
         ),
+        RunRule(
+            code="NUM014",
+            about="gradients between Qwen3.5's stages",
+            must="under tensor and sequence parallelism Qwen3.5's stages take one sequence at a time on "
+            "spmd_types",
+            otherwise=_wrong(
+                Line.SPMD_TYPES,
+                text="the gradient that a stage sends back is contiguous, its receiver has a buffer with the "
+                "sequence outermost, and both are sent as they lie in memory: SILENTLY, every gradient of "
+                "the earlier stages is unrelated to the right one.",
+            ),
+            instead="set parallelism.pipeline_parallel_microbatch_size to 1, or parallelism.spmd_backend to "
+            "partial_dtensor",
+            source="torch/distributed/pipelining/stage.py of torch 2.15; measured on the CPU, where tensors "
+            "are sent as NCCL sends them",
+        ),
     )
 }
 """Faults of released torchtitan that train wrong although everything divides."""

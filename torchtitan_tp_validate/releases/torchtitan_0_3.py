@@ -196,6 +196,8 @@ def _possible_faults(model: RequestedModel, degrees: Degrees, classes: Collectio
         yield "NUM011"
     if "muse_glimmer" in function:
         yield "NUM012"
+    if "qwen3_5" in function:
+        yield "NUM014"
 
 
 def _class_names(config: Any) -> set[str]:
@@ -225,6 +227,7 @@ _FAULTS = {
         'rope_init_fn = getattr(module, "rope_init_fn", None)',
     ),
     "NUM012": Source("models/muse_glimmer/model.py", "class MuseGlimmerModel"),
+    "NUM014": Source("models/qwen3_5/model.py", "class Qwen35Model"),
     "NUM013": Source("models/gpt_oss/moe.py", "class GptOssGroupedExperts"),
 }
 """Code -> the fault in the source of the releases that have it."""

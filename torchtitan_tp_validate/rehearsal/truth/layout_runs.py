@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -19,20 +20,19 @@ from types import ModuleType
 from typing import Any
 
 from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG, degrees_of_job
-from torchtitan_tp_validate.errors import PlanError, TPCompatError, TPValidateError
-from torchtitan_tp_validate.job import read_job
+from torchtitan_tp_validate.errors import TPValidateError
 from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
 from torchtitan_tp_validate.rehearsal.findings import Rehearsal, judged
 from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line, pp, split
 from torchtitan_tp_validate.rehearsal.shrink import configs_below
 from torchtitan_tp_validate.rehearsal.small_run import SmallRun
 from torchtitan_tp_validate.rehearsal.truth.layouts import Layout, Row
+from torchtitan_tp_validate.rehearsal.truth.verdicts import verdict_of
 from torchtitan_tp_validate.rehearsal.world import World
-from torchtitan_tp_validate.validate import judge
 
 _PATIENCE_SECONDS = 40.0
-_LAYERS_PER_RANK = 2
-"""Of a pipeline, which is enough for the schedules of the layouts."""
+_LAYERS_PER_RANK = 3
+"""Of a pipeline, which leaves none of two stages on each rank without a layer."""
 
 _SEQ_LEN = 64
 _BLOCK_SIZE = 8
@@ -48,12 +48,46 @@ def run_layouts(layouts: Iterable[Layout]) -> Iterator[Row]:
     line = installed_line()
     line.LAYERS_PER_RANK = _LAYERS_PER_RANK  # type: ignore[attr-defined]
     used = line.prepare(False)
+    for layout, job in _jobs(line, layouts):
+        yield _in_a_fork(line, job, layout, used)
+
+
+def judge_layouts(layouts: Iterable[Layout]) -> Iterator[str]:
+    """Yield what the rules say of each layout, as `Row.verdict` has it."""
+    line = installed_line()
+    line.prepare(False)
+    for layout, job in _jobs(line, layouts):
+        job = copy.deepcopy(job)
+        with _registry_left_alone(layout):
+            put_into_job(job, layout)
+            yield verdict_of(job, degrees_of_job(job).ranks * pp(job))
+
+
+def _jobs(line: ModuleType, layouts: Iterable[Layout]) -> Iterator[tuple[Layout, Any]]:
+    """Yield each layout with the job of its model, which is parsed once."""
     jobs: dict[str, Any] = {}
     for layout in layouts:
         name, flavor, *_ = layout.model.split()
         if layout.model not in jobs:
             jobs[layout.model] = plain_job(line.parse(Request(model=name, flavor=flavor)))
-        yield _in_a_fork(line, jobs[layout.model], layout, used)
+        yield layout, jobs[layout.model]
+
+
+@contextmanager
+def _registry_left_alone(layout: Layout) -> Iterator[None]:
+    """Put back what 0.2.x keeps of a model in its registry."""
+    if layout.backend:
+        yield
+        return
+    from torchtitan.protocols.train_spec import get_train_spec
+
+    name, flavor, *_ = layout.model.split()
+    registered = get_train_spec(name).model_args
+    args, registered[flavor] = registered[flavor], copy.deepcopy(registered[flavor])
+    try:
+        yield
+    finally:
+        registered[flavor] = args
 
 
 def plain_job(job: Any) -> Any:
@@ -101,10 +135,9 @@ def _child(line: ModuleType, job: Any, layout: Layout, used: set[str], out: Path
 
 def _run(line: ModuleType, job: Any, layout: Layout, used: set[str], out: Path) -> dict[str, str]:
     put_into_job(job, layout)
-    requested = read_job(job)
-    assert requested is not None
-    verdict = _verdict(job)
-    world = World(degrees_of_job(job), pp(job), microbatches=pp(job), cuts=())
+    degrees = degrees_of_job(job)
+    verdict = verdict_of(job, degrees.ranks * pp(job))
+    world = World(degrees, pp(job), microbatches=pp(job), cuts=())
     split(job, world)
     left_out = line.make_small(job, world.degrees, out)
     run = SmallRun(line, job, world, int(layout.batch), out, used, outputs=False)
@@ -125,20 +158,6 @@ def _run(line: ModuleType, job: Any, layout: Layout, used: set[str], out: Path) 
         "runs": [run.run_ranks(children)],
     }
     return _seen(verdict, judged(result))
-
-
-def _verdict(job: Any) -> str:
-    """Return ``fits``, the codes of the rules that refuse the job, or why it is not judged."""
-    job = copy.deepcopy(job)
-    try:
-        requested = read_job(job)
-        assert requested is not None
-        judge(requested.subject, requested.degrees)
-    except TPCompatError as error:
-        return " ".join(sorted({violation.code for violation in error.violations}))
-    except PlanError as error:
-        return f"not judged: {_first_line(str(error))}"
-    return "fits"
 
 
 def _seen(verdict: str, rehearsal: Rehearsal) -> dict[str, str]:
@@ -180,6 +199,8 @@ def put_into_job(job: Any, layout: Layout) -> None:
         if hasattr(job.parallelism, field):
             setattr(job.parallelism, field, degree)
     job.parallelism.pipeline_parallel_schedule = layout.schedule
+    job.parallelism.pipeline_parallel_microbatch_size = int(layout.batch)
+    job.training.local_batch_size = int(layout.batch) * layout.degrees["pp"]
     job.training.seq_len = _SEQ_LEN
     put = _put_into_0_3 if layout.backend else _put_into_0_2
     put(job, layout)
@@ -195,9 +216,6 @@ def _put_into_0_2(job: Any, layout: Layout) -> None:
     args = get_train_spec(job.model.name).model_args[job.model.flavor]
     if hasattr(args, "enable_weight_tying"):
         args.enable_weight_tying = layout.tied == "yes"
-    if hasattr(args, "moe_args"):
-        # The grouped kernel rounds to bfloat16.
-        args.moe_args.use_grouped_mm = False
     for setting in layout.model.split()[2:]:
         name, value = setting.split("=")
         setattr(args, name, int(value))
@@ -208,6 +226,7 @@ def _put_into_0_3(job: Any, layout: Layout) -> None:
     from torchtitan.distributed.activation_checkpoint import FullAC, SelectiveAC
 
     job.parallelism.spmd_backend = layout.backend
+    job.training.disable_cuda_graphs = True
     job.parallelism.enable_sequence_parallel = layout.sequence_parallel == "on"
     if layout.loss == "plain":
         assert isinstance(job.loss, ChunkedLossWrapper.Config)

@@ -25,13 +25,12 @@ from types import ModuleType
 from typing import Any
 
 from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG, degrees_of_job
-from torchtitan_tp_validate.job import Options, judge_job
 from torchtitan_tp_validate.layout import SCHEDULES
 from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
 from torchtitan_tp_validate.rehearsal.jobs import Request
 from torchtitan_tp_validate.rehearsal.truth.layout_runs import plain_job
+from torchtitan_tp_validate.rehearsal.truth.verdicts import verdict_of
 from torchtitan_tp_validate.rules import RUN_RULES
-from torchtitan_tp_validate.wrappers.guard import guardable_functions
 
 MODELS = {
     "0.2": (
@@ -303,17 +302,6 @@ class Runner:
         local, whole, micro = map(int, one.batch.split())
         self._line.build_trainer(job, lambda *_: iter(()), local, micro, global_batch_size=whole)
         (out / "set-up-rank0.json").write_text("{}")
-
-
-def verdict_of(job: Any, world_size: int) -> str:
-    """Return ``fits``, the codes of the broken rules, or why a job is not judged."""
-    options = Options(world_size=world_size)
-    verdict = judge_job(copy.deepcopy(job), guarded=guardable_functions(), options=options)
-    assert verdict is not None
-    if verdict.error is None:
-        return "fits" if not verdict.unread else f"not judged: {_one_line(verdict.unread)}"
-    codes = {violation.code for violation in verdict.error.violations}
-    return " ".join(sorted(codes | {problem.code for problem in verdict.error.problems}))
 
 
 def _one_line(text: str) -> str:

@@ -1,0 +1,22 @@
+"""What the rules say of a job, in a word or in their codes, as the recorded tables have it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torchtitan_tp_validate.job import Options, judge_job
+from torchtitan_tp_validate.wrappers.guard import guardable_functions
+
+_MOST = 200
+
+
+def verdict_of(job: Any, world_size: int) -> str:
+    """Return ``fits``, the codes of the broken rules, or why a job is not judged."""
+    options = Options(world_size=world_size)
+    verdict = judge_job(copy.deepcopy(job), guarded=guardable_functions(), options=options)
+    assert verdict is not None
+    if verdict.error is None:
+        return "fits" if not verdict.unread else f"not judged: {' '.join(verdict.unread.split())[:_MOST]}"
+    codes = {violation.code for violation in verdict.error.violations}
+    return " ".join(sorted(codes | {problem.code for problem in verdict.error.problems}))
