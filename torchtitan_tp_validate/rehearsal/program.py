@@ -19,16 +19,16 @@ from types import ModuleType
 from typing import Any
 
 from torchtitan_tp_validate.degrees import degrees_of_job
-from torchtitan_tp_validate.errors import PlanError, RehearsalError, TPCompatError, TPValidateError
+from torchtitan_tp_validate.errors import RehearsalError, TPValidateError
 from torchtitan_tp_validate.guards import install
-from torchtitan_tp_validate.job import read_job
+from torchtitan_tp_validate.job import Options, judge_job, read_job
 from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
 from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line, microbatches, pp, split
 from torchtitan_tp_validate.rehearsal.small_run import SmallRun
 from torchtitan_tp_validate.rehearsal.world import cut_world
 from torchtitan_tp_validate.releases import kv_replication_of, line_of
 from torchtitan_tp_validate.repairs import REPAIRS
-from torchtitan_tp_validate.validate import judge
+from torchtitan_tp_validate.wrappers.guard import guardable_functions
 
 MICROBATCH_SIZES = (2, 1)
 """Upstream has faults that only one sequence at a time shows."""
@@ -95,7 +95,7 @@ def _rehearse(
         found = line_of(job).read_run(job, requested.model, requested.degrees, ())
         repairs = tuple(sorted(found.faults & REPAIRS.keys()))
     world = cut_world(degrees, pp(job), microbatches(job), ranks)
-    verdict = _verdict(job, request.replicate_kv_heads)
+    verdict = _verdict(job, request)
     split(job, world)
     left_out = line.make_small(job, world.degrees, out)
     result: dict[str, Any] = {
@@ -126,20 +126,15 @@ def _rehearse(
     return result
 
 
-def _verdict(job: Any, replicate_kv_heads: bool) -> str:
-    """Return what the engine says of the job as it is."""
-    job = copy.deepcopy(job)
+def _verdict(job: Any, request: Request) -> str:
+    """Return what the rules say of the job as it is."""
+    options = Options(replicate_kv_heads=request.replicate_kv_heads, repair=request.repair)
     try:
-        if replicate_kv_heads:
-            kv_replication_of(line_of(job)).put_into_job(job)
-        requested = read_job(job)
-        assert requested is not None
-        judge(requested.subject, requested.degrees.vary(replicate_kv_heads=replicate_kv_heads))
-    except TPCompatError as error:
+        verdict = judge_job(copy.deepcopy(job), guarded=guardable_functions(), options=options)
+    except TPValidateError as error:
         return str(error)
-    except PlanError as error:
-        return str(error)
-    return "fits"
+    assert verdict is not None
+    return str(verdict.error or verdict.unread or "fits")
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,58 @@
+"""A repair of what one process shows: which parameters are trained."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.requires(torchtitan="0.3")
+
+_COUNT = """
+import torch
+import torch.distributed as dist
+from torchtitan.distributed import ParallelDims, parallel_dims
+from torchtitan.distributed.utils import set_spmd_backend
+from torchtitan.tools import utils
+
+from torchtitan_tp_validate.hardware import build_for_its_hardware
+from torchtitan_tp_validate.job import parse_command_line
+from torchtitan_tp_validate.repairs import apply, undo
+
+utils.device_type = parallel_dims.device_type = "cpu"
+dist.init_process_group("fake", rank=0, world_size=2)
+set_spmd_backend("spmd_types")
+words = ["--module", "llama3", "--config", "llama3_debugmodel_float8_emulate_lora",
+         "--parallelism.tensor_parallel_degree", "2", "--training.disable_cuda_graphs"]
+
+
+def trained() -> tuple[int, int]:
+    job, _ = build_for_its_hardware(lambda: parse_command_line(words))
+    spec = job.model_spec
+    spec.model.update_from_config(config=job)
+    with torch.device("meta"):
+        model = spec.model.build()
+    before = sum(parameter.requires_grad for parameter in model.parameters())
+    model = spec.parallelize_fn(
+        model, parallel_dims=ParallelDims.from_config(job.parallelism, 2), training=job.training,
+        parallelism=job.parallelism, compile_config=job.compile, ac_config=None, dump_folder="",
+    )
+    return before, sum(parameter.requires_grad for parameter in model.parameters())
+
+
+stock = trained()
+apply(["NUM007"])
+mended = trained()
+undo()
+print(stock, mended, trained() == stock)
+"""
+
+
+def test_frozen_weights_under_lora_stay_frozen() -> None:
+    ended = subprocess.run([sys.executable, "-c", _COUNT], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    stock, mended, undone = eval(ended.stdout.splitlines()[-1].replace(") ", "), "))
+    assert stock[0] < stock[1]
+    assert mended == (stock[0], stock[0])
+    assert undone
