@@ -23,6 +23,8 @@ from torchtitan_tp_validate.repairs import apply, undo
 utils.device_type = parallel_dims.device_type = "cpu"
 dist.init_process_group("fake", rank=0, world_size=2)
 set_spmd_backend("spmd_types")
+dims = ParallelDims(dp_replicate=1, dp_shard=1, cp=1, tp=2, pp=1, ep=1, world_size=2)
+dims.build_mesh()
 words = ["--module", "llama3", "--config", "llama3_debugmodel_float8_emulate_lora",
          "--parallelism.tensor_parallel_degree", "2", "--training.disable_cuda_graphs"]
 
@@ -35,7 +37,7 @@ def trained() -> tuple[int, int]:
         model = spec.model.build()
     before = sum(parameter.requires_grad for parameter in model.parameters())
     model = spec.parallelize_fn(
-        model, parallel_dims=ParallelDims.from_config(job.parallelism, 2), training=job.training,
+        model, parallel_dims=dims, training=job.training,
         parallelism=job.parallelism, compile_config=job.compile, ac_config=None, dump_folder="",
     )
     return before, sum(parameter.requires_grad for parameter in model.parameters())

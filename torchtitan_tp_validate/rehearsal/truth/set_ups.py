@@ -241,6 +241,10 @@ class Runner:
         _put(job, one)
         return job
 
+    def judge(self, one: SetUp) -> str:
+        """Return what the rules say of a set-up."""
+        return verdict_of(self.job(one), int(one.world_size))
+
     def run(self, one: SetUp) -> SetUp:
         """Return a set-up with what comes of it."""
         out = Path(tempfile.mkdtemp(prefix="tp-validate-set-up-"))

@@ -1,0 +1,54 @@
+"""The recorded set-ups: torchtitan's own Trainer and the rules agree on every random run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from torchtitan_tp_validate.rehearsal.truth.set_ups import SETS_UP, draw, read
+from torchtitan_tp_validate.rules import RUN_RULES
+
+ROOT = Path(__file__).resolve().parents[2]
+TABLES = {line: ROOT / "tests" / "truth" / f"set-ups-{line}.csv" for line in ("0.2.2", "0.3.0")}
+ROWS = {line: read(path) for line, path in TABLES.items()}
+
+pytestmark = pytest.mark.requires(torchtitan=("0.2.2", "0.3.0"))
+
+
+@pytest.mark.parametrize("line", ROWS)
+def test_no_run_is_missed_and_none_is_falsely_refused(line: str) -> None:
+    assert [row for row in ROWS[line] if row.is_missed or row.is_falsely_refused] == []
+    assert sum(row.outcome == SETS_UP for row in ROWS[line]) > 100
+    assert [row.run for row in ROWS[line]] == [one.run for one in draw(line[:3], len(ROWS[line]))]
+
+
+def test_there_are_a_thousand_of_them_and_every_rule_decides_some() -> None:
+    assert sum(map(len, ROWS.values())) >= 1000
+    broken = {code for rows in ROWS.values() for row in rows for code in row.verdict.split()}
+    # The one is told, and needs a node; the other trains on: `tests/core/test_layout.py` shows both.
+    assert set(RUN_RULES) - broken == {"NODE001", "PP008"}
+
+
+def script(*arguments: str) -> list[str]:
+    command = [sys.executable, str(ROOT / "scripts" / "truth_set_ups.py"), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout.splitlines()
+
+
+def test_the_rules_say_of_every_run_what_is_recorded(tmp_path: Path) -> None:
+    table = TABLES[version("torchtitan")]
+    shutil.copy(table, tmp_path)
+    script("--judge", "--out", str(tmp_path))
+    assert (tmp_path / table.name).read_text() == table.read_text()
+
+
+def test_runs_come_out_as_recorded() -> None:
+    assert script("--again", "4") == ["as recorded"] * 8
