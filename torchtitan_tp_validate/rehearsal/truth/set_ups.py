@@ -236,8 +236,12 @@ class Runner:
 
                 # DistMuon runs on CUDA only.
                 job.optimizer = default_adamw()
-            self._jobs[one.model] = job
-        job = copy.deepcopy(self._jobs[one.model])
+            self._jobs[one.model] = job, _registered(name).get(flavor)
+        job, args = copy.deepcopy(self._jobs[one.model])
+        if args is not None:
+            # Another set-up has changed them.
+            name, flavor = one.model.split()
+            _registered(name)[flavor] = args
         _put(job, one)
         return job
 
@@ -353,6 +357,15 @@ def _parts(n_layers: int, stages: int, head: str) -> list[list[str]]:
     return [names[each * stage : each * (stage + 1)] for stage in range(stages)]
 
 
+def _registered(name: str) -> Any:
+    """Return the model args that torchtitan 0.2.x has registered for a model, by flavor; 0.3.x has none."""
+    try:
+        from torchtitan.protocols.train_spec import get_train_spec
+    except ImportError:
+        return {}
+    return get_train_spec(name).model_args
+
+
 def _set_layers(job: Any, n_layers: int) -> Any:
     """Give the job's model this many layers, by repeating its own; return its config."""
     if hasattr(job, "model_spec"):
@@ -360,8 +373,6 @@ def _set_layers(job: Any, n_layers: int) -> Any:
         layers = model.layers
         model.layers = [copy.deepcopy(layers[index % len(layers)]) for index in range(n_layers)]
         return model
-    from torchtitan.protocols.train_spec import get_train_spec
-
-    args = get_train_spec(job.model.name).model_args[job.model.flavor]
+    args = _registered(job.model.name)[job.model.flavor]
     args.n_layers = n_layers
     return args
