@@ -59,6 +59,7 @@ HEAVY_AT_ONCE = {
         )
     ),
     f"{PACKAGE}.rehearsal.models.torchtitan_0_3",
+    f"{PACKAGE}.repairs.gradients",
 }
 """... but for what is made of them."""
 

@@ -19,7 +19,7 @@ from torchtitan_tp_validate.layout import (
     stages,
 )
 from torchtitan_tp_validate.plan import Plan, ShardedDim
-from torchtitan_tp_validate.rules import LINES, RULES, RUN_RULES, Line, Otherwise
+from torchtitan_tp_validate.rules import FAULTS, LINES, RULES, RUN_RULES, Line, Otherwise
 from torchtitan_tp_validate.validate import run_error
 
 SPMD, DTENSOR, OLD = Line.SPMD_TYPES, Line.DTENSOR, Line.TORCHTITAN_0_2
@@ -206,7 +206,7 @@ def test_every_rule_has_a_case_and_a_condition() -> None:
 
 
 def test_every_rule_says_what_must_hold_what_happens_and_what_to_do() -> None:
-    for code, rule in RUN_RULES.items():
+    for code, rule in {**RUN_RULES, **FAULTS}.items():
         assert rule.code == code
         assert set(rule.otherwise) <= set(LINES)
         for text in (rule.about, rule.must, rule.instead, rule.source):

@@ -27,7 +27,6 @@ from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line, micro
 from torchtitan_tp_validate.rehearsal.small_run import SmallRun
 from torchtitan_tp_validate.rehearsal.world import cut_world
 from torchtitan_tp_validate.releases import kv_replication_of, line_of
-from torchtitan_tp_validate.repairs import REPAIRS
 from torchtitan_tp_validate.wrappers.guard import guardable_functions
 
 MICROBATCH_SIZES = (2, 1)
@@ -92,6 +91,8 @@ def _rehearse(
         raise RehearsalError("the job names no model")
     repairs: tuple[str, ...] = ()
     if request.repair:
+        from torchtitan_tp_validate.repairs import REPAIRS
+
         found = line_of(job).read_run(job, requested.model, requested.degrees, ())
         repairs = tuple(sorted(found.faults & REPAIRS.keys()))
     world = cut_world(degrees, pp(job), microbatches(job), ranks)

@@ -14,7 +14,6 @@ from torchtitan_tp_validate.errors import RehearsalError
 from torchtitan_tp_validate.rehearsal.children import Children, End
 from torchtitan_tp_validate.rehearsal.jobs import split
 from torchtitan_tp_validate.rehearsal.world import World
-from torchtitan_tp_validate.repairs import apply as apply_repairs
 
 
 @dataclass
@@ -88,7 +87,10 @@ class SmallRun:
 
         enter("starting")
         line, job = self.line, self.job
-        apply_repairs(self.repairs)
+        if self.repairs:
+            from torchtitan_tp_validate import repairs
+
+            repairs.apply(self.repairs)
         batches = Batches(
             self._rows, job.training.seq_len, line.vocab_size(job), seed=1, more=line.more_inputs(job)
         )

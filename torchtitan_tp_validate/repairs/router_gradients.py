@@ -12,12 +12,12 @@ import functools
 import inspect
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch.distributed import ProcessGroup
-
-from torchtitan_tp_validate.repairs.gradients import scale_gradient, sum_gradient
 from torchtitan_tp_validate.repairs.patching import Patch
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _KNOWN = {
     "torchtitan.models.llama4.infra.parallelize": ("bd31c2facde33ddb", "70c78171b6fef3eb"),
@@ -70,6 +70,8 @@ def _hook(moe: Any, group: ProcessGroup, borrowed: bool) -> None:
         group: these ranks.
         borrowed: whether they split the tokens of the experts, and not the experts.
     """
+    from torchtitan_tp_validate.repairs.gradients import scale_gradient, sum_gradient
+
     if not borrowed and moe.score_before_experts:
         # The experts' input, scores and all, is summed already.
         return

@@ -12,7 +12,7 @@ from torchtitan_tp_validate.cli import formats
 from torchtitan_tp_validate.cli.arguments import Parser, add_output, nearest
 from torchtitan_tp_validate.cli.formats import BAD, QUIET, Findings, Line
 from torchtitan_tp_validate.degrees import Axis, noun
-from torchtitan_tp_validate.rules import LINES, RULES, RUN_RULES, Rule, RunRule
+from torchtitan_tp_validate.rules import FAULTS, LINES, RULES, RUN_RULES, Rule, RunRule
 
 SCHEMA_VERSION = 1
 """Of the JSON output, which ``cli/schema-rules.json`` describes."""
@@ -73,7 +73,7 @@ def run(options: Any) -> int:
     return 0
 
 
-_ALL: dict[str, Rule | RunRule] = {**RULES, **RUN_RULES}
+_ALL: dict[str, Rule | RunRule] = {**RULES, **RUN_RULES, **FAULTS}
 
 
 class _Rules(Findings[Rule | RunRule]):
@@ -131,6 +131,7 @@ class _Rules(Findings[Rule | RunRule]):
                     "instead": rule.instead,
                     "source": rule.source,
                     "warns": rule.warns,
+                    "can_be_repaired": rule.can_be_repaired,
                 }
                 for rule in self._rules
                 if isinstance(rule, RunRule)
@@ -154,5 +155,8 @@ def _explain(rule: Rule | RunRule) -> Iterator[Line]:
     for line, told in rule.in_short.items():
         if told:
             yield f"  {line.value + ':':25} {told}", ""
+    if isinstance(rule, RunRule):
+        yield "", ""
+        yield f"What to do: {rule.instead}.", ""
     yield "", ""
     yield f"Source: {rule.source}", QUIET

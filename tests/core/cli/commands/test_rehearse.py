@@ -157,6 +157,7 @@ def test_a_run_or_a_model_with_its_degrees_is_rehearsed(
                 "ranks": 8,
                 "replicate_kv_heads": True,
                 "compile": True,
+                "repair": False,
                 "keep": Path("kept"),
             },
         ),

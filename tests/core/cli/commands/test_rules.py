@@ -11,12 +11,12 @@ import jsonschema
 import pytest
 
 from tests.core.cli.conftest import Program
-from torchtitan_tp_validate.rules import RULES, RUN_RULES
+from torchtitan_tp_validate.rules import FAULTS, RULES, RUN_RULES
 
 
 def test_every_rule_is_listed_and_explained(tp_validate: Program) -> None:
     status, out, _ = tp_validate("rules")
-    assert (status, [line.split()[0] for line in out.splitlines()]) == (0, [*RULES, *RUN_RULES])
+    assert (status, [line.split()[0] for line in out.splitlines()]) == (0, [*RULES, *RUN_RULES, *FAULTS])
     for code, rule in RULES.items():
         status, out, _ = tp_validate("rule", code.lower())
         assert status == 0
@@ -24,7 +24,7 @@ def test_every_rule_is_listed_and_explained(tp_validate: Program) -> None:
         assert rule.why in out
         assert out.endswith(f"\nSource: {rule.source}\n")
         assert all(told in out for told in rule.in_short.values())
-    for code, run_rule in RUN_RULES.items():
+    for code, run_rule in {**RUN_RULES, **FAULTS}.items():
         status, out, _ = tp_validate("rule", code)
         assert status == 0
         assert out.startswith(f"{code}: {run_rule.about}\n")
@@ -53,7 +53,7 @@ def test_rules_as_json(tp_validate: Program, tmp_path: Path) -> None:
     every = json.loads(tp_validate("rules", "--output-format", "json").out)
     jsonschema.validate(every, schema("schema-rules.json"))
     assert [rule["code"] for rule in every["rules"]] == list(RULES)
-    assert [rule["code"] for rule in every["run_rules"]] == list(RUN_RULES)
+    assert [rule["code"] for rule in every["run_rules"]] == [*RUN_RULES, *FAULTS]
     target = tmp_path / "rule.json"
     assert tp_validate("rule", "tp002", "--output-format", "json", "--output-file", target).status == 0
     one = json.loads(target.read_text())

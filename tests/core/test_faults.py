@@ -1,0 +1,134 @@
+"""Each known fault: a layout that shows it, and those a step away that do not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.core.test_layout import DTENSOR, OLD, SPMD, run
+from torchtitan_tp_validate.faults import find_faults
+from torchtitan_tp_validate.layout import Run
+from torchtitan_tp_validate.rules import FAULTS, Line
+from torchtitan_tp_validate.validate import run_error
+
+TWO_STAGES = {"degree": 2}
+ONE = {"degree": 2, "microbatch_size": 1}
+TWO = {"degree": 2, "microbatch_size": 2}
+
+CASES: dict[str, tuple[Run, list[Run]]] = {
+    "NUM001": (
+        run(OLD, tp=2),
+        [run(OLD, tp=1), run(OLD, tp=2, ep=2, dp_shard=2), run(OLD, ep=2, dp_shard=2), run(OLD, dp_shard=2)],
+    ),
+    "NUM002": (
+        run(OLD, tp=2, ep=2, dp_shard=2),
+        [run(OLD, tp=2, ep=2, etp=2, dp_shard=2), run(OLD, ep=2, dp_shard=2), run(OLD, tp=2)],
+    ),
+    "NUM003": (
+        run(OLD, tp=2, ep=2, etp=2, dp_shard=2),
+        [run(OLD, tp=2, ep=2, dp_shard=2), run(OLD, tp=2), run(OLD, ep=2, dp_shard=2)],
+    ),
+    "NUM004": (run(tp=2), [run(tp=2, ep=2), run(dp_shard=2), run(DTENSOR, tp=2)]),
+    "NUM005": (run(DTENSOR, tp=2), [run(DTENSOR, dp_shard=2), run(SPMD, tp=2)]),
+    "NUM006": (
+        run(DTENSOR, tp=2, local_batch_size=1, has_experts=True),
+        [
+            run(DTENSOR, tp=2, local_batch_size=2, has_experts=True),
+            run(DTENSOR, tp=2, ep=2, local_batch_size=1, has_experts=True),
+            run(DTENSOR, tp=2, local_batch_size=1),
+            run(DTENSOR, tp=2, local_batch_size=1, has_experts=True, sequence_parallel=False),
+            run(DTENSOR, cp=2, local_batch_size=1),
+            run(DTENSOR, TWO, tp=2, local_batch_size=2, has_experts=True),
+            run(SPMD, tp=2, local_batch_size=1, has_experts=True),
+            run(DTENSOR, tp=2, local_batch_size=None, has_experts=True),
+        ],
+    ),
+    "NUM007": (run(), [run(DTENSOR)]),
+    "NUM008": (run(OLD, TWO_STAGES), [run(OLD, tp=2), run(SPMD, TWO_STAGES)]),
+    "NUM009": (
+        run(OLD, dp_replicate=2),
+        [run(OLD, dp_replicate=2, dp_shard=2), run(OLD, dp_replicate=2, cp=2), run(SPMD, dp_replicate=2)],
+    ),
+    "NUM010": (run(OLD), [run(SPMD)]),
+    "NUM011": (run(), [run(OLD)]),
+    "NUM012": (
+        run(pipeline=TWO_STAGES, tp=2),
+        [
+            run(pipeline=TWO_STAGES),
+            run(tp=2),
+            run(pipeline=TWO_STAGES, tp=2, sequence_parallel=False),
+        ],
+    ),
+    "NUM013": (run(DTENSOR, tp=2, cp=2), [run(DTENSOR, tp=2), run(DTENSOR, cp=2), run(tp=2, cp=2)]),
+    "NUM014": (
+        run(pipeline=TWO, tp=2),
+        [
+            run(pipeline=ONE, tp=2),
+            run(pipeline=TWO),
+            run(tp=2),
+            run(pipeline=TWO, tp=2, sequence_parallel=False),
+            run(DTENSOR, TWO, tp=2),
+        ],
+    ),
+}
+MORE = {
+    "NUM001": [run(OLD, tp=2, ep=2, etp=2, dp_shard=2)],
+    "NUM006": [
+        run(DTENSOR, ONE, tp=2, local_batch_size=4, has_experts=True),
+        run(DTENSOR, cp=2, local_batch_size=1, gathers_by_local_map=True),
+    ],
+}
+"""Other layouts that show a fault."""
+
+
+def suffering(one: Run, *codes: str) -> Run:
+    return replace(one, faults=frozenset(codes))
+
+
+@pytest.mark.parametrize("code", FAULTS)
+def test_a_fault_is_found_where_it_shows_and_a_step_away_it_is_not(code: str) -> None:
+    shows, others = CASES[code]
+    for one in (shows, *MORE.get(code, ())):
+        assert [problem.code for problem in find_faults(suffering(one, code))] == [code], one
+    for one in others:
+        assert find_faults(suffering(one, code)) == (), one
+
+
+def test_a_torchtitan_that_has_mended_it_is_not_accused() -> None:
+    for shows, _ in CASES.values():
+        assert find_faults(shows) == ()
+
+
+TEXT = """\
+This run cannot work: the installed torchtitan trains this model wrong at tensor_parallel_degree 2.
+
+  NUM004 the installed torchtitan trains this model wrong at tensor_parallel_degree 2:
+        gpt-oss's experts are not split over TP alone.
+
+Without this check: the second bias of the experts is added once per TP rank, SILENTLY: the loss is
+  2e-3 off, the gradient of that bias 121 %, of the first product 66 %.
+To change it: repair it (--repair), or set expert_parallel_degree to 2 or more."""
+
+
+def test_the_way_out_is_in_the_text() -> None:
+    error = run_error(None, run().degrees, find_faults(suffering(run(tp=2), "NUM004")))
+    assert str(error) == TEXT
+
+
+def test_every_fault_trains_wrong_and_says_how_to_go_on() -> None:
+    for rule in FAULTS.values():
+        assert all(otherwise.silent for otherwise in rule.otherwise.values())
+        assert rule.instead.startswith("repair it (--repair)") is rule.can_be_repaired
+        assert not rule.warns
+
+
+def test_what_is_told_names_every_degree() -> None:
+    several: dict[str, Any] = {"tp": 2, "cp": 2, "ep": 2, "dp_shard": 2, "dp_replicate": 2}
+    (problem,) = find_faults(suffering(run(Line.TORCHTITAN_0_2, TWO_STAGES, **several), "NUM008"))
+    assert problem.text == (
+        "the installed torchtitan trains this model wrong at tensor_parallel_degree 2, "
+        "expert_parallel_degree 2, context_parallel_degree 2, data_parallel_replicate_degree 2, "
+        "data_parallel_shard_degree 2, pipeline_parallel_degree 2"
+    )
