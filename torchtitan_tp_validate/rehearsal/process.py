@@ -33,6 +33,9 @@ from torchtitan_tp_validate.rehearsal.training import (
 
 STEPS = 2
 _SEED = 20
+_ROUNDING = 1e-5
+"""Of the norm of all gradients. One that is smaller is made of differences of larger ones, to few digits."""
+
 _TOKENS_DIMS = 3
 """Of (batch, seq_len, width)."""
 
@@ -80,8 +83,12 @@ class Record:
     stand_ins: list[str] = field(default_factory=list)
 
 
-def beside(name: str, seen: torch.Tensor, wanted: torch.Tensor, layout: str = "") -> Seen:
-    """Compare a tensor with what it should be."""
+def beside(name: str, seen: torch.Tensor, wanted: torch.Tensor, layout: str = "", least: float = 0.0) -> Seen:
+    """Compare a tensor with what it should be.
+
+    Args:
+        least: the norm of the reference that a distance is taken relative to, where it has a smaller one.
+    """
     if seen.shape != wanted.shape:
         return Seen(name, math.inf, math.nan, math.inf, f"{tuple(seen.shape)}, not {tuple(wanted.shape)}")
     seen, wanted = seen.double().flatten(), wanted.double().flatten()
@@ -89,6 +96,7 @@ def beside(name: str, seen: torch.Tensor, wanted: torch.Tensor, layout: str = ""
     if not scale:
         return Seen(name, math.inf if float(seen.norm()) else 0.0, math.nan, 0.0, layout)
     factor = float(seen @ wanted) / scale**2
+    scale = max(scale, least)
     distance, rest = float((seen - wanted).norm()) / scale, float((seen - factor * wanted).norm()) / scale
     return Seen(name, math.inf if math.isnan(distance) else distance, factor, rest, layout)
 
@@ -156,13 +164,20 @@ class Process:
             self.record.gradients.append([])
             kept.append({})
 
+        norms = [
+            math.sqrt(sum(float(gradient.double().norm()) ** 2 for gradient in step.values()))
+            for step in reference["steps"]
+        ]
+
         def compare(name: str, gradient: torch.Tensor) -> None:
             gradients = self.record.gradients
             if self._keep:
                 kept[-1][name] = gradient
-            wanted = reference["steps"][len(gradients) - 1]
+            step = len(gradients) - 1
+            wanted = reference["steps"][step]
             if name in wanted:
-                gradients[-1].append(beside(name, gradient, wanted[name], layouts[name]))
+                least = _ROUNDING * norms[step]
+                gradients[-1].append(beside(name, gradient, wanted[name], layouts[name], least))
 
         self._train(trainer, compare, begin)
         if self._keep:

@@ -196,7 +196,7 @@ def _possible_faults(model: RequestedModel, degrees: Degrees, classes: Collectio
         yield "NUM011"
     if "muse_glimmer" in function:
         yield "NUM012"
-    if "qwen3_5" in function:
+    if "qwen3_5" in function or "kimi_k2_7" in function:
         yield "NUM014"
 
 
@@ -227,7 +227,7 @@ _FAULTS = {
         'rope_init_fn = getattr(module, "rope_init_fn", None)',
     ),
     "NUM012": Source("models/muse_glimmer/model.py", "class MuseGlimmerModel"),
-    "NUM014": Source("models/qwen3_5/model.py", "class Qwen35Model"),
+    "NUM014": Source("distributed/pipeline_parallel.py", "def pipeline_vlm("),
     "NUM013": Source("models/gpt_oss/moe.py", "class GptOssGroupedExperts"),
 }
 """Code -> the fault in the source of the releases that have it."""

@@ -140,7 +140,14 @@ def test_a_run_or_a_model_with_its_degrees_is_rehearsed(
     )
     for _, how in asked:
         how.pop("progress")("nobody looks")
-    common = {"patience": 60, "replicate_kv_heads": False, "ranks": 4, "compile": False, "keep": None}
+    common = {
+        "patience": 60,
+        "replicate_kv_heads": False,
+        "ranks": 4,
+        "compile": False,
+        "repair": False,
+        "keep": None,
+    }
     named = {"model": "qwen3_5", "flavor": "2B"}
     degrees = {
         "tensor_parallel_degree": 2,
