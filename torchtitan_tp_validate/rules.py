@@ -922,8 +922,8 @@ FAULTS: dict[str, RunRule] = {
         RunRule(
             code="NUM014",
             about="gradients between stages of Qwen3.5 and Kimi",
-            must="under tensor and sequence parallelism the stages of Qwen3.5 and Kimi take one sequence at a "
-            "time on spmd_types",
+            must="under tensor and sequence parallelism the stages of Qwen3.5 and Kimi take one sequence at "
+            "a time on spmd_types",
             otherwise=_wrong(
                 Line.SPMD_TYPES,
                 text="the gradient that a stage sends back is contiguous, its receiver has a buffer with the "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from tests.docs.pages import ROOT
-from torchtitan_tp_validate.rules import RULES
+from torchtitan_tp_validate.rules import FAULTS, RULES, RUN_RULES
 
 TEXT = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 PACKAGE = ROOT / "torchtitan_tp_validate"
@@ -23,9 +23,9 @@ def test_the_map_shows_every_module_and_folder_of_the_package() -> None:
 
 
 def test_every_rule_has_a_proof_and_every_proof_is_there() -> None:
-    rows = re.findall(r"^\| ((?:TP|EP|FSDP)\d{3}[^|]*) \|([^|]*)\|", TEXT, flags=re.MULTILINE)
+    rows = re.findall(r"^\| ([A-Z]+\d{3}[^|]*) \|([^|]*)\|", TEXT, flags=re.MULTILINE)
     codes = {code for row, _ in rows for code in re.findall(r"[A-Z]+\d{3}", row)}
-    assert codes == set(RULES)
+    assert codes == {*RULES, *RUN_RULES, *FAULTS}
     proofs = re.findall(r"`(tests/[\w/.]+\.py)(?:::(\w+))?`", TEXT)
     assert len(proofs) > 20
     for file, test in proofs:
