@@ -12,9 +12,12 @@ import pytest
 from tests.docs.pages import PAGES, ROOT, Block, blocks, parameters, python
 from torchtitan_tp_validate.cli import main
 from torchtitan_tp_validate.locate import KNOWN_RELEASES
+from torchtitan_tp_validate.rehearsal.truth.layouts import read_rows
+from torchtitan_tp_validate.rehearsal.truth.set_ups import read
 from torchtitan_tp_validate.rules import RULES
 
 README = ROOT / "README.md"
+TRUTH = ROOT / "tests" / "truth"
 EXAMPLES = [block for block in blocks("python") if block.shown]
 needs_torchtitan = pytest.mark.requires(torchtitan="0.")
 
@@ -100,8 +103,15 @@ def test_the_counts_of_the_truth_are_those_that_were_recorded(release: str) -> N
 
 
 def test_the_readme_says_how_many_cases_were_recorded() -> None:
-    recorded = sum(judgements(f"truth-{release}.csv").total() for release in ("0.2.2", "0.3.0"))
-    assert f"{recorded} recorded runs" in README.read_text(encoding="utf-8")
+    releases = ("0.2.2", "0.3.0")
+    trained = sum(judgements(f"truth-{release}.csv").total() for release in releases)
+    trained += sum(len(read_rows(TRUTH / f"layouts-{release}.csv")) for release in releases)
+    set_up = sum(len(read(TRUTH / f"set-ups-{release}.csv")) for release in releases)
+    text = " ".join(README.read_text(encoding="utf-8").split())
+    said = (
+        f"{trained:,} recorded runs were compared with one process, {set_up:,} with torchtitan's own set-up"
+    )
+    assert said in text
 
 
 def test_the_pages_are_those_that_the_readme_names() -> None:
