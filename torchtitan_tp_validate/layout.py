@@ -175,21 +175,25 @@ def _world(run: Run) -> _Found:
     others = degrees.dp_replicate * degrees.cp * degrees.tp * pp
     if not degrees.dp_shard_is_known:
         yield (
-            f"{_factors({**factors, FLAGS['dp_shard']: 1})} = {others} is more than the {run.world_size} "
-            "ranks, and no shard is left",
+            f"{_product({**factors, FLAGS['dp_shard']: 1})} is more than the {run.world_size} ranks, and no "
+            "shard is left",
             f"start {others} ranks or a multiple, or lower a degree",
         )
     elif others * degrees.dp_shard != run.world_size:
         fits, rest = divmod(run.world_size, others)
-        ranks = others * degrees.dp_shard
         yield (
-            f"{_factors(factors)} = {ranks} is not the number of ranks ({run.world_size})",
+            f"{_product(factors)} is not the number of ranks ({run.world_size})",
             f"set {FLAGS['dp_shard']} to {fits}" if fits and not rest else _ranks_or_degrees(others),
         )
 
 
 def _factors(factors: dict[str, int]) -> str:
     return " x ".join(f"{name} ({degree})" for name, degree in factors.items() if degree != 1) or "1"
+
+
+def _product(factors: dict[str, int]) -> str:
+    several = sum(degree != 1 for degree in factors.values()) > 1
+    return _factors(factors) + (f" = {math.prod(factors.values())}" if several else "")
 
 
 def _ranks_or_degrees(others: int) -> str:

@@ -316,7 +316,7 @@ def test_a_degree_that_does_not_fit_is_told_first_and_the_run_beside_it() -> Non
     assert isinstance(error, TPCompatError)
     first, _, rest = str(error).partition("\n\nBeside that, of the run as a whole:\n\n")
     assert first.startswith("Tensor parallel degree (4) must divide n_kv_heads (2).")
-    assert rest.startswith("  MESH001 tensor_parallel_degree (4) = 4 is not the number of ranks (3):")
+    assert rest.startswith("  MESH001 tensor_parallel_degree (4) is not the number of ranks (3):")
     assert [problem.code for problem in error.problems] == ["MESH001"]
     assert [violation.code for violation in error.violations] == ["TP002"]
 
