@@ -117,7 +117,8 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
         Line.TORCHTITAN_0_2,
         pipeline,
         n_layers=getattr(model.config, "n_layers", None),
-        modules=_MODULES,
+        # A model of somebody's own may have others.
+        modules=_MODULES if model.parallelize_fn.__module__.startswith("torchtitan.") else (),
         shards_with_experts=_SHARDS_WITH_EXPERTS in _source(model.parallelize_fn),
         has_experts=_has_experts(model.config),
         shares_with_fsdp=getattr(model.config, "enable_weight_tying", False) and _ONE_GROUP.is_installed,

@@ -127,7 +127,7 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
         line_of(degrees),
         pipeline,
         n_layers=len(config.layers) if _is_tree(config) else None,
-        modules=_MODULES,
+        modules=tuple(name for name in _MODULES if getattr(config, name, None) is not None),
         **runs.read_batches(job),
     )
     classes = _class_names(config)
