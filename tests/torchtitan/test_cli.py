@@ -72,12 +72,14 @@ def test_the_audit_finds_the_two_configs_that_cannot_start(
     expected = set() if missing_for_qwen3_5 else {"qwen35_122b_a10b", "qwen35_397b_a17b"}
     # Their dispatchers want a degree that the command line has yet to give.
     incomplete = {name for name in by_status["incompatible"] if name.endswith(("hybridep", "async_ep"))}
-    assert (status, by_status["incompatible"] - incomplete) == (1, expected)
+    # They would train wrong, as the installed torchtitan is.
+    faulty = {name for name in by_status["incompatible"] if "lora" in name or "modeling_backend" in name}
+    assert (status, by_status["incompatible"] - incomplete - faulty) == (1, expected)
     for result in document["results"]:
-        if result["name"] in incomplete:
+        if result["name"] in incomplete | faulty:
             (problem,) = result["judgements"][0]["problems"]
-            assert problem["code"] == "RUN001"
-            assert "requires expert parallelism" in problem["text"]
+            assert problem["code"] in (("RUN001",) if result["name"] in incomplete else ("NUM007", "NUM011"))
+            assert ("requires expert parallelism" in problem["text"]) is (result["name"] in incomplete)
     assert by_status["not_validated"] == set()
     assert len(by_status["compatible"]) > 50
     assert {"rl", "autoparallel.llama3"} <= by_status["skipped"]

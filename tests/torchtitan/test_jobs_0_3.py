@@ -38,15 +38,18 @@ def deepseek(**more: Any) -> Any:
     return model_registry("debugmodel", **more).model
 
 
-def launched(*arguments: str, change: Callable[[Any], None] = lambda config: None) -> list[str]:
+def launched(
+    *arguments: str, change: Callable[[Any], None] = lambda config: None, options: Options = Options()
+) -> list[str]:
     """What the launcher says of a run that it lets go on."""
     config = parse_command_line(arguments)
     change(config)
     before = repr(config)
     with tpv.installed(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        tpv.install(allow=options.allow)
         recorded_check(config)
-        check_job(config, guarded=guards_in_place())  # as the Trainer starts
+        check_job(config, guarded=guards_in_place(), options=options)  # as the Trainer starts
     assert repr(config) == before
     return [str(w.message) for w in caught if w.category is tpv.NotValidatedWarning]
 
@@ -158,12 +161,13 @@ def test_a_solver_that_shards_as_it_sees_fit_is_not_judged_by_either(tp_validate
     )
     run = (*GRAPHS[0], TP, "4", "--compile.enable_autoparallel")
     assert launched(*run) == [f"Not validated at startup: {reason}"]
-    assert tp_validate("check", "--", *run)[:2] == (2, f"this run: {reason}\n")
+    assert tp_validate("check", "--", *run)[:2] == (2, f"this run: Not validated: {reason}\n")
 
 
 def test_a_model_that_is_known_when_it_is_built_says_so_once() -> None:
     module = "transformers_modeling_backend"
-    assert launched("--module", module, "--config", f"{module}_full", TP, "2") == [
+    allowed = Options(allow=("NUM011",))
+    assert launched("--module", module, "--config", f"{module}_full", TP, "2", options=allowed) == [
         "Not validated at startup: transformers_modeling_backend full: HFTransformerModel.Config gets "
         "its head counts from the Hugging Face model that the job names, when the model is built. It is "
         "tried again when the model is built."

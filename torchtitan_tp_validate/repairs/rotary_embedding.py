@@ -34,7 +34,10 @@ def _with_frequencies(init_states: Callable[..., None]) -> Callable[..., None]:
 
 def _compute(rotary: Any) -> None:
     """Fill the frequencies of a rotary embedding, as its own class would."""
-    fresh = type(rotary)(rotary.config, device=rotary.inv_freq.device)
+    import torch
+
+    with torch.device(rotary.inv_freq.device):
+        fresh = type(rotary)(rotary.config)
     for name in ("inv_freq", "original_inv_freq"):
         if hasattr(rotary, name):
             getattr(rotary, name).copy_(getattr(fresh, name).to(getattr(rotary, name).dtype))
