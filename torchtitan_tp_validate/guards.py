@@ -212,6 +212,7 @@ class Guards:
         lock: to be held by whoever reads or changes more than one thing.
         active: whether they are in place; each guard asks at each call, as it does for the next two.
         options: how jobs are judged.
+        replicate_kv_heads: whether ranks may share key-value heads.
         fix_tp_plan: whether the plans of transformers models are completed.
         in_place: the guards that stand in the place of upstream's functions; it grows with their modules.
         handed_over: the job that the launcher has judged, until a Trainer starts.
@@ -221,6 +222,7 @@ class Guards:
         self.lock = threading.RLock()
         self.active = False
         self.options = Options()
+        self.replicate_kv_heads = False
         self.fix_tp_plan = False
         self._repairs: Any = None
         self.in_place: list[Function] = []
@@ -230,11 +232,6 @@ class Guards:
         self._functions: dict[int, tuple[Function, Function]] = {}
         self._trainers: dict[type, tuple[Function, Function]] = {}
         self._watched: set[str] = set()
-
-    @property
-    def replicate_kv_heads(self) -> bool:
-        """Whether ranks may share key-value heads."""
-        return self.options.replicate_kv_heads
 
     def repair(self, codes: Sequence[str]) -> None:
         """Mend known faults of the installed torchtitan, until `uninstall`.
@@ -256,9 +253,10 @@ class Guards:
             if strict and problems:
                 raise InstallError("Cannot guard everything:\n  " + "\n  ".join(problems))
             was_active, self.active = self.active, True
+            self.replicate_kv_heads |= options.replicate_kv_heads
             self.options = replace(
                 options,
-                replicate_kv_heads=options.replicate_kv_heads or self.options.replicate_kv_heads,
+                replicate_kv_heads=self.replicate_kv_heads,
                 repair=options.repair or self.options.repair,
                 allow=(*self.options.allow, *options.allow),
             )
@@ -272,7 +270,7 @@ class Guards:
     def uninstall(self) -> None:
         """Put the original objects back wherever a guard still stands."""
         with self.lock:
-            self.active = self.fix_tp_plan = False
+            self.active = self.replicate_kv_heads = self.fix_tp_plan = False
             self.options = Options()
             if self._repairs is not None:
                 self._repairs.undo()

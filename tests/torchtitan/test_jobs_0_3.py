@@ -38,8 +38,11 @@ def deepseek(**more: Any) -> Any:
     return model_registry("debugmodel", **more).model
 
 
+JUDGED_PLAINLY = Options()
+
+
 def launched(
-    *arguments: str, change: Callable[[Any], None] = lambda config: None, options: Options = Options()
+    *arguments: str, change: Callable[[Any], None] = lambda config: None, options: Options = JUDGED_PLAINLY
 ) -> list[str]:
     """What the launcher says of a run that it lets go on."""
     config = parse_command_line(arguments)

@@ -28,11 +28,8 @@ class Switches(Protocol):
     """What a guard asks at each call, see `torchtitan_tp_validate.guards.Guards`."""
 
     active: bool
+    replicate_kv_heads: bool
     fix_tp_plan: bool
-
-    @property
-    def replicate_kv_heads(self) -> bool:
-        """Whether ranks may share key-value heads."""
 
 
 @dataclass(frozen=True)

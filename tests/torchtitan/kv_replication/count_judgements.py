@@ -26,7 +26,7 @@ from torchtitan.tools import utils
 from torchtitan.trainer import Trainer
 
 from tests.core.walks import walk
-from torchtitan_tp_validate import degrees, job, train, validate
+from torchtitan_tp_validate import degrees, job, plan, train, validate
 from torchtitan_tp_validate.kv_replication import torchtitan_0_3
 from torchtitan_tp_validate.kv_replication.torchtitan_0_3 import KVHeadLinear, ReplicatingConfig
 from torchtitan_tp_validate.releases import releases
@@ -99,7 +99,10 @@ def main() -> None:
     # What a run asks for, and whether it fits, is the first walk.
     asked = (degrees.degrees_of_job, degrees.degrees_of_call, degrees.training_of_call, degrees.applies_fsdp)
     answered = (
+        # How it is asked for, and what of the model is split.
+        *(job.Options.__init__, plan.Plan.violations, plan.Plan.at),
         *(validate.judge, validate.run_error, validate.raise_if_unread, job.read_plan, job.find_problems),
+        *(job.find_faults, degrees.Degrees.splits_nothing.fget),
         *(question for line in releases() for question in (line.find_torchtitan_refusal, line.read_run)),
     )
     taken = walk(launch, is_asked_for, without=(*asked, *answered))
