@@ -432,7 +432,7 @@ def _layers_for_cp(run: Run) -> _Found:
 
 
 def _tied(run: Run) -> _Found:
-    if run.shares_with_fsdp and _fsdp(run.degrees):
+    if run.shares_with_fsdp and run.degrees.dp_shard * run.degrees.cp > 1:
         yield "the model's embedding and output are tied, and its parameters are sharded over data", ""
 
 
