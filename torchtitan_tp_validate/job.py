@@ -170,8 +170,8 @@ def judge_job(
     if error is None and not unread:
         if replication is not None:
             replication.accept(job.model, config)
-        refusal = None if degrees.splits_nothing else line.find_torchtitan_refusal(job.subject, job.degrees)
-        unread = "" if refusal is None else f"{job.model.name}: {refusal}"
+        objection = "" if degrees.splits_nothing else run.objection
+        unread = f"{job.model.name}: {objection}" if objection else ""
     warnings = tuple(problem for problem in problems if problem.warns)
     return Verdict(degrees, plan, error, warnings, unread, reason, repairs)
 

@@ -114,6 +114,7 @@ class Run:
         gathers_by_local_map: whether context parallelism gathers keys and values by ``local_map``.
         faults: the codes of the known faults that the model has in the installed torchtitan, see `faults`.
         refusal: what torchtitan's own checks say of the model's config in this run, or empty.
+        objection: what something else than these checks says there, or empty.
         late_refusal: what its parallelize function says before it touches the model, or empty.
     """
 
@@ -136,6 +137,7 @@ class Run:
     gathers_by_local_map: bool = False
     faults: frozenset[str] = frozenset()
     refusal: str = ""
+    objection: str = ""
     late_refusal: str = ""
 
 

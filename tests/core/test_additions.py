@@ -116,9 +116,6 @@ def test_a_line_of_torchtitan_is_a_file_and_its_name_in_the_list(copy: Copy) -> 
 
         def read_run(job, model, degrees, broken):
             return Run(degrees, Line.TORCHTITAN_0_2)
-
-        def find_torchtitan_refusal(model_or_config, degrees):
-            return None
         ''',
     )
     test = "tests/core/test_additions.py::test_every_file_of_a_line_is_in_the_list_of_readers"

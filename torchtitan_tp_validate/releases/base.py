@@ -109,9 +109,6 @@ class Release(Reader, Protocol):
                 for what is said already.
         """
 
-    def find_torchtitan_refusal(self, model_or_config: Any, degrees: Degrees) -> str | None:
-        """Return why torchtitan itself does not take what `in_run` gave, in its own words, or None."""
-
     def flavors(
         self, package: ModuleType, model_package: Callable[[], ModuleType]
     ) -> dict[str, Callable[[], RequestedModel]] | None:

@@ -77,6 +77,11 @@ def requested_model(job: Any) -> RequestedModel | None:
     return RequestedModel(name, args, spec.parallelize_fn, has_pipelines=spec.pipelining_fn is not None)
 
 
+def _fetches(config: Any) -> bool:
+    """Whether args are the transformers backend's, which fetches a config as it updates them."""
+    return hasattr(config, "_tt_to_hf_attribute_map")
+
+
 def _train_spec(job: Any) -> Any:
     """Return what torchtitan has registered under the name of a job's model, or None."""
     train_spec = importlib.import_module("torchtitan.protocols.train_spec")
@@ -89,8 +94,7 @@ def _train_spec(job: Any) -> Any:
 def in_run(config: Any, run: Any) -> Any:
     """Return the job's model, built on meta: its args, which stand in for it else, do not tell all sizes."""
     model_cls = getattr(_train_spec(run), "model_cls", None)
-    if model_cls is None or find_config(config) is None or hasattr(config, "_tt_to_hf_attribute_map"):
-        # The transformers backend would fetch a config to build its model by.
+    if model_cls is None or find_config(config) is None or _fetches(config):
         return config
     import torch
 
@@ -126,10 +130,11 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
         **runs.read_batches(job),
     )
     refusal = ""
-    try:
-        runs.updated_args(model.config, job)
-    except Exception as error:  # what is not torchtitan's own is its to say
-        refusal = runs.own_words(error)
+    if not _fetches(model.config):
+        try:
+            runs.updated_args(model.config, job)
+        except Exception as error:  # what is not torchtitan's own is its to say
+            refusal = runs.own_words(error)
     late = ""
     if not refusal and degrees.makes_a_mesh and degrees.etp in (1, degrees.tp) and "TP009" not in broken:
         known = {"model_args": model.config}
@@ -183,10 +188,6 @@ def _source(function: Callable[..., Any]) -> str:
         return inspect.getsource(inspect.unwrap(function))
     except OSError:  # made at run time
         return ""
-
-
-def find_torchtitan_refusal(model_or_config: Any, degrees: Degrees) -> None:
-    """Return None: torchtitan has no check of its own."""
 
 
 def flavors(

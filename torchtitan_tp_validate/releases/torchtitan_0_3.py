@@ -150,7 +150,8 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
     # Its own look at the heads and the experts would say less than is said already.
     asked = degrees.vary(tp=1, ep=1) if broken else degrees
     objection = _objection(in_run(config, job), asked)
-    refusal = runs.own_words(objection) if objection is not None else ""
+    refusal = "" if objection is None else runs.own_words(objection)
+    objected = "" if objection is None or refusal else declarations.REFUSED.format(objection)
     late = ""
     if not refusal and degrees.makes_a_mesh and "TP009" not in broken:
         given = {
@@ -159,7 +160,7 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
             if hasattr(job, section)
         }
         late = runs.refusal_of(model.parallelize_fn, {"config": config}, degrees, pipeline.degree, given)
-    return replace(run, refusal=refusal, late_refusal=late)
+    return replace(run, refusal=refusal, late_refusal=late, objection=objected)
 
 
 _ANYTHING = r".*"
@@ -249,14 +250,6 @@ def _objection(model_or_config: Any, degrees: Degrees) -> Exception | None:
     if not isinstance(model_or_config, InRun) or not declarations.declares_later(model_or_config.config):
         return None
     return declarations.objection(model_or_config.config, model_or_config.run, degrees)
-
-
-def find_torchtitan_refusal(model_or_config: Any, degrees: Degrees) -> str | None:
-    """Return why something else than torchtitan's own checks does not take a model with its run, or None."""
-    objection = _objection(model_or_config, degrees)
-    if objection is None or runs.own_words(objection):
-        return None
-    return declarations.REFUSED.format(objection)
 
 
 def find_config(model_or_config: Any) -> ConfigTree | None:

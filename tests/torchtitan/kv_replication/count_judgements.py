@@ -103,7 +103,7 @@ def main() -> None:
         *(job.Options.__init__, plan.Plan.violations, plan.Plan.at),
         *(validate.judge, validate.run_error, validate.raise_if_unread, job.read_plan, job.find_problems),
         *(job.find_faults, degrees.Degrees.splits_nothing.fget),
-        *(question for line in releases() for question in (line.find_torchtitan_refusal, line.read_run)),
+        *(line.read_run for line in releases()),
     )
     taken = walk(launch, is_asked_for, without=(*asked, *answered))
     print(json.dumps({"seen": SEEN, **dataclasses.asdict(taken)}), flush=True)
