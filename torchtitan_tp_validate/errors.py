@@ -56,6 +56,10 @@ class RepairError(TPValidateError):
     """A known fault was to be repaired, but its code is not the one that the repair is for."""
 
 
+class ReplicaError(TPValidateError):
+    """The copies of a parameter on several ranks are no longer equal."""
+
+
 class InstallError(TPValidateError):
     """``install(strict=True)`` found an entry point that it cannot guard."""
 

@@ -118,6 +118,7 @@ def install(
     fix_tp_plan: bool = False,
     repair: bool = False,
     allow: Sequence[str] = (),
+    check_replicas: int = 0,
 ) -> Installation:
     """Guard every known entry point of the installed torchtitan, and loading under transformers' native TP.
 
@@ -132,6 +133,8 @@ def install(
             `torchtitan_tp_validate.transformers_tp.ensure_lm_head_plan`.
         repair: mend the known faults of the installed torchtitan that a run would suffer from, instead of
             refusing it (see ``repairs``). It stays on until `uninstall`.
+        check_replicas: compare the copies of replicated parameters after each so many steps, and stop a run
+            whose copies differ (see ``repairs.replicas``); 0 for never. It stays on until `uninstall`.
         allow: codes of rules on a run as a whole (`rules.RUN_RULES`, `rules.FAULTS`) that warn, and do not
             refuse.
 
@@ -143,6 +146,8 @@ def install(
     options = Options(replicate_kv_heads=replicate_kv_heads, repair=repair, allow=tuple(allow))
     for problem in _guards.install(strict, options, fix_tp_plan):
         warnings.warn(problem, InstallWarning, stacklevel=2)
+    if check_replicas:
+        _guards.check_replicas(check_replicas)
     return Installation()
 
 
@@ -241,6 +246,11 @@ class Guards:
         """
         self._repairs = importlib.import_module("torchtitan_tp_validate.repairs")
         self._repairs.apply(codes)
+
+    def check_replicas(self, steps: int) -> None:
+        """Compare the copies of parameters after each so many steps, until `uninstall`."""
+        self._repairs = importlib.import_module("torchtitan_tp_validate.repairs")
+        importlib.import_module("torchtitan_tp_validate.repairs.replicas").check_every(steps)
 
     def install(self, strict: bool, options: Options, fix_tp_plan: bool) -> list[str]:
         """Put them in place; return what is to be told of it, a sentence each: nothing when they were.

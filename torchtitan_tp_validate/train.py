@@ -1,6 +1,7 @@
 """``torchrun ... -m torchtitan_tp_validate.train <torchtitan's own arguments>``: torchtitan.train, guarded.
 
-Three arguments are ours, and are not passed on: ``--replicate-kv-heads``, ``--repair``, ``--allow CODE``.
+Four arguments are ours, and are not passed on: ``--replicate-kv-heads``, ``--repair``, ``--allow CODE``,
+``--check-replicas N``.
 
 torchtitan parses its own command line; the job is checked before any device or process group is
 touched; a compatible one is handed over to ``torchtitan.train`` untouched, guards in place.
@@ -30,6 +31,7 @@ from torchtitan_tp_validate.supported import missing_import, unsupported_torchti
 
 _FLAGS = {"--replicate-kv-heads": "replicate_kv_heads", "--repair": "repair"}
 _ALLOW = "--allow"
+_CHECK_REPLICAS = "--check-replicas"
 _PATIENCE = timedelta(seconds=60)
 _NO_TORCHTITAN = 2
 
@@ -81,22 +83,27 @@ def _take_flags() -> dict[str, Any]:
     """Return what our flags ask of `install`; torchtitan, which does not know them, will not see them.
 
     Raises:
-        UsageError: ``--allow`` names no rule.
+        UsageError: ``--allow`` names no rule, or ``--check-replicas`` no number of steps.
     """
     taken: dict[str, Any] = {option: flag in sys.argv[1:] for flag, option in _FLAGS.items()}
-    left, allowed = [], []
+    left, allowed, steps = [], [], 0
     words = iter([word for word in sys.argv[1:] if word not in _FLAGS])
     for word in words:
         flag, equals, value = word.partition("=")
-        if flag != _ALLOW:
+        if flag not in (_ALLOW, _CHECK_REPLICAS):
             left.append(word)
             continue
         codes = value if equals else next(words, "")
+        if flag == _CHECK_REPLICAS:
+            if not codes.isdecimal() or not int(codes):
+                raise UsageError(f"{_CHECK_REPLICAS} wants a number of steps: {_CHECK_REPLICAS} 100.")
+            steps = int(codes)
+            continue
         if not codes or codes.startswith("-"):
             raise UsageError(f"{_ALLOW} wants the code of a rule: {_ALLOW} NUM001, or {_ALLOW} NUM001,PP005.")
         allowed += codes.upper().split(",")
     sys.argv[1:] = left
-    return {**taken, "allow": allowed}
+    return {**taken, "allow": allowed, "check_replicas": steps}
 
 
 def _parse_no_more(config: Any) -> None:

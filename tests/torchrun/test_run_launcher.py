@@ -79,6 +79,7 @@ def test_ranks_that_the_degrees_do_not_make_are_refused_by_every_rank(tmp_path: 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--check-replicas", "no"], "--check-replicas wants a number of steps: --check-replicas 100."),
         (["--allow"], "--allow wants the code of a rule: --allow NUM001, or --allow NUM001,PP005."),
         (
             ["--allow", "NUM999"],
