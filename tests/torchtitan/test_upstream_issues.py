@@ -1,6 +1,6 @@
 """Real upstream issues: the run that somebody started, judged before any process group, and one that works.
 
-Each is made small where that changes nothing, and put to the installed line where it has the models and fields.
+Each is made small where that changes nothing, and put to the installed line where that has its model.
 """
 
 from __future__ import annotations
@@ -71,7 +71,12 @@ ISSUES = (
         more={PP: 2, SCHEDULE: "ZBVZeroBubble", "batch": 8},
     ),
     Issue(
-        775, "hangs with fewer microbatches than stages", "PP005", {"batch": 1}, {"batch": 2}, more={PP: 2}
+        775,
+        "hangs with fewer microbatches than stages",
+        "PP005",
+        {"batch": 1},
+        {"batch": 2},
+        more={PP: 2, SCHEDULE: "1F1B"},
     ),
     Issue(
         784,
