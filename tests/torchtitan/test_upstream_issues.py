@@ -35,7 +35,7 @@ class Issue:
         works: fields of the run one step away that is not refused for it.
         model: name and flavor.
         ranks: of both.
-        line: of torchtitan that has it; empty for both.
+        line: of torchtitan, or release, that has it; empty for all.
     """
 
     number: int
@@ -129,7 +129,7 @@ ISSUES = (
         "NUM009",
         {SHARD: 1},
         {SHARD: 2},
-        line="0.2",
+        line="0.2.2",
         more={REPLICATE: 2},
     ),
     Issue(
@@ -148,7 +148,7 @@ ISSUES = (
         "NUM008",
         {PP: 2},
         {PP: 1},
-        line="0.2",
+        line="0.2.2",
         more={"batch": 8},
     ),
     Issue(3395, "a sequence beyond RoPE", "RUN001", {"seq_len": 10_000_000}, {"seq_len": 4096}, line="0.3"),
