@@ -35,7 +35,7 @@ PIPELINE_FLAG = "pipeline_parallel_degree"
 TOKEN_FIELDS = ("seq_len", "num_tokens_per_microbatch_per_dp_rank")
 """What ``[training]`` calls the tokens that the TP axis splits between blocks: up to 0.3.0, and after."""
 
-_WHAT_IS_LEFT = -1
+WHAT_IS_LEFT = -1
 """A data parallel shard degree that is left to the number of ranks."""
 
 
@@ -188,7 +188,7 @@ def degrees_of_job(config: Any) -> Degrees:
         ours: getattr(parallelism, theirs) for ours, theirs in FLAGS.items() if hasattr(parallelism, theirs)
     }
     dp_shard_is_known = True
-    if requested.get(Axis.FSDP.value) == _WHAT_IS_LEFT:
+    if requested.get(Axis.FSDP.value) == WHAT_IS_LEFT:
         # The number of ranks tells; the guard of the parallelize function hears it.
         del requested[Axis.FSDP.value]
         dp_shard_is_known = False

@@ -22,6 +22,7 @@ ORDER = (
     ("advice",),
     ("validate",),
     ("job", "registry"),
+    ("search",),
     ("wrappers",),
     ("guards",),
     ("transformers_tp", "kv_replication", "repairs"),

@@ -21,12 +21,13 @@ _COMMANDS = {
     "hf-audit": "hf_audit",
     "rule": "rules",
     "rules": "rules",
+    "layouts": "layouts",
     "rehearse": "rehearse",
     "doctor": "doctor",
     "completion": "completion",
 }
 """Subcommand -> the module of commands/ that has it."""
-_TAKE_A_RUN = ("check", "rehearse")
+_TAKE_A_RUN = ("check", "layouts", "rehearse")
 _EXAMPLES = """\
 examples:
   tp-validate check --hf-config path/to/config.json
@@ -81,7 +82,7 @@ def _run(arguments: list[str], theirs: list[str] | None) -> int:
         options.parser.raise_if_unknown(unknown, getattr(options, "hint", ""))
         options.torchtitan_arguments = theirs
         if theirs is not None and options.command not in _TAKE_A_RUN:
-            options.parser.error(f"only {' and '.join(_TAKE_A_RUN)} take torchtitan's arguments after --")
+            options.parser.error(f"only {', '.join(_TAKE_A_RUN)} take torchtitan's arguments after --")
         status: int = options.run(options)
         return status
     except SystemExit as stop:  # argparse, and torchtitan's own parser

@@ -26,6 +26,7 @@ from torchtitan_tp_validate.errors import (
 from torchtitan_tp_validate.hardware import build_for_its_hardware
 from torchtitan_tp_validate.job import Options, parse_command_line, unguarded
 from torchtitan_tp_validate.releases import line_of, read_plan
+from torchtitan_tp_validate.search import Search
 from torchtitan_tp_validate.wrappers.guard import guardable_functions
 
 _TOML_FLAGS = ("--job.config_file", "--job.config-file")
@@ -59,6 +60,29 @@ def judge_run(arguments: Sequence[str], options: Options) -> Report:
     location = _check_names(arguments)
     config, assumed = _parsed(arguments)
     return replace(judge_job(config, "this run", location, options), assumed=assumed)
+
+
+def search_layouts(
+    arguments: Sequence[str], options: Options, keep: Sequence[str], *, near: bool
+) -> tuple[Search, str]:
+    """Return a search among the layouts of the run that torchtitan makes of these arguments, and its name.
+
+    Args:
+        arguments: torchtitan's own.
+        options: how to judge layouts; they say how many ranks there are.
+        keep: axes whose degree stays the run's.
+        near: whether those that change the least come first.
+
+    Raises:
+        NotReadError: torchtitan does not take the arguments, or they name no model.
+        UnknownNameError: there is no such module, config or axis.
+    """
+    _check_names(arguments)
+    config, _ = _parsed(arguments)
+    model = line_of(config).requested_model(config)
+    if model is None:
+        raise NotReadError("the run names no model that is known.")
+    return Search(config, guarded=guardable_functions(), options=options, keep=keep, near=near), model.name
 
 
 def judge_toml(path: str, options: Options) -> Report:

@@ -8,7 +8,7 @@ import pytest
 
 from torchtitan_tp_validate.cli import main
 
-SUBCOMMANDS = ("check", "table", "audit", "rule", "rules", "rehearse", "doctor", "completion")
+SUBCOMMANDS = ("check", "table", "audit", "rule", "rules", "layouts", "rehearse", "doctor", "completion")
 
 
 class Result(NamedTuple):

@@ -10,7 +10,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,18 +21,30 @@ from torchtitan_tp_validate.cli import torchtitan
 from torchtitan_tp_validate.cli.commands import audit, hf_audit, table
 from torchtitan_tp_validate.cli.formats import FORMATS
 from torchtitan_tp_validate.cli.verdicts import Report
+from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.rehearsal import rehearse
 from torchtitan_tp_validate.rehearsal.rehearse import Rehearsal
 from torchtitan_tp_validate.rules import LINES
+from torchtitan_tp_validate.search import Layout
 from torchtitan_tp_validate.transformers_tp import audit as plans
 from torchtitan_tp_validate.transformers_tp.audit import HeadAudit, Linear, NotAudited, PlanAudit
 
 ROOT = Path(__file__).parents[3]
 UNTOLD = "docs/cli.md names other formats than cli/formats.py has"
-COMMANDS = ("check", "table", "audit", "hf-audit", "rule", "rules", "rehearse", "doctor")
+COMMANDS = ("check", "table", "audit", "hf-audit", "rule", "rules", "layouts", "rehearse", "doctor")
 KILLED = {"rank": 1, "how": "killed", "stage": "starting", "error": "", "traceback": ""}
 HEAD = HeadAudit("lm_head", (128, 64), None, (), None, 16384)
 SEEN = Rehearsal("debug 8B", "dies", "fits", {"tp": 2}, (), (2,), math.nan, 0, ends=(KILLED,))
+LAYOUT = Layout(Degrees(tp=2, dp_shard=4))
+MADE_UP = SimpleNamespace(
+    axes=["tp", "dp_shard"],
+    considered=3,
+    candidates=[LAYOUT],
+    judged=1,
+    excluded=Counter(TP002=2),
+    confirmed=lambda: iter([LAYOUT]),
+    arguments=lambda layout: ["--parallelism.tensor_parallel_degree", "2"],
+)
 PLANS = {
     "WholeForCausalLM": PlanAudit("WholeForCausalLM", "5.9", 4, HEAD, (Linear("fc", 2, (8, 4), 128),)),
     "HeadlessForCausalLM": PlanAudit("HeadlessForCausalLM", "5.9", 4, None, ()),
@@ -46,6 +60,7 @@ def command_lines(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> dict[st
     monkeypatch.setattr(audit, "_jobs", lambda options: [audit._Job("debug 8B", lambda: found)])
     monkeypatch.setattr(table, "survey", lambda options: iter([found]))
     monkeypatch.setattr(rehearse, "rehearse", lambda *_, **__: SEEN)
+    monkeypatch.setattr(torchtitan, "search_layouts", lambda *_, **__: (MADE_UP, "debug 8B"))
     monkeypatch.setattr(hf_audit, "transformers_version", lambda: "5.9")
     monkeypatch.setattr(plans, "audit_installed", lambda names: iter([PLANS[name] for name in names]))
     monkeypatch.setattr(plans, "audited_classes", lambda: list(PLANS))
@@ -53,7 +68,8 @@ def command_lines(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> dict[st
         "check": ["check", "--hf-config", str(config_file), "--tp", "4"],
         "rule": ["rule", "TP002"],
         "rehearse": ["rehearse", "--model", "debug", "--flavor", "8B"],
-        **{command: [command] for command in COMMANDS if command not in ("check", "rule", "rehearse")},
+        "layouts": ["layouts", "--world-size", "8", "--", "--config", "8b"],
+        **{command: [command] for command in ("table", "audit", "hf-audit", "rules", "doctor")},
     }
 
 
@@ -102,7 +118,8 @@ def test_every_command_prints_every_format(
     tp_validate: Program, command_lines: dict[str, list[str]], tmp_path: Path, command: str, name: str
 ) -> None:
     words = command_lines[command]
-    status, out, err = tp_validate(*words, "--output-format", name)
+    first, *rest = words
+    status, out, err = tp_validate(first, "--output-format", name, *rest)
     if name == "github" and command in ("rule", "rules"):  # nothing of theirs stands in anybody's file
         assert (status, out) == (2, "")
         assert "there is no 'github'; choose from full, concise, json, markdown" in err
@@ -111,7 +128,7 @@ def test_every_command_prints_every_format(
     assert status == tp_validate(*words).status
     assert out or name == "github"
     file = tmp_path / "result"
-    assert tp_validate(*words, "--output-format", name, "--output-file", file) == (status, "", "")
+    assert tp_validate(first, "--output-format", name, "--output-file", file, *rest) == (status, "", "")
     assert file.read_text(encoding="utf-8") == out
     if name == "json":
         assert json.loads(out)["schema_version"] == 1

@@ -121,7 +121,19 @@ DEGREES = st.one_of(
 WORDS = st.one_of(
     st.sampled_from(
         [
-            *("check", "table", "audit", "rule", "rules", "rehearse", "doctor", "TP002", "tp001", "EP001"),
+            *(
+                "check",
+                "table",
+                "audit",
+                "rule",
+                "rules",
+                "rehearse",
+                "layouts",
+                "doctor",
+                "TP002",
+                "tp001",
+                "EP001",
+            ),
             *("--tp", "4", "--hf-config", "--plan", "transformers", "torchtitan", "--ep", "--cp", "--flavor"),
             *("--output-format", *FORMATS, "--output-file", "--", "--version", "-h", "--all", "--world-size"),
         ]
@@ -129,7 +141,7 @@ WORDS = st.one_of(
     st.text(max_size=6),
 )
 # These ask the installed torchtitan, which is slow to import, and no part of what is fuzzed here.
-ASKS_TORCHTITAN = {"table", "audit", "rehearse", "doctor", "--", "--model"}
+ASKS_TORCHTITAN = {"table", "audit", "layouts", "rehearse", "doctor", "--", "--model"}
 
 
 def run(*arguments: str) -> tuple[int, str, str]:

@@ -23,6 +23,7 @@ from torchtitan_tp_validate.rehearsal.jobs import (
     transformers_backend,
 )
 from torchtitan_tp_validate.rehearsal.shrink import shrink
+from torchtitan_tp_validate.releases.runs import updated_args
 
 _NO_TOKEN = -1
 # Source: components/quantization of torchtitan 0.2.2.
@@ -73,7 +74,7 @@ def parse(request: Request) -> Any:
 def make_small(job: Any, degrees: Degrees, folder: Path) -> list[str]:
     """Shrink the job's model and sequence; see `jobs`."""
     from torch.nn.attention.flex_attention import create_block_mask
-    from torchtitan.protocols.train_spec import get_train_spec, register_train_spec
+    from torchtitan.protocols.train_spec import get_train_spec
 
     low_precision = [name for name in job.model.converters if name in _LOW_PRECISION]
     job.model.converters = [name for name in job.model.converters if name not in _LOW_PRECISION]
@@ -99,19 +100,34 @@ def make_small(job: Any, degrees: Degrees, folder: Path) -> list[str]:
     training.seq_len = small_seq_len(training.seq_len, degrees)
     training.dtype = training.mixed_precision_param = "float32"
     training.enable_cpu_offload = False
+    _turn_off(job, args)
+    return left_out
+
+
+def make_plain(job: Any) -> None:
+    """Have a job lay out its model of full size on a CPU; see `jobs`."""
+    from torchtitan.protocols.train_spec import get_train_spec
+
+    job.model.converters = [name for name in job.model.converters if name not in _LOW_PRECISION]
+    _turn_off(job, get_train_spec(job.model.name).model_args[job.model.flavor])
+
+
+def _turn_off(job: Any, args: Any) -> None:
+    """Turn off what is no part of a step, and register the job's model with these args."""
+    from torchtitan.protocols.train_spec import get_train_spec, register_train_spec
+
     job.checkpoint.enable = job.validation.enable = False
     job.profiling = type(job.profiling)()
     job.metrics = type(job.metrics)(log_freq=1)
     register_train_spec(
         job.model.name,
         dataclasses.replace(
-            spec,
+            get_train_spec(job.model.name),
             model_args={job.model.flavor: args},
             build_tokenizer_fn=lambda *_, **__: SimpleNamespace(eos_id=_NO_TOKEN),
             state_dict_adapter=None,
         ),
     )
-    return left_out
 
 
 def vocab_size(job: Any) -> int:
@@ -126,6 +142,16 @@ def more_inputs(job: Any) -> tuple[tuple[str, Any], ...]:
     """Return what a model is fed beside tokens: nothing, not even their positions."""
     del job
     return ()
+
+
+def build_on_meta(job: Any) -> Any:
+    """Return the job's model, without memory."""
+    import torch
+    from torchtitan.protocols.train_spec import get_train_spec
+
+    spec = get_train_spec(job.model.name)
+    with torch.device("meta"):
+        return spec.model_cls(updated_args(spec.model_args[job.model.flavor], job))
 
 
 def build_trainer(

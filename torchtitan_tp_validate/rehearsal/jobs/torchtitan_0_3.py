@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -112,18 +113,31 @@ def make_small(job: Any, degrees: Degrees, folder: Path) -> list[str]:
     training.seq_len = small_seq_len(training.seq_len, degrees, getattr(job.loss, "num_chunks", 1))
     training.dtype = training.mixed_precision_param = "float32"
     training.enable_cpu_offload = False
-    training.disable_cuda_graphs = True
     parallelism = job.parallelism
     if parallelism.module_fqns_per_model_part:
         raise RehearsalError("parallelism.module_fqns_per_model_part names layers that the small model lacks")
     parallelism.pipeline_parallel_layers_per_stage = None
-    job.checkpoint.enable = job.validator.enable = False
-    job.profiler = type(job.profiler)()
-    job.metrics = type(job.metrics)(log_freq=1)
+    _turn_off(job)
     for node in (job.loss, *(node for _, _, node in configs_below(job.loss))):
         if getattr(node, "global_vocab_size", None):
             node.global_vocab_size = config.vocab_size
     return left_out
+
+
+def make_plain(job: Any) -> None:
+    """Have a job lay out its model of full size on a CPU; see `jobs`."""
+    config = job.model_spec.model
+    if not transformers_backend.is_job(config):
+        _replace_gpu_kernels(config)
+    _turn_off(job)
+
+
+def _turn_off(job: Any) -> None:
+    """Turn off what is no part of a step."""
+    job.training.disable_cuda_graphs = True
+    job.checkpoint.enable = job.validator.enable = False
+    job.profiler = type(job.profiler)()
+    job.metrics = type(job.metrics)(log_freq=1)
 
 
 def _check_is_small(config: Any, error: ShrinkError) -> None:
@@ -192,6 +206,14 @@ def more_inputs(job: Any) -> tuple[tuple[str, Any], ...]:
     if getattr(job.model_spec.model, "vision_encoder", None) is None:
         return ()
     return (("special_tokens", {"image_id": -1, "video_id": -2}),)
+
+
+def build_on_meta(job: Any) -> Any:
+    """Return the job's model, without memory."""
+    import torch
+
+    with torch.device("meta"):
+        return copy.deepcopy(job.model_spec.model).build()
 
 
 def build_trainer(

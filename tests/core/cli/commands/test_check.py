@@ -392,7 +392,7 @@ def test_only_commands_about_a_run_take_torchtitans_arguments(tp_validate: Progr
     status, _, err = tp_validate("rules", "--", "--module", "llama3")
     assert (status, err.splitlines()[0]) == (
         2,
-        "tp-validate rules: only check and rehearse take torchtitan's arguments after --",
+        "tp-validate rules: only check, layouts, rehearse take torchtitan's arguments after --",
     )
 
 

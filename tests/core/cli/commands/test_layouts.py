@@ -1,0 +1,121 @@
+"""What `tp-validate layouts` says of its own arguments, and of what it found."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+
+from tests.core.cli.conftest import Program
+from torchtitan_tp_validate.cli import torchtitan
+from torchtitan_tp_validate.degrees import Degrees
+from torchtitan_tp_validate.rehearsal import memory
+from torchtitan_tp_validate.rehearsal.memory import State
+from torchtitan_tp_validate.search import Layout
+
+GIB = 2**30
+LAYOUTS = [
+    Layout(Degrees(tp=1, dp_shard=8)),
+    Layout(Degrees(tp=1, dp_shard=4, dp_replicate=2)),
+    Layout(Degrees(tp=2, dp_shard=4), repairs=("NUM004",)),
+    Layout(Degrees(tp=8), pp=1),
+]
+
+
+class Meter:
+    """Lays out a model of 40 GiB, whose shards are even but for tensor parallelism's."""
+
+    whole = State(10 * GIB, 10 * GIB, 20 * GIB)
+
+    def __init__(self) -> None:
+        self.measured: list[int] = []
+
+    def measure(self, degrees: Mapping[str, int], world_size: int) -> State:
+        assert world_size == 8
+        self.measured.append(degrees["tp"])
+        return State(GIB, GIB, 3 * GIB if degrees["tp"] < 8 else 4 * GIB)
+
+
+@pytest.fixture
+def meter(monkeypatch: pytest.MonkeyPatch) -> Meter:
+    """A search that finds four layouts, and what measures them."""
+    meter = Meter()
+
+    @contextmanager
+    def state_meter(arguments: list[str], *, replicate_kv_heads: bool) -> Iterator[Meter]:
+        assert (arguments, replicate_kv_heads) == (["--config", "8b"], False)
+        yield meter
+
+    search = SimpleNamespace(
+        axes=["tp", "dp_replicate", "dp_shard"],
+        considered=9,
+        candidates=LAYOUTS,
+        judged=4,
+        excluded=Counter(TP002=5),
+        confirmed=lambda: iter(LAYOUTS),
+        fields=lambda layout: {"tp": layout.of("tp")},
+        arguments=lambda layout: [],
+    )
+    monkeypatch.setattr(torchtitan, "installed", contextlib.nullcontext)
+    monkeypatch.setattr(torchtitan, "search_layouts", lambda *_, **__: (search, "debug 8B"))
+    monkeypatch.setattr(memory, "state_meter", state_meter)
+    return meter
+
+
+def test_layouts_that_hold_too_much_are_left_out_and_counted(tp_validate: Program, meter: Meter) -> None:
+    words = ["layouts", "--world-size", "8", "--memory", "5GiB", "--", "--config", "8b"]
+    assert tp_validate(*words).out == (
+        "debug 8B on 8 ranks:\n"
+        "\n"
+        "tp  dp_replicate  dp_shard  GiB per rank  told     repairs\n"
+        " 1             1         8          5.00\n"
+        " 2             1         4          5.00           NUM004\n"
+        "\n"
+        "The first is the run with: as it is\n"
+        "\n"
+        "9 layouts are there; arithmetic leaves 4, of which 4 were judged in full for this list.\n"
+        "Excluded, by each rule that a layout breaks: TP002 5, MEMORY 2.\n"
+    )
+    # Two replicas of 40 GiB on eight ranks of 5 need not be laid out.
+    assert meter.measured == [1, 2, 8]
+
+
+def test_the_list_is_as_long_as_it_may_be(tp_validate: Program, meter: Meter) -> None:
+    words = [
+        "layouts",
+        "--world-size",
+        "8",
+        "--limit",
+        "1",
+        "--output-format",
+        "concise",
+        "--",
+        "--config",
+        "8b",
+    ]
+    assert tp_validate(*words).out == "dp_shard 8\n"
+    assert not meter.measured
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "which run? give torchtitan's arguments after --"),
+        (["--", "--config", "8b"], "--world-size is missing: how many ranks are there?"),
+        (["--world-size", "0"], "'0' is not a whole number from 1 to"),
+        (["--memory", "80"], ""),
+        (["--memory", "80 gib"], ""),
+        (["--memory", "much"], "'much' is no size: write 80GiB, 141GB or a number of bytes"),
+        (["--memory", "0GB"], "'0GB' is no size"),
+        (["--memory", "80KiB"], "'80KiB' is no size"),
+        (["--tp", "2"], "there is no option '--tp'"),
+    ],
+)
+def test_arguments_that_are_wrong_are_told(tp_validate: Program, words: list[str], told: str) -> None:
+    status, out, err = tp_validate("layouts", *words)
+    assert (status, out) == (2, "")
+    assert (told or "which run? give torchtitan's arguments after --") in err

@@ -1,0 +1,82 @@
+"""Train jobs of full size for a step on real ranks, and tell what each rank then holds.
+
+    python -m tests.rehearsal.held OUT
+
+``OUT/jobs.json`` lists the arguments of each and its number of ranks; ``OUT/held.json`` gets, for each, the
+bytes of the fullest rank, or why it did not train.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
+from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line
+from torchtitan_tp_validate.rehearsal.truth.layout_runs import plain_job
+
+
+def main(folder: str) -> None:
+    """Run the jobs of a folder."""
+    die_with_parent()
+    out, line = Path(folder), installed_line()
+    line.prepare(False)
+    held = [_train(line, *one, out) for one in json.loads((out / "jobs.json").read_text(encoding="utf-8"))]
+    (out / "held.json").write_text(json.dumps(held), encoding="utf-8")
+
+
+def _train(line: ModuleType, arguments: list[str], ranks: int, out: Path) -> Any:
+    job = plain_job(line.parse(Request(tuple(arguments))))
+    for end in Children(out, 60.0).run("held", ranks, partial(_rank, line, job, out)):
+        if end.how != "ended":
+            return f"rank {end.rank} {end.how}: {end.stage}: {end.error} {end.traceback}"
+    found = [json.loads((out / f"held-rank{rank}.json").read_text(encoding="utf-8")) for rank in range(ranks)]
+    return max(found, key=lambda one: one["parameters"])
+
+
+def _rank(line: ModuleType, job: Any, out: Path, rank: int, enter: Any) -> None:
+    from torchtitan_tp_validate.rehearsal.batches import Batches
+    from torchtitan_tp_validate.rehearsal.process import sum_gradients_without_nccl
+
+    enter("building")
+    line.make_plain(job)
+    job.training.dtype = job.training.mixed_precision_param = "float32"
+    training, parallelism = job.training, job.parallelism
+    size = training.local_batch_size
+    rows = size * 64
+    batches = Batches(rows, training.seq_len, line.vocab_size(job), seed=1, more=line.more_inputs(job))
+    micro = parallelism.pipeline_parallel_microbatch_size
+    trainer = line.build_trainer(job, batches.of_rank, size, micro)
+    for model in trainer.model_parts:
+        sum_gradients_without_nccl(model)
+    enter("training")
+    trainer.step = 1
+    trainer.train_step(trainer.batch_generator(trainer.dataloader))
+    parameters = [one for part in trainer.model_parts for one in part.parameters()]
+    states = [
+        value
+        for optimizer in trainer.optimizers
+        for state in optimizer.state.values()
+        for value in state.values()
+    ]
+    held = {
+        "parameters": sum(map(_bytes, parameters)),
+        "gradients": sum(_bytes(one.grad) for one in parameters if one.grad is not None),
+        "optimizer": sum(map(_bytes, states)),
+    }
+    (out / f"held-rank{rank}.json").write_text(json.dumps(held), encoding="utf-8")
+
+
+def _bytes(tensor: Any) -> int:
+    from torch.distributed.tensor import DTensor
+
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return local.numel() * local.element_size()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

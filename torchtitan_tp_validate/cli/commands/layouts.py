@@ -1,0 +1,293 @@
+"""``tp-validate layouts``: the layouts of a run that work on a number of ranks."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torchtitan_tp_validate.cli import formats, output
+from torchtitan_tp_validate.cli.arguments import (
+    Parser,
+    add_output,
+    add_repairs,
+    add_replication,
+    positive,
+    run_options,
+)
+from torchtitan_tp_validate.cli.formats import BAD, GOOD, QUIET, Findings, Line
+
+if TYPE_CHECKING:
+    from torchtitan_tp_validate.rehearsal.memory import State, StateMeter
+    from torchtitan_tp_validate.search import Layout, Search
+
+SCHEMA_VERSION = 1
+"""Of the JSON output, which ``cli/schema-layouts.json`` describes."""
+
+MEMORY = "MEMORY"
+"""In the place of a code: a rank would hold more than it has."""
+
+_UNITS = {"": 1, "MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_GIB = _UNITS["GIB"]
+_CODE = len("NODE001")
+_EXAMPLES = """\
+examples:
+  tp-validate layouts --world-size 64 -- --module qwen3_5 --config qwen35_122b_a10b
+  tp-validate layouts --world-size 64 --gpus-per-node 8 --memory 80GiB -- --module qwen3_5 ...
+  tp-validate layouts --world-size 16 --near -- --module llama3 --config llama3_8b ...
+  tp-validate layouts --world-size 32 --keep cp,pp -- --job.config_file llama3_70b.toml
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Declare the subcommand."""
+    parser: Parser = commands.add_parser(
+        "layouts",
+        help="list the layouts of a run that work on a number of ranks",
+        description="List the layouts of a run that work on a number of ranks: those with the fewest "
+        "pipeline stages first, then context, tensor and expert parallel ranks, then replicas. Each is "
+        "judged as the launcher judges a run. Exit status 0 when there is one, 1 when there is none.",
+        epilog=_EXAMPLES,
+        usage="tp-validate layouts --world-size N [options] -- TORCHTITAN'S ARGUMENTS",
+    )
+    ranks = parser.add_argument_group("of the ranks")
+    ranks.add_argument("--world-size", type=positive, action="once", metavar="N", help="how many there are")
+    ranks.add_argument(
+        "--gpus-per-node",
+        type=positive,
+        action="once",
+        metavar="N",
+        help="how many of them share a node: layouts whose TP or EP crosses nodes come last, and say so",
+    )
+    ranks.add_argument(
+        "--memory",
+        type=_bytes,
+        action="once",
+        metavar="SIZE",
+        help="what a rank has, e.g. 80GiB: torchtitan lays every layout out without memory, and those whose "
+        "parameters, gradients and optimizer state (Adam) alone take more are left out; activations come on "
+        "top",
+    )
+    wanted = parser.add_argument_group("which layouts")
+    wanted.add_argument(
+        "--limit", type=positive, default=10, metavar="N", help="how many to list at most (default: 10)"
+    )
+    wanted.add_argument(
+        "--keep",
+        type=_axes,
+        action="collect",
+        metavar="AXIS",
+        help="keep the run's own degree of an axis: cp, or cp,pp",
+    )
+    wanted.add_argument(
+        "--near", action="store_true", help="list those first that change the fewest degrees of the run"
+    )
+    add_repairs(wanted)
+    add_replication(wanted)
+    add_output(parser)
+    parser.set_defaults(run=run, parser=parser, command="layouts", hint="a run's arguments follow --")
+
+
+def _bytes(text: str) -> int:
+    """Return a number of bytes.
+
+    Raises:
+        argparse.ArgumentTypeError: it is something else.
+    """
+    number = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?([a-zA-Z]*)", text, re.ASCII)
+    if number is None or number[2].upper() not in _UNITS or not (size := float(number[1])):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no size: write 80GiB, 141GB or a number of bytes")
+    return int(size * _UNITS[number[2].upper()])
+
+
+def _axes(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))
+
+
+def run(options: Any) -> int:
+    """Run the subcommand; the exit status."""
+    if options.torchtitan_arguments is None:
+        options.parser.error("which run? give torchtitan's arguments after --")
+    if options.world_size is None:
+        options.parser.error("--world-size is missing: how many ranks are there?")
+    from torchtitan_tp_validate.cli import torchtitan
+
+    with output.status() as progress, ExitStack() as stack:
+        progress("reading the run")
+        with torchtitan.installed():
+            search, name = torchtitan.search_layouts(
+                options.torchtitan_arguments, run_options(options), options.keep or (), near=options.near
+            )
+        meter = None
+        if options.memory is not None:
+            from torchtitan_tp_validate.rehearsal.memory import state_meter
+
+            meter = stack.enter_context(
+                state_meter(
+                    options.torchtitan_arguments,
+                    replicate_kv_heads=options.replicate_kv_heads,
+                )
+            )
+        found = itertools.islice(_fitting(search, meter, options, progress), options.limit)
+        layouts = _Layouts(search, name, options)
+        with formats.writing(options, layouts) as write:
+            for one in _aside(found):
+                write(one)
+    return 0 if layouts.written else 1
+
+
+def _aside(found: Iterator[Found]) -> Iterator[Found]:
+    """Yield what is found, and keep off what torchtitan says each time that it is asked."""
+    from torchtitan_tp_validate.cli import torchtitan
+
+    while True:
+        with torchtitan.installed(), _no_warnings():
+            one = next(found, None)
+        if one is None:
+            return
+        yield one
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A layout that works.
+
+    Attributes:
+        layout: its degrees.
+        state: what its fullest rank holds, where that was asked for.
+    """
+
+    layout: Layout
+    state: State | None = None
+
+
+def _fitting(search: Search, meter: StateMeter | None, options: Any, progress: Any) -> Iterator[Found]:
+    """Yield the layouts that work and fit the memory, best first."""
+    for index, layout in enumerate(search.confirmed()):
+        if meter is None:
+            yield Found(layout)
+            continue
+        progress(f"laying out layout {index + 1}")
+        sharing = options.world_size // layout.of("dp_replicate")
+        # No layout holds less than an even part of the whole.
+        state = None
+        if meter.whole.total <= sharing * options.memory:
+            state = meter.measure(search.fields(layout), options.world_size)
+        if state is None or state.total > options.memory:
+            search.excluded[MEMORY] += 1
+        else:
+            yield Found(layout, state)
+
+
+class _Layouts(Findings[Found]):
+    """What is said of layouts."""
+
+    array = "layouts"
+
+    def __init__(self, search: Search, name: str, options: Any) -> None:
+        self._search, self._name, self._options = search, name, options
+        state = ["GiB per rank"] if options.memory is not None else []
+        self.columns = (*search.axes, *state, "told", "repairs")
+        self._first: Found | None = None
+
+    def opening(self) -> Iterator[Line]:
+        yield f"{self._name} on {self._options.world_size} ranks:", "bold"
+        yield "", ""
+
+    def full(self, thing: Found) -> Iterator[Line]:
+        if self._first is None:
+            self._first = thing
+            yield self._aligned(list(self.columns)), "bold"
+        yield self._aligned([text for text, _ in self.cells(thing)]), ""
+
+    def _aligned(self, cells: list[str]) -> str:
+        *numbers, told, repairs = cells
+        aligned = [cell.rjust(len(column)) for cell, column in zip(numbers, self.columns, strict=False)]
+        return "  ".join((*aligned, told.ljust(_CODE), repairs)).rstrip()
+
+    def closing(self) -> Iterator[Line]:
+        if self._first is None:
+            yield "No layout works.", BAD
+        else:
+            arguments = self._search.arguments(self._first.layout)
+            yield "", ""
+            change = " ".join(arguments) or "as it is"
+            yield f"The first is the run with: {change}", GOOD
+        yield "", ""
+        yield f"{self._search.considered} layouts are there; {self._left}.", QUIET
+        if self._search.excluded:
+            yield f"Excluded, by each rule that a layout breaks: {self._excluded}.", QUIET
+
+    @property
+    def _left(self) -> str:
+        left = len(self._search.candidates)
+        return f"arithmetic leaves {left}, of which {self._search.judged} were judged in full for this list"
+
+    @property
+    def _excluded(self) -> str:
+        return ", ".join(f"{code} {count}" for code, count in self._search.excluded.most_common())
+
+    def line(self, thing: Found) -> str:
+        layout = thing.layout
+        degrees = [f"{axis} {layout.of(axis)}" for axis in self._search.axes if layout.of(axis) > 1]
+        state = f": {_gib(thing.state)} GiB per rank" if thing.state else ""
+        told = "".join(f" ({problem.code})" for problem in layout.warnings)
+        return f"{', '.join(degrees) or 'one rank'}{state}{told}"
+
+    def cells(self, thing: Found) -> list[Line]:
+        layout = thing.layout
+        cells = [(str(layout.of(axis)), "") for axis in self._search.axes]
+        if thing.state is not None:
+            cells.append((_gib(thing.state), ""))
+        told = ", ".join(dict.fromkeys(problem.code for problem in layout.warnings))
+        return [*cells, (told, ""), (", ".join(layout.repairs), "")]
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "run": self._name,
+            "world_size": self._options.world_size,
+        }
+
+    def item(self, thing: Found) -> dict[str, Any]:
+        layout, state = thing.layout, thing.state
+        return {
+            "degrees": {axis: layout.of(axis) for axis in self._search.axes},
+            "arguments": self._search.arguments(layout),
+            "warnings": [problem.code for problem in layout.warnings],
+            "repairs": list(layout.repairs),
+            "bytes_per_rank": None
+            if state is None
+            else {
+                "parameters": state.parameters,
+                "gradients": state.gradients,
+                "optimizer": state.optimizer,
+            },
+        }
+
+    def ending(self) -> dict[str, Any]:
+        return {
+            "considered": self._search.considered,
+            "left_by_arithmetic": len(self._search.candidates),
+            "judged": self._search.judged,
+            "excluded": dict(self._search.excluded),
+        }
+
+
+def _gib(state: State) -> str:
+    return f"{state.total / _GIB:.2f}"

@@ -1,0 +1,126 @@
+"""What a rank of a layout holds between two steps, as torchtitan itself lays it out.
+
+Nothing is estimated: the job's Trainer lays the model of full size out on meta, under a fake process group of
+all ranks, and the shards that it makes are counted. Activations, buffers and what a step allocates are not
+among them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+from torchtitan_tp_validate.errors import RehearsalError
+
+_PROGRAM = "torchtitan_tp_validate.rehearsal.memory_program"
+_MOST_OUTPUT = 2000
+
+
+@dataclass(frozen=True)
+class State:
+    """What the rank holds that holds the most, in bytes.
+
+    Attributes:
+        parameters: its shards of them.
+        gradients: of those that are trained, laid out as they are. FSDP does so; without it torchtitan of 0.2.x
+            leaves a gradient as autograd made it, which may be more.
+        optimizer: the optimizer's state, from the first step on.
+    """
+
+    parameters: int
+    gradients: int
+    optimizer: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.parameters + self.gradients + self.optimizer
+
+
+class StateMeter:
+    """Lays layouts of one job out, one after the other, in a process of its own."""
+
+    def __init__(self, process: subprocess.Popen[str], answers: IO[str], output: Path) -> None:
+        self._process = process
+        self._answers = answers
+        self._output = output
+
+    def measure(self, degrees: Mapping[str, int], world_size: int) -> State:
+        """Return what a layout holds.
+
+        Args:
+            degrees: field under ``[parallelism]`` -> degree.
+            world_size: the number of ranks.
+
+        Raises:
+            RehearsalError: the job cannot be laid out, and why.
+        """
+        return self._ask({"degrees": dict(degrees), "world_size": world_size})
+
+    @cached_property
+    def whole(self) -> State:
+        """What all ranks that share one copy of the model hold together, without padding.
+
+        Raises:
+            RehearsalError: the model cannot be built, and why.
+        """
+        return self._ask({})
+
+    def _ask(self, asked: Mapping[str, Any]) -> State:
+        assert self._process.stdin is not None
+        # Where it has ended, the answer says so.
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(asked) + "\n")
+            self._process.stdin.flush()
+        answer = self._answers.readline()
+        if not answer:
+            text = self._output.read_text(encoding="utf-8", errors="replace").strip()[-_MOST_OUTPUT:]
+            raise RehearsalError(f"what lays the job out ended with status {self._process.wait()}", text)
+        read = json.loads(answer)
+        if "problem" in read:
+            raise RehearsalError(f"the job cannot be laid out: {read['problem']}")
+        return State(**read)
+
+
+@contextmanager
+def state_meter(arguments: Sequence[str], *, replicate_kv_heads: bool = False) -> Iterator[StateMeter]:
+    """Give what measures layouts of the job that torchtitan makes of these arguments."""
+    with tempfile.TemporaryDirectory(prefix="tp-validate-memory-") as folder:
+        output = Path(folder) / "output.txt"
+        reader, writer = os.pipe()
+        with output.open("wb") as stream, os.fdopen(reader, encoding="utf-8") as answers:
+            process = subprocess.Popen(
+                [sys.executable, "-m", _PROGRAM, str(writer), folder],
+                env={
+                    "TORCHINDUCTOR_CACHE_DIR": f"{folder}/compiled",
+                    **os.environ,
+                    "OMP_NUM_THREADS": "1",
+                },
+                stdin=subprocess.PIPE,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                pass_fds=(writer,),
+                text=True,
+            )
+            os.close(writer)
+            try:
+                request: dict[str, Any] = {
+                    "arguments": list(arguments),
+                    "replicate_kv_heads": replicate_kv_heads,
+                }
+                assert process.stdin is not None
+                process.stdin.write(json.dumps(request) + "\n")
+                process.stdin.flush()
+                yield StateMeter(process, answers, output)
+            finally:
+                process.kill()
+                process.communicate()
