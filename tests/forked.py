@@ -200,9 +200,10 @@ def _become(request: dict[str, Any]) -> None:
     if request["nproc"]:
         os.dup2(1, 2)
     os.chdir(request["cwd"])
-    added = request["env"].get("PYTHONPATH", "").split(os.pathsep)
-    # The first is where this process was started, which `python -m` searches first.
-    sys.path[:] = [request["cwd"], *filter(None, added), *sys.path[1:]]
+    # `python -m` searches where it is started first.
+    mine, added = (env.get("PYTHONPATH", "").split(os.pathsep) for env in (os.environ, request["env"]))
+    sys.path[:] = [request["cwd"], *filter(None, added), *(path for path in sys.path[1:] if path not in mine)]
+    sys.modules.pop("tests", None)  # which another folder may have
     os.environ.clear()
     os.environ.update(request["env"])
     if request["nproc"]:

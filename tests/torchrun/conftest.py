@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 
+from tests.forked import in_forks
 from torchtitan_tp_validate.rehearsal.cases import Case
 from torchtitan_tp_validate.rehearsal.models import installed_line
 from torchtitan_tp_validate.rehearsal.runner import Result, run_cases
@@ -25,9 +26,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and item.path.is_relative_to(Path(__file__).parent):
             used = [group for fixture, group in _TOGETHER.items() if fixture in item.fixturenames]
-            used += ["launches"] if item.path.stem.endswith("_launcher") else []
             for group in used[:1]:
                 item.add_marker(pytest.mark.xdist_group(group))
+            if item.path.stem.endswith("_launcher"):
+                item.add_marker(in_forks)
 
 
 @pytest.fixture(scope="session")
