@@ -38,9 +38,8 @@ def _write(file: str, error: TPValidateError) -> None:
     text, at = f"{type(error).__name__}: {error}", time.time()
     if local_rank == 0:
         # torchrun calls the earliest failure the root cause, and shows it last. All ranks refuse for the same
-        # reason: let it be the one with the text, as of a moment before torchrun made room for its file.
-        # Its times are whole seconds.
-        at = os.stat(os.path.dirname(file) or ".").st_mtime - 1.0
+        # reason: let it be the one with the text, as of the moment when torchrun made room for its file.
+        at = os.stat(os.path.dirname(file) or ".").st_mtime
     else:
         text = f"{text.splitlines()[0]} (in full: rank {rank - local_rank})"
     content = {"message": {"message": text, "extraInfo": {"timestamp": str(int(at))}}}
