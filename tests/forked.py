@@ -47,6 +47,7 @@ IMPORTED_BY_TRANSFORMERS = (
 in_forks = pytest.mark.xdist_group("forks")
 """For the tests of a folder: one worker starts the process that forks."""
 
+_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _GRACE_SECONDS = 2.0
 _LOOK_SECONDS = 0.02
@@ -153,6 +154,7 @@ def main() -> None:
             importlib.import_module(name)
     assert not {"torchtitan", "torchtitan_tp_validate"} & sys.modules.keys()
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    _die_with_parent()
     while line := sys.stdin.readline():
         request = json.loads(line)
         child = os.fork()
@@ -200,6 +202,7 @@ def _children() -> list[int]:
 def _become(request: dict[str, Any]) -> None:
     """Be what a process of its own would be, and run."""
     os.setsid()
+    _die_with_parent()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for name, descriptor in (("output.txt", 1), ("errors.txt", 2)):
         file = Path(request["out"]) / name
@@ -240,6 +243,7 @@ def _as_agent(module: str, arguments: Sequence[str], nproc: int) -> None:
 
 
 def _as_rank(module: str, arguments: Sequence[str]) -> None:
+    _die_with_parent()
     # The agent's would raise here.
     for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(one, signal.SIG_DFL)
@@ -250,6 +254,10 @@ def _as_rank(module: str, arguments: Sequence[str]) -> None:
     # A rank that ends well has to return to the agent's own code, which waits for what it returns.
     if status := _ended(functools.partial(_as_main, module, arguments)):
         os._exit(status)
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _leave(run: Callable[[], None]) -> NoReturn:
