@@ -63,7 +63,7 @@ def core(session: nox.Session) -> None:
 @nox.session(python=False)
 @nox.parametrize("torchtitan", list(LINES))
 def tests(session: nox.Session, torchtitan: str) -> None:
-    """Tests in one process, patches and rehearsals side by side, then those under torchrun one by one.
+    """Tests in one process, patches and rehearsals, then those under torchrun, which wait for each other.
 
     Arguments after ``--`` go to pytest, in a single run.
     """
@@ -76,7 +76,8 @@ def tests(session: nox.Session, torchtitan: str) -> None:
     folders = ["tests/torchtitan", "tests/patches", *([] if older else ["tests/rehearsal", "tests/docs"])]
     session.run(python, "-m", "pytest", *folders, "-n", "auto", "--dist", "loadgroup")
     refusals = "tests/torchrun/test_tp_above_n_kv_heads_is_refused.py"
-    session.run(python, "-m", "pytest", refusals if older else "tests/torchrun")
+    ranks = refusals if older else "tests/torchrun"
+    session.run(python, "-m", "pytest", ranks, "-n", "auto", "--dist", "loadgroup")
 
 
 @nox.session(python=False)

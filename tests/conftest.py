@@ -1,11 +1,22 @@
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 
 from torchtitan_tp_validate import notices
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Say so where xdist has not seen the groups, so that each worker makes what they share."""
+    if getattr(session.config.option, "loadgroup", False):
+        grouped = [item for item in session.items if item.get_closest_marker("xdist_group")]
+        if any("@" not in item.nodeid for item in grouped):
+            warnings.warn(
+                "xdist does not see the groups of tests in this pytest: take pytest<9.2", stacklevel=1
+            )
 
 
 @pytest.hookimpl(tryfirst=True)  # before any fixture is made

@@ -8,10 +8,12 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.docs.pages import ROOT, Block, assert_shows, blocks, parameters
+from tests.forked import in_forks, run_module
 from torchtitan_tp_validate.cli import build_parser
 
 BLOCKS = blocks("console")
@@ -50,8 +52,9 @@ def test_there_is_an_example_of_every_subcommand() -> None:
     assert (ROOT / "scripts" / "matrix.svg").stat().st_size > 10_000
 
 
+@in_forks
 @pytest.mark.parametrize("block", parameters(BLOCKS))
-def test_the_output_is_what_is_shown(block: Block) -> None:
+def test_the_output_is_what_is_shown(block: Block, tmp_path: Path) -> None:
     status = 0
     for command, shown in commands(block):
         if command in ELSEWHERE:
@@ -60,17 +63,18 @@ def test_the_output_is_what_is_shown(block: Block) -> None:
             assert shown.strip() == str(status)
             continue
         arguments = shlex.split(command)[1:]
-        ended = subprocess.run(
-            [sys.executable, "-m", "torchtitan_tp_validate", *arguments],
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        ended = run_module(
+            "torchtitan_tp_validate",
+            arguments,
+            out=tmp_path,
             cwd=block.folder,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
-            capture_output=True,
-            text=True,
+            env={"PYTHONPATH": path},
             timeout=300,
         )
         status = ended.returncode
         # Warnings of other packages come first on standard error.
-        real = ended.stdout or ended.stderr[ended.stderr.find("tp-validate: ") :]
+        real = ended.output or ended.errors[ended.errors.find("tp-validate: ") :]
         pattern = re.escape(f"{shown.rstrip()}\n").replace(re.escape("[...]"), ".*")
         assert re.fullmatch(pattern, real, flags=re.DOTALL), f"shown:\n{shown}\nreal:\n{real}"
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.forked import in_forks, run_module, run_torchrun
 from tests.patches.trees import RELEASE, ROOT
 from torchtitan_tp_validate.rehearsal.models import installed_line
-from torchtitan_tp_validate.rehearsal.torchrun import run_torchrun
 
+pytestmark = in_forks
 IS_0_2 = RELEASE.startswith("0.2")
 NAMES = {"llama3": "Llama 3", "llama4": "Llama 4", "qwen3": "Qwen3", "qwen3_5": "Qwen3.5"}
 
@@ -25,40 +24,36 @@ def environment(patched: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def test_the_patchs_own_tests_pass(patched: Path) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/unit_tests"]
+def test_the_patchs_own_tests_pass(patched: Path, tmp_path: Path) -> None:
+    words = ["-q", "-p", "no:cacheprovider", "tests/unit_tests"]
     env = {**environment(patched), "PYTHONPATH": str(patched)}
-    result = subprocess.run(command, cwd=patched, env=env, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert f"{7 if IS_0_2 else 9} passed" in result.stdout
+    result = run_module("pytest", words, out=tmp_path, cwd=patched, env=env)
+    assert result.returncode == 0, result
+    assert f"{7 if IS_0_2 else 9} passed" in result.output
 
 
-def test_the_patched_release_is_still_that_release(patched: Path) -> None:
+def test_the_patched_release_is_still_that_release(patched: Path, tmp_path: Path) -> None:
     code = """
         import torchtitan_tp_validate as tpv
         from torchtitan_tp_validate.locate import torchtitan_identity
         tpv.install(strict=True)
         print(torchtitan_identity())
         """
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    result = subprocess.run(command, env=environment(patched), capture_output=True, text=True)
-    assert result.stdout == f"{RELEASE} with the patch of torchtitan-tp-validate\n", result.stderr
-
-
-one_process = pytest.mark.xdist_group("verdicts")  # which makes them once
+    (tmp_path / "identity.py").write_text(textwrap.dedent(code), encoding="utf-8")
+    result = run_module("identity", [], out=tmp_path, cwd=tmp_path, env=environment(patched))
+    assert result.output == f"{RELEASE} with the patch of torchtitan-tp-validate\n", result
 
 
 @pytest.fixture(scope="module")
 def verdicts(patched: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    out = tmp_path_factory.mktemp("verdicts") / "records.json"
-    command = [sys.executable, "-m", "tests.patches.verdicts", str(out)]
-    result = subprocess.run(command, cwd=ROOT, env=environment(patched), capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    records: list[dict[str, Any]] = json.loads(out.read_text())
-    return records
+    out = tmp_path_factory.mktemp("verdicts")
+    records = out / "records.json"
+    result = run_module("tests.patches.verdicts", [str(records)], out=out, env=environment(patched))
+    assert result.returncode == 0, result
+    read: list[dict[str, Any]] = json.loads(records.read_text())
+    return read
 
 
-@one_process
 def test_the_patch_and_this_package_agree_on_the_shared_cases(verdicts: list[dict[str, Any]]) -> None:
     wrong = [
         record
@@ -77,7 +72,6 @@ def test_the_patch_and_this_package_agree_on_the_shared_cases(verdicts: list[dic
     assert len(verdicts) - len(accepted) > 10
 
 
-@one_process
 def test_with_this_package_on_top_there_is_one_error_and_it_is_ours(verdicts: list[dict[str, Any]]) -> None:
     for record in verdicts:
         assert record["together"] == record["ours"], record
@@ -85,7 +79,6 @@ def test_with_this_package_on_top_there_is_one_error_and_it_is_ours(verdicts: li
         assert record["together"][0] in ("TPCompatError", "accepted"), record
 
 
-@one_process
 @pytest.mark.requires(torchtitan="0.3")  # 0.2.x has no config-time check
 def test_the_config_time_check_follows_the_same_rule(verdicts: list[dict[str, Any]]) -> None:
     checked = [record for record in verdicts if record["config"] is not None]
@@ -98,20 +91,23 @@ def test_the_patched_torchtitan_alone_refuses_on_every_rank_and_trains(patched: 
     families = [family for family in NAMES if family in installed_line().FAMILIES]
     assert len(families) == 3
     result = run_torchrun(
+        "tests.patches.worker",
         ["--out", str(tmp_path)],
         nproc=4,
         timeout=420,
         out=tmp_path,
         cwd=ROOT,
         env=environment(patched),
-        module="tests.patches.worker",
     )
     assert result.returncode == 0, result
     assert not result.leftover, result
-    assert [report["rank"] for report in result.reports] == [rank for rank in range(4) for _ in families], (
-        result
-    )
-    for report in result.reports:
+    reports = [
+        report
+        for path in sorted(tmp_path.glob("rank*.json"))
+        for report in json.loads(path.read_text(encoding="utf-8"))
+    ]
+    assert [report["rank"] for report in reports] == [rank for rank in range(4) for _ in families], result
+    for report in reports:
         headline = (
             "Tensor parallel degree (4) must divide n_kv_heads (2). "
             f"For {NAMES[report['family']]}, max supported TP is 2."
@@ -124,4 +120,4 @@ def test_the_patched_torchtitan_alone_refuses_on_every_rank_and_trains(patched: 
         assert report["sharded"] > 0, result
         assert report["losses"] == pytest.approx(report["reference_losses"], rel=1e-5), result
         assert report["losses"][0] != report["losses"][1], result
-    assert {report["family"] for report in result.reports} == set(families), result
+    assert {report["family"] for report in reports} == set(families), result

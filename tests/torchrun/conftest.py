@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from tests.forked import in_forks
 from torchtitan_tp_validate.rehearsal.cases import Case
 from torchtitan_tp_validate.rehearsal.models import installed_line
 from torchtitan_tp_validate.rehearsal.runner import Result, run_cases
 
 ResultOf = Callable[[Case], Result]
+
+
+_TOGETHER = {"result_of": "cases", "line": "recorded"}
+"""Fixture -> the xdist group of the tests that use it, so that it is made once."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep together what shares a torchrun, the verdicts on a recorded truth, or a process that forks."""
+    for item in items:
+        if isinstance(item, pytest.Function) and item.path.is_relative_to(Path(__file__).parent):
+            used = [group for fixture, group in _TOGETHER.items() if fixture in item.fixturenames]
+            for group in used[:1]:
+                item.add_marker(pytest.mark.xdist_group(group))
+            if item.path.stem.endswith("_launcher"):
+                item.add_marker(in_forks)
 
 
 @pytest.fixture(scope="session")

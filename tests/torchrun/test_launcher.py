@@ -1,4 +1,9 @@
-"""The launcher and the other ways in, on real jobs of the installed torchtitan, no GPU needed."""
+"""The launcher and the other ways in, on real jobs of the installed torchtitan, no GPU needed.
+
+One job of each kind is started by torchrun as a user would, and so is each whose summary of failures is read:
+of ranks that are forks it has the first alone. The others are forks of a process that has imported torch
+already, see `tests.forked`.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +11,15 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.forked import Ended
+from tests.forked import run_torchrun as run_forked
 from torchtitan_tp_validate.rehearsal.torchrun import Torchrun, run_torchrun
 
+Launched = Torchrun | Ended
 REPOSITORY = Path(__file__).parents[2]
 PROBE = Path(__file__).parent / "probe"
 TIMEOUT = 300
@@ -32,13 +41,20 @@ def toml_job(folder: Path, model: str, flavor: str, tp: int) -> list[str]:
 
 
 def launch(
-    module: str, arguments: Sequence[str], out: Path, *, nproc: int, path: Sequence[Path] = ()
-) -> Torchrun:
+    module: str,
+    arguments: Sequence[str],
+    out: Path,
+    *,
+    nproc: int,
+    path: Sequence[Path] = (),
+    forked: bool = True,
+) -> Launched:
     env = {
         "PYTHONPATH": os.pathsep.join(map(str, (PROBE, REPOSITORY, *path))),
         "TP_VALIDATE_PROBE": str(out),
     }
-    result = run_torchrun(arguments, nproc=nproc, timeout=TIMEOUT, out=out, cwd=out, module=module, env=env)
+    how: dict[str, Any] = {"nproc": nproc, "timeout": TIMEOUT, "out": out, "cwd": out, "env": env}
+    result = run_forked(module, arguments, **how) if forked else run_torchrun(arguments, module=module, **how)
     assert not result.timed_out, result
     assert not result.leftover, result
     return result
@@ -48,12 +64,12 @@ def process_groups(out: Path) -> list[str]:
     return sorted(path.name for path in out.glob("process-group-*"))
 
 
-def spoken(result: Torchrun) -> list[str]:
+def spoken(result: Launched) -> list[str]:
     """What the ranks printed, without torchrun's own summary after it."""
     return result.output.partition("FAILED\n")[0].splitlines()
 
 
-def assert_refused(result: Torchrun, out: Path, *, headline: str, advice: str, nproc: int) -> None:
+def assert_refused(result: Launched, out: Path, *, headline: str, advice: str, nproc: int) -> None:
     assert result.returncode != 0, result
     assert process_groups(out) == [], result
     lines = spoken(result)
@@ -74,7 +90,7 @@ def assert_refused(result: Torchrun, out: Path, *, headline: str, advice: str, n
 
 @with_config_modules
 def test_qwen35_35b_with_tp_4_is_refused_at_startup_on_every_rank(tmp_path: Path) -> None:
-    result = launch("torchtitan_tp_validate.train", [*QWEN35_35B, FLAG, "4"], tmp_path, nproc=2)
+    result = launch("torchtitan_tp_validate.train", [*QWEN35_35B, FLAG, "4"], tmp_path, nproc=2, forked=False)
     assert_refused(
         result,
         tmp_path,
@@ -112,7 +128,8 @@ def test_qwen35_35b_with_tp_4_is_refused_at_startup_on_every_rank(tmp_path: Path
 def test_a_toml_job_is_refused_at_startup(
     tmp_path: Path, model: str, flavor: str, tp: int, headline: str
 ) -> None:
-    result = launch("torchtitan_tp_validate.train", toml_job(tmp_path, model, flavor, tp), tmp_path, nproc=2)
+    job = toml_job(tmp_path, model, flavor, tp)
+    result = launch("torchtitan_tp_validate.train", job, tmp_path, nproc=2, forked=False)
     valid = headline.rpartition(" ")[2].rstrip(".")
     assert_refused(result, tmp_path, headline=headline, advice=f"  tensor_parallel_degree = {valid}", nproc=2)
 
@@ -136,7 +153,7 @@ def test_a_flag_overrides_the_toml_file(tmp_path: Path) -> None:
 def test_a_compatible_job_is_handed_over_and_gets_to_its_process_group(
     tmp_path: Path, job: Callable[[Path], list[str]]
 ) -> None:
-    result = launch("torchtitan_tp_validate.train", job(tmp_path), tmp_path, nproc=2)
+    result = launch("torchtitan_tp_validate.train", job(tmp_path), tmp_path, nproc=2, forked=False)
     assert process_groups(tmp_path) == ["process-group-0", "process-group-1"], result
     assert "must divide" not in result.output, result
 
@@ -162,7 +179,7 @@ def test_custom_import_guards_stock_torchtitan_train(tmp_path: Path) -> None:
         *toml_job(tmp_path, "llama3", "8B", 16),
         *("--experimental.custom_import", "torchtitan_tp_validate.auto"),
     ]
-    result = launch("torchtitan.train", arguments, tmp_path, nproc=2)
+    result = launch("torchtitan.train", arguments, tmp_path, nproc=2, forked=False)
     assert result.returncode != 0, result
     assert process_groups(tmp_path) == [], result
     assert "TPCompatError: Tensor parallel degree (16) must divide n_kv_heads (8)." in result.output, result
@@ -189,7 +206,7 @@ def test_install_in_a_users_config_module_guards_stock_torchtitan_train(tmp_path
         "torchtitan_tp_validate.install()\n"
     )
     arguments = ["--module", "users_job", "--config", "llama3_debugmodel", FLAG, "32"]
-    result = launch("torchtitan.train", arguments, tmp_path, nproc=1, path=[tmp_path])
+    result = launch("torchtitan.train", arguments, tmp_path, nproc=1, path=[tmp_path], forked=False)
     assert result.returncode != 0, result
     assert process_groups(tmp_path) == [], result
     assert "TPCompatError: Tensor parallel degree (32) must divide n_heads (16)." in result.output, result

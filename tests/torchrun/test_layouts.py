@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import csv
-import os
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from tests.forked import in_forks, run_module
 from torchtitan_tp_validate.rehearsal.truth import explained
 from torchtitan_tp_validate.rehearsal.truth.explained import AGREES, UNEXPLAINED, count_kinds, explain
 from torchtitan_tp_validate.rehearsal.truth.layouts import Row, axes_of, pairs, pairs_of, read_rows
@@ -86,24 +84,25 @@ def test_what_is_refused_and_trains_all_the_same_has_no_explanation() -> None:
     assert explain("0.3", Row(verdict="TP001", **values)) == UNEXPLAINED
 
 
-def script(*arguments: str) -> list[str]:
-    command = [sys.executable, str(ROOT / "scripts" / "truth_layouts.py"), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return ended.stdout.splitlines()
+def script(out: Path, *arguments: str) -> list[str]:
+    told = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    ended = run_module("truth_layouts", arguments, out=out, cwd=ROOT / "scripts", env=told)
+    assert ended.returncode == 0, ended
+    return ended.output.splitlines()
 
 
+@in_forks
 @pytest.mark.requires(torchtitan=("0.2.2", "0.3.0"))
 def test_the_rules_say_of_every_layout_what_is_recorded(tmp_path: Path) -> None:
     table = TABLES["0.2" if version("torchtitan").startswith("0.2") else "0.3"]
     shutil.copy(table, tmp_path)
-    script("--judge", "--out", str(tmp_path))
+    script(tmp_path / "ended", "--judge", "--out", str(tmp_path))
     assert (tmp_path / table.name).read_text() == table.read_text()
 
 
+@in_forks
 @pytest.mark.requires(torchtitan=("0.2.2", "0.3.0"))
-def test_layouts_come_out_as_recorded() -> None:
-    lines = script("--again", "2")
+def test_layouts_come_out_as_recorded(tmp_path: Path) -> None:
+    lines = script(tmp_path, "--again", "2")
     assert len(lines) >= 4
     assert all(line.startswith("as recorded: ") for line in lines), (version("torchtitan"), lines)

@@ -56,7 +56,14 @@ def test_a_process_that_outlives_its_rank_is_reported_and_killed(tmp_path: Path)
 
 
 def test_the_end_of_ranks_that_fail_is_told(tmp_path: Path) -> None:
-    result = run_module(tmp_path, "print('said'); raise SystemExit(3)\n")
+    # torchrun stops the other rank as soon as one has failed.
+    body = (
+        "import os, time\nfrom pathlib import Path\n"
+        "print('said')\nPath(f'said-{os.environ[\"RANK\"]}').touch()\n"
+        "while len(list(Path().glob('said-*'))) < 2:\n    time.sleep(0.02)\n"
+        "raise SystemExit(3)\n"
+    )
+    result = run_module(tmp_path, body)
     assert not result.timed_out
     assert result.returncode != 0, result
     assert result.leftover == ()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
+
+from tests.forked import in_forks, run_module
 
 pytestmark = pytest.mark.requires(torchtitan="0.3")
 
@@ -51,10 +52,12 @@ print(stock, mended, trained() == stock)
 """
 
 
-def test_frozen_weights_under_lora_stay_frozen() -> None:
-    ended = subprocess.run([sys.executable, "-c", _COUNT], capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 0, ended.stderr[-2000:]
-    stock, mended, undone = eval(ended.stdout.splitlines()[-1].replace(") ", "), "))
+@in_forks
+def test_frozen_weights_under_lora_stay_frozen(tmp_path: Path) -> None:
+    (tmp_path / "count_trained.py").write_text(_COUNT, encoding="utf-8")
+    ended = run_module("count_trained", [], out=tmp_path, cwd=tmp_path)
+    assert ended.returncode == 0, ended
+    stock, mended, undone = eval(ended.output.splitlines()[-1].replace(") ", "), "))
     assert stock[0] < stock[1]
     assert mended == (stock[0], stock[0])
     assert undone

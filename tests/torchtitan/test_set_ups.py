@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from tests.forked import in_forks, run_module
 from torchtitan_tp_validate.rehearsal.truth.set_ups import SETS_UP, draw, read
 from torchtitan_tp_validate.rules import RUN_RULES
 
@@ -35,20 +33,21 @@ def test_there_are_a_thousand_of_them_and_every_rule_decides_some() -> None:
     assert set(RUN_RULES) - broken == {"NODE001", "PP008"}
 
 
-def script(*arguments: str) -> list[str]:
-    command = [sys.executable, str(ROOT / "scripts" / "truth_set_ups.py"), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return ended.stdout.splitlines()
+def script(out: Path, *arguments: str) -> list[str]:
+    told = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    ended = run_module("truth_set_ups", arguments, out=out, cwd=ROOT / "scripts", env=told)
+    assert ended.returncode == 0, ended
+    return ended.output.splitlines()
 
 
+@in_forks
 def test_the_rules_say_of_every_run_what_is_recorded(tmp_path: Path) -> None:
     table = TABLES[version("torchtitan")]
     shutil.copy(table, tmp_path)
-    script("--judge", "--out", str(tmp_path))
+    script(tmp_path / "ended", "--judge", "--out", str(tmp_path))
     assert (tmp_path / table.name).read_text() == table.read_text()
 
 
-def test_runs_come_out_as_recorded() -> None:
-    assert script("--again", "4") == ["as recorded"] * 8
+@in_forks
+def test_runs_come_out_as_recorded(tmp_path: Path) -> None:
+    assert script(tmp_path, "--again", "4") == ["as recorded"] * 8

@@ -14,10 +14,10 @@ import pytest
 import transformers
 
 import torchtitan_tp_validate as tpv
+from tests.forked import run_torchrun
 from tests.transformers.models import FAMILIES as MODELS
 from tests.transformers.models import VOCAB
 from torchtitan_tp_validate.cli import main
-from torchtitan_tp_validate.rehearsal.torchrun import run_torchrun
 from torchtitan_tp_validate.releases.transformers_plans import release
 
 RELEASE = release(transformers.__version__)
@@ -65,14 +65,15 @@ def run(out: Path, cases: list[dict[str, Any]], nproc: int) -> Reports:
     (out / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
     arguments = ["--cases", str(out / "cases.json"), "--out", str(out)]
     result = run_torchrun(
-        arguments, nproc=nproc, timeout=TIMEOUT, out=out, cwd=ROOT, module="tests.transformers.worker"
+        "tests.transformers.worker", arguments, nproc=nproc, timeout=TIMEOUT, out=out, cwd=ROOT
     )
     assert not result.timed_out, result
     assert not result.leftover, result
     assert result.returncode == 0, result
     reports: Reports = {}
-    for report in result.reports:
-        reports.setdefault(report["case"], []).append(report)
+    for rank in range(nproc):
+        for report in json.loads((out / f"rank{rank}.json").read_text(encoding="utf-8")):
+            reports.setdefault(report["case"], []).append(report)
     assert list(map(len, reports.values())) == [nproc] * len(cases), result
     return reports
 

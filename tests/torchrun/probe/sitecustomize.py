@@ -5,6 +5,7 @@ about to create its first process group.
 """
 
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -34,6 +35,8 @@ def _stop_at_process_group(c10d):
         os._exit(REACHED)
 
     c10d.init_process_group = init_process_group
+    # Where it has been imported from c10d already.
+    sys.modules["torch.distributed"].init_process_group = init_process_group
 
 
 if "TP_VALIDATE_PROBE" in os.environ and "RANK" in os.environ:

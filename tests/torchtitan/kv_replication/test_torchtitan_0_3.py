@@ -2,9 +2,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace as NS
 from typing import Any
@@ -13,14 +10,13 @@ import pytest
 
 import torchtitan_tp_validate as tpv
 from tests.core.walks import in_the_map
+from tests.forked import in_forks, run_module
 from tests.torchtitan.kv_replication.refusals import PERMUTED, assert_refuses_permuted_weights
 from tests.torchtitan.optional import missing_for_qwen3_5, needs_qwen3_5
 from torchtitan_tp_validate.guards import guards_in_place
 from torchtitan_tp_validate.job import Options, check_job
 
 pytestmark = pytest.mark.requires(torchtitan="0.3")
-
-ROOT = Path(__file__).parents[3]
 
 LORA = """\
 KV-head replication is not supported here: layers[0].attention: its wkv is a \
@@ -254,30 +250,20 @@ def test_a_model_built_without_the_converter_is_refused_by_the_guard() -> None:
         guarded(ours, parallel_dims=NS(tp=16))
 
 
+@in_forks
 @pytest.mark.parametrize("more", [[], ["--replicate-kv-heads"]])
 def test_a_job_of_the_launcher_is_judged_and_converted_once_until_it_is_parallelized(
     more: list[str], tmp_path: Path
 ) -> None:
     tp = 16 if more else 8
-    result = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            f"{__package__}.count_judgements",
-            *("--module", "qwen3", "--config", "qwen3_debugmodel"),
-            *("--parallelism.tensor_parallel_degree", str(tp), *more),
-            *("--dump_folder", str(tmp_path)),
-        ],
-        cwd=tmp_path,  # torchtitan writes its logs where it is
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+    job = ["--module", "qwen3", "--config", "qwen3_debugmodel", "--dump_folder", str(tmp_path)]
+    degree = ["--parallelism.tensor_parallel_degree", str(tp)]
+    # torchtitan writes its logs where it is.
+    result = run_module(f"{__package__}.count_judgements", [*job, *degree, *more], out=tmp_path, cwd=tmp_path)
+    assert result.returncode == 0, result
     converted = len(more)
     # (judged, converted); the guard of the parallelize call knows the data degree that the ranks leave.
-    done = json.loads(result.stdout.splitlines()[-1])
+    done = json.loads(result.output.splitlines()[-1])
     assert done["seen"] == [[1, converted], [1, converted], [2, converted]]
     if more:
         assert ["train.py", *(file for file in done["files"] if file != "train.py")] == in_the_map(
@@ -306,23 +292,18 @@ def test_an_accepted_config_is_judged_again_when_it_is_copied_or_asked_for_somet
         changed(config).update_from_config(config=run_config(16))
 
 
+@in_forks
 @needs_qwen3_5
 @pytest.mark.parametrize(
     ("name", "world_size", "tp", "shape"),
     [("qwen35_122b_a10b", 64, 4, [512, 3072]), ("qwen35_397b_a17b", 128, 8, [512, 4096])],
 )
 def test_the_shipped_configs_that_could_never_start_build_and_parallelize(
-    name: str, world_size: int, tp: int, shape: list[int]
+    name: str, world_size: int, tp: int, shape: list[int], tmp_path: Path
 ) -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.torchtitan.kv_replication.build_shipped", name, str(world_size)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    seen = json.loads(result.stdout.splitlines()[-1])
+    result = run_module(f"{__package__}.build_shipped", [name, str(world_size)], out=tmp_path)
+    assert result.returncode == 0, result
+    seen = json.loads(result.output.splitlines()[-1])
     assert seen["tp"] == tp
     assert len(seen["wk"]) >= 2 * 12
     for built, over_all_ranks, on_this_rank in seen["wk"]:
@@ -330,14 +311,9 @@ def test_the_shipped_configs_that_could_never_start_build_and_parallelize(
         assert on_this_rank == [shape[0] // world_size, shape[1]]
 
 
-def test_the_gather_passes_torchtitans_type_checking() -> None:
+@in_forks
+def test_the_gather_passes_torchtitans_type_checking(tmp_path: Path) -> None:
     families = ["llama3", "gpt_oss", *([] if missing_for_qwen3_5 else ["qwen3_5"])]
-    result = subprocess.run(
-        [sys.executable, "-m", f"{__package__}.type_checked", *families],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.splitlines()[-len(families) :] == [f"{family} (2, 32, 64)" for family in families]
+    result = run_module(f"{__package__}.type_checked", families, out=tmp_path)
+    assert result.returncode == 0, result
+    assert result.output.splitlines()[-len(families) :] == [f"{family} (2, 32, 64)" for family in families]
