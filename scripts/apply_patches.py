@@ -4,6 +4,9 @@
     scripts/apply_patches.py CHECKOUT            apply the patch of its version, and see the guard fire
     scripts/apply_patches.py CHECKOUT --check    only say whether that would work
     scripts/apply_patches.py CHECKOUT --reverse  restore every file as it was
+    scripts/apply_patches.py CHECKOUT --mend 0002 0003
+                                                 the mends of faults instead, by the numbers of their
+                                                 patches (or all); --check and --reverse go with it
 
 Run it by a Python that this torchtitan imports in. Every function that the patch changed is called there:
 what does not import is called with stand-ins for what it imports. The exit status is 0 when all of them
@@ -15,18 +18,24 @@ was made for; when anything fails, it is left as it was found. For any other tre
 
     scripts/make_patches.py --source CHECKOUT --out DIR
     scripts/apply_patches.py CHECKOUT --patches DIR
+
+The check and the mends go in and out in any order. What a mend does is shown by its unit test, which is not
+run here.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +47,8 @@ from exercise import TOLD, functions_of, module_name  # noqa: E402
 
 EXERCISE = ROOT / "scripts" / "exercise.py"
 PATCHES = ROOT / "patches"
+GUARD = "0001-*.patch"
+"""The file of the check; the other patches in its folder mend faults."""
 HELPER_NAME = "validate_tp_compat"
 HELPER_PATH = "torchtitan/distributed/tensor_parallel.py"
 HEADLINE = "Tensor parallel degree (4) must divide n_kv_heads (2). For "
@@ -80,9 +91,13 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="change nothing")
     parser.add_argument("--reverse", action="store_true", help="take the patch out")
     parser.add_argument("--patches", type=Path, help="the folder with the patch, instead of its version's")
+    parser.add_argument(
+        "--mend", nargs="+", metavar="NUMBER", help="the mends of faults with these numbers, or all"
+    )
     options = parser.parse_args()
+    call = run if options.mend is None else functools.partial(mend, numbers=options.mend)
     try:
-        report = run(options.checkout, options.patches, check=options.check, reverse=options.reverse)
+        report = call(options.checkout, options.patches, check=options.check, reverse=options.reverse)
     except CannotApplyError as error:
         raise SystemExit(f"Nothing was changed: {error}") from None
     print("\n".join(report.lines))
@@ -98,18 +113,19 @@ def run(checkout: Path, folder: Path | None, *, check: bool, reverse: bool) -> R
     """
     patch = _patch_file(checkout, folder)
     changes = read_changes(patch)
-    _raise_if_changed_files(checkout, changes, patch, reverse=reverse)
-    _raise_if_dirty_repository(checkout, changes)
+    tree = _take_apart(checkout, _mends(patch.parent), changes)
+    _raise_if_changed_files(checkout, changes, patch, tree.blobs, reverse=reverse)
+    _raise_if_dirty_repository(checkout, [*changes, *tree.changes])
     verb = "reversed" if reverse else "applied"
     count = f"{len(changes)} files of {checkout}"
     flags = ["--reverse"] if reverse else []
-    _git_apply(checkout, patch, "--check", *flags)
+    _git_apply(checkout, patch, flags=["--check", *flags])
     if check:
         return Report(
             f"{_shown(patch)} can be {verb}: {len(changes)} files of {checkout} are as it needs them."
         )
     before = _functions(checkout, changes)
-    _git_apply(checkout, patch, *flags)
+    _git_apply(checkout, patch, flags=flags)
     if reverse:
         return Report(f"{_shown(patch)} is reversed: {count} are as they were.")
     try:
@@ -119,10 +135,92 @@ def run(checkout: Path, folder: Path | None, *, check: bool, reverse: bool) -> R
         told = exercise(checkout, changed)
         _raise_if_silent(told)
     except BaseException:
-        _git_apply(checkout, patch, "--reverse")
+        _git_apply(checkout, patch, flags=["--reverse"])
         raise
     _raise_if_broken_imports(checkout, patch, told)
     return _report(f"{_shown(patch)} is applied: {count} are changed.", told)
+
+
+def mend(
+    checkout: Path, folder: Path | None, *, check: bool, reverse: bool, numbers: Sequence[str]
+) -> Report:
+    """Apply or reverse the mends of faults, or only check; what there is to tell.
+
+    Args:
+        numbers: of their patches, or ``all``: then those that are not applied yet (that are, to reverse).
+
+    Raises:
+        CannotApplyError: a number or the tree is unknown, or the tree is dirty. It is as it was.
+    """
+    guard = _patch_file(checkout, folder)
+    known = {patch.name[:4]: patch for patch in _mends(guard.parent)}
+    unknown = [number for number in numbers if number not in known and number != "all"]
+    if unknown or not known:
+        raise CannotApplyError(
+            f"there is no mend {', '.join(unknown) or 'at all'} in {_shown(guard.parent)} "
+            f"(there are {', '.join(known) or 'none'})."
+        )
+    changes = {patch: read_changes(patch) for patch in (guard, *known.values())}
+    tree = _take_apart(checkout, [*changes], [change for some in changes.values() for change in some])
+    chosen = [known[number] for number in sorted(known if "all" in numbers else set(numbers))]
+    pending = [patch for patch in chosen if (patch in tree.applied) is reverse]
+    said = "not applied" if reverse else "applied already"
+    if not pending or ("all" not in numbers and len(pending) < len(chosen)):
+        patches = ", ".join(str(_shown(patch)) for patch in chosen if patch not in pending)
+        raise CannotApplyError(f"{patches}: {said}.")
+    needed = [change for patch in pending for change in changes[patch]]
+    strange = sorted({change.path for change in needed if tree.blobs[change.path] != change.before})
+    if strange:
+        raise CannotApplyError(
+            f"{checkout} is not the tree that the patches in {_shown(guard.parent)} were made for. "
+            f"These files differ: {', '.join(strange)}. Undo the changes in them, or mend them by hand."
+        )
+    _raise_if_dirty_repository(checkout, [*needed, *tree.changes])
+    flags = ["--reverse"] if reverse else []
+    _git_apply(checkout, *pending, flags=["--check", *flags] if check else flags)
+    verb = "reversed" if reverse else "applied"
+    told = f"can be {verb}" if check else f"is {verb}"
+    return Report(*(f"{_shown(patch)} {told}." for patch in pending))
+
+
+def _mends(folder: Path) -> list[Path]:
+    return sorted(set(folder.glob("0*.patch")) - set(folder.glob(GUARD)))
+
+
+@dataclass(frozen=True)
+class Tree:
+    """What a checkout is without the patches that are applied to it.
+
+    Attributes:
+        applied: these patches.
+        blobs: path -> git blob of a file without them.
+    """
+
+    applied: tuple[Path, ...]
+    blobs: dict[str, str]
+
+    @property
+    def changes(self) -> list[Change]:
+        """What the applied patches change."""
+        return [change for patch in self.applied for change in read_changes(patch)]
+
+
+def _take_apart(checkout: Path, patches: Sequence[Path], changes: Sequence[Change]) -> Tree:
+    """Find which of some patches are applied, and what the files of ``changes`` are without them."""
+    paths = {change.path for change in changes}
+    every = paths | {change.path for patch in patches for change in read_changes(patch)}
+    with tempfile.TemporaryDirectory() as name:
+        copy = Path(name)
+        for path in every:
+            if (checkout / path).is_file():
+                (copy / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(checkout / path, copy / path)
+        applied = tuple(
+            patch
+            for patch in patches
+            if not _git(copy, "apply", "--reverse", "--whitespace=nowarn", str(patch.resolve())).returncode
+        )
+        return Tree(applied, {path: _blob(copy / path) for path in paths})
 
 
 def _patch_file(checkout: Path, folder: Path | None) -> Path:
@@ -133,7 +231,7 @@ def _patch_file(checkout: Path, folder: Path | None) -> Path:
         )
     version = version_file.read_text(encoding="utf-8").strip()
     folder = folder or PATCHES / f"torchtitan-{version}"
-    patches = sorted(folder.glob("*.patch"))
+    patches = sorted(folder.glob(GUARD))
     if len(patches) != 1:
         known = ", ".join(sorted(path.name.partition("-")[2] for path in PATCHES.glob("torchtitan-*")))
         raise CannotApplyError(
@@ -155,9 +253,10 @@ def read_changes(patch: Path) -> list[Change]:
     return [Change(*fields) for fields in found]
 
 
-def _raise_if_changed_files(checkout: Path, changes: list[Change], patch: Path, *, reverse: bool) -> None:
-    """Refuse a tree in which a file is not the very one that the patch was made for."""
-    states = {change.path: _blob(checkout / change.path) for change in changes}
+def _raise_if_changed_files(
+    checkout: Path, changes: list[Change], patch: Path, states: dict[str, str], *, reverse: bool
+) -> None:
+    """Refuse a tree in which a file is not, mends aside, the very one that the patch was made for."""
     needed = {change.path: change.after if reverse else change.before for change in changes}
     other = {change.path: change.before if reverse else change.after for change in changes}
     if states == needed:
@@ -193,9 +292,10 @@ def _raise_if_dirty_repository(checkout: Path, changes: list[Change]) -> None:
         )
 
 
-def _git_apply(checkout: Path, patch: Path, *flags: str) -> None:
-    """All of the patch or, when any of it does not fit, nothing."""
-    result = _git(checkout, "apply", "--whitespace=nowarn", *flags, str(patch.resolve()))
+def _git_apply(checkout: Path, *patches: Path, flags: Sequence[str] = ()) -> None:
+    """All of the patches or, when any of them does not fit, nothing."""
+    files = [str(patch.resolve()) for patch in patches]
+    result = _git(checkout, "apply", "--whitespace=nowarn", *flags, *files)
     if result.returncode:
         raise CannotApplyError(f"git apply says: {result.stderr.strip()}")
 
@@ -300,7 +400,7 @@ def _raise_if_broken_imports(checkout: Path, patch: Path, told: list[Told]) -> N
     broken = {one.path: str(one.problem) for one in told if one.why == "import"}
     if not broken:
         return
-    _git_apply(checkout, patch, "--reverse")
+    _git_apply(checkout, patch, flags=["--reverse"])
     sound = ", ".join(module_name(path) for path in broken if _imports(checkout, path))
     if sound:
         reasons = "; ".join(dict.fromkeys(broken.values()))

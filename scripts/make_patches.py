@@ -576,7 +576,7 @@ def _parse(text: str, path: str) -> cst.Module:
 def write(patched: Patched, out: Path) -> Path:
     """Write the patch as git makes it of the change; the patch file.
 
-    An older patch in the folder is replaced.
+    An older one in the folder is replaced; the mends of faults, which are written by hand, stay.
     """
     with tempfile.TemporaryDirectory() as scratch:
         repository = Path(scratch)
@@ -593,7 +593,7 @@ def write(patched: Patched, out: Path) -> Path:
         message = f"{_read(HELPER / 'message.txt')}\n{unified}\nSigned-off-by: {AUTHOR}\n"
         _git(repository, "commit", "--quiet", "--message", message)
         out.mkdir(parents=True, exist_ok=True)
-        for old in out.glob("*.patch"):
+        for old in out.glob("0001-*.patch"):
             old.unlink()
         # One line of context: it finds its place in a pristine file, and hits little of a changed one.
         how = ("-1", "--unified=1", "--zero-commit", "--full-index", "--no-signature", "--no-stat")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write down what tells each tested torchtitan release: the files that its committed patch changes.
+"""Write down what tells each tested torchtitan release: the files that the check's patch for it changes.
 
     scripts/make_releases.py
 
@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from apply_patches import PATCHES, read_changes  # noqa: E402
+from apply_patches import GUARD, PATCHES, read_changes  # noqa: E402
 
 TABLE = ROOT / "torchtitan_tp_validate" / "release_files.py"
 _HEAD = '''"""The files that tell a tested torchtitan release; written by scripts/make_releases.py."""
@@ -30,7 +30,7 @@ _TAIL = '''}
 def table() -> str:
     """The source of the table, for the patches as they are."""
     lines = []
-    for patch in sorted(PATCHES.glob("torchtitan-*/*.patch")):
+    for patch in sorted(PATCHES.glob(f"torchtitan-*/{GUARD}")):
         lines.append(f'    "{patch.parent.name.removeprefix("torchtitan-")}": {{\n')
         for change in read_changes(patch):
             if change.path.startswith("torchtitan/"):

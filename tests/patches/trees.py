@@ -17,7 +17,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 RELEASE = metadata.version("torchtitan")
 COMMITTED = ROOT / "patches" / f"torchtitan-{RELEASE}"
-(PATCH,) = COMMITTED.glob("*.patch")
+(PATCH,) = COMMITTED.glob("0001-*.patch")
+MENDS = sorted(set(COMMITTED.glob("*.patch")) - {PATCH})
+"""The patches of faults, which are written by hand."""
 
 sys.path.insert(0, str(ROOT / "scripts"))
 

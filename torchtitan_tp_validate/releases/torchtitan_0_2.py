@@ -169,7 +169,9 @@ _FAULTS = {
     "NUM002": _GATE,
     "NUM003": Source("models/gpt_oss/model/moe.py", 'if "tp" in mesh_dim_names:'),
     "NUM008": Source("train.py", "(torch.sum(torch.stack(losses)) / global_valid_tokens)"),
-    "NUM009": Source("train.py", "loss = loss_sum / global_valid_tokens"),
+    "NUM009": Source(
+        "train.py", "global_valid_tokens=global_valid_tokens, ) accumulated_losses.append(loss.detach())"
+    ),
     "NUM010": Source(
         "models/moe/moe.py",
         "trunc_normal_(self.gate.weight, mean=0.0, std=init_std) "
