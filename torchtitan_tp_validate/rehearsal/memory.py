@@ -31,8 +31,8 @@ class State:
 
     Attributes:
         parameters: its shards of them.
-        gradients: of those that are trained, laid out as they are. FSDP does so; without it torchtitan of 0.2.x
-            leaves a gradient as autograd made it, which may be more.
+        gradients: of those that are trained, laid out as they are. FSDP does so; without it torchtitan of
+            0.2.x leaves a gradient as autograd made it, which may be more.
         optimizer: the optimizer's state, from the first step on.
     """
 
