@@ -106,6 +106,8 @@ class Run:
         shards_with_experts: whether the parallelize function takes a sharding mesh for granted where there is
             expert parallelism.
         wraps_attention: whether context parallelism wraps the attention of each stage, which must have some.
+        mask_block: how many tokens a block of the masks has that context parallelism cuts, or None where it
+            cuts none.
         whole_sequence: the attention of the model that takes no part of a sequence, where its backend asks.
         patterns: of the optimizer's groups of parameters, in their order.
         parameters: the names of all of them; empty where the patterns take whatever there is.
@@ -129,6 +131,7 @@ class Run:
     gpus_per_node: int | None = None
     shards_with_experts: bool = False
     wraps_attention: bool = False
+    mask_block: int | None = None
     whole_sequence: tuple[str, ...] = ()
     patterns: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
@@ -444,6 +447,18 @@ def _attention(run: Run) -> _Found:
         yield f"{FLAGS['cp']} is {run.degrees.cp}, and the model has {names}", ""
 
 
+def _mask_blocks(run: Run) -> _Found:
+    degrees, block = run.degrees, run.mask_block
+    if degrees.cp == 1 or block is None or degrees.seq_len is None:
+        return
+    least = degrees.cp * block
+    if degrees.seq_len % least:
+        yield (
+            f"seq_len ({degrees.seq_len}) is not a multiple of {FLAGS['cp']} ({degrees.cp}) x {block} tokens",
+            f"set training.seq_len to {max(degrees.seq_len // least, 1) * least}, or lower {FLAGS['cp']}",
+        )
+
+
 def _optimizer_groups(run: Run) -> _Found:
     stages_of = _names_of_stages(run) if run.parameters else []
     for index, names in enumerate(stages_of):
@@ -546,6 +561,7 @@ _CONDITIONS: dict[str, Callable[[Run], _Found]] = {
     "SEQ001": _sequence,
     "CP001": _layers_for_cp,
     "CP002": _attention,
+    "CP003": _mask_blocks,
     "TIE001": _tied,
     "BATCH001": _global_batch,
     "OPT001": _optimizer_groups,

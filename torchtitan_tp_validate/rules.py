@@ -670,6 +670,19 @@ RUN_RULES: dict[str, RunRule] = {
             "distributed/context_parallel/api.py",
         ),
         RunRule(
+            code="CP003",
+            about="blocks of flex attention's masks under CP",
+            must="with context parallelism each rank gets whole blocks of flex attention's masks, of 128 "
+            "tokens unless the model says otherwise",
+            otherwise=_everywhere(
+                "dies in step 1",
+                "torch stops every rank with a NotImplementedError in the first step, as it cuts the masks.",
+            ),
+            instead="lower context_parallel_degree, or change training.seq_len",
+            source="torch/distributed/tensor/experimental/_context_parallel/_attention.py "
+            "(_create_cp_block_mask)",
+        ),
+        RunRule(
             code="TIE001",
             about="tied weights under FSDP",
             must="a model whose embedding and output are tied is not sharded over data",

@@ -166,6 +166,12 @@ CASES: dict[str, list[tuple[Run, Run]]] = {
         ),
     ],
     "CP002": [(run(cp=2, whole_sequence=("VarlenAttention",)), run(whole_sequence=("VarlenAttention",)))],
+    "CP003": [
+        (run(cp=2, seq_len=128, mask_block=128), run(cp=2, seq_len=256, mask_block=128)),
+        (run(cp=4, seq_len=768, mask_block=128), run(cp=3, seq_len=768, mask_block=128)),
+        (run(cp=2, seq_len=128, mask_block=128), run(cp=2, seq_len=128)),
+        (run(cp=2, seq_len=96, mask_block=64), run(seq_len=96, mask_block=64)),
+    ],
     "TIE001": [
         (run(OLD, dp_shard=2, shares_with_fsdp=True), run(OLD, shares_with_fsdp=True)),
         (run(OLD, cp=2, seq_len=64, shares_with_fsdp=True), run(OLD, cp=2, seq_len=64)),

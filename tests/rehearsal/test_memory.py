@@ -9,10 +9,11 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from torchtitan_tp_validate.cli.torchtitan import search_layouts
+from torchtitan_tp_validate.cli.torchtitan import judge_run, search_layouts
 from torchtitan_tp_validate.errors import RehearsalError
 from torchtitan_tp_validate.job import Options
 from torchtitan_tp_validate.rehearsal.memory import state_meter
@@ -20,7 +21,6 @@ from torchtitan_tp_validate.search import Layout, Search
 
 OLD = version("torchtitan").startswith("0.2")
 RANKS = 4
-# Flex attention cuts its masks over CP by whole blocks of 128.
 SMALL = ["--training.seq_len", "256", "--training.local_batch_size", "4"]
 
 
@@ -54,24 +54,51 @@ def found(arguments: Sequence[str]) -> tuple[Search, list[Layout]]:
     return search, list(search.confirmed())
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_real_ranks_train_what_is_found_and_hold_what_is_measured(name: str, tmp_path: Path) -> None:
-    arguments = RUNS[name]
-    search, layouts = found(arguments)
-    some = spread([one for one in layouts if one.of("cp") <= 2], MOST[name])
-    jobs = [([*arguments, *search.arguments(layout)], RANKS) for layout in some]
-    (tmp_path / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
-    program = [sys.executable, "-m", "tests.rehearsal.held", str(tmp_path)]
-    with (tmp_path / "output.txt").open("w") as output:
+def train(jobs: list[tuple[list[str], int]], out: Path) -> list[Any]:
+    """Return what the fullest rank of each job holds after a step, or why there is none."""
+    (out / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
+    with (out / "output.txt").open("w") as output:
         subprocess.run(
-            program,
+            [sys.executable, "-m", "tests.rehearsal.held", str(out)],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=output,
             stderr=output,
             check=True,
             timeout=600,
         )
-    held = json.loads((tmp_path / "held.json").read_text(encoding="utf-8"))
+    held: list[Any] = json.loads((out / "held.json").read_text(encoding="utf-8"))
+    return held
+
+
+def test_a_sequence_of_no_whole_blocks_dies_and_is_refused(tmp_path: Path) -> None:
+    flex = run_of("llama3", "debugmodel_flex_attn", "llama3_debugmodel")
+    names = () if OLD else ("spmd_types", "partial_dtensor", "full_dtensor")
+    backends = [["--parallelism.spmd_backend", name] for name in names] or [[]]
+    jobs = [
+        [*flex, "--training.seq_len", seq_len, "--parallelism.context_parallel_degree", "2", *backend]
+        for backend in backends
+        for seq_len in ("192", "256")
+    ]
+    outcomes = train([(job, 2) for job in jobs], tmp_path)
+    for job, outcome in zip(jobs, outcomes, strict=True):
+        report = judge_run(job, Options(world_size=2, allow=ALLOWED))
+        error = report.judgements[0].error
+        codes = [problem.code for problem in error.problems] if error else []
+        if "192" in job:
+            assert "NotImplementedError: Q_LEN 192 is not divisible by CP mesh world size 2" in outcome
+            assert codes == ["CP003"]
+        else:
+            assert outcome["parameters"]
+            assert codes == []
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_real_ranks_train_what_is_found_and_hold_what_is_measured(name: str, tmp_path: Path) -> None:
+    arguments = RUNS[name]
+    search, layouts = found(arguments)
+    some = spread(layouts, MOST[name])
+    jobs = [([*arguments, *search.arguments(layout)], RANKS) for layout in some]
+    held = train(jobs, tmp_path)
     with state_meter(arguments) as meter:
         for layout, real in zip(some, held, strict=True):
             state = meter.measure(search.fields(layout), RANKS)

@@ -125,6 +125,7 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
         modules=_MODULES if model.parallelize_fn.__module__.startswith("torchtitan.") else (),
         shards_with_experts=_SHARDS_WITH_EXPERTS in _source(model.parallelize_fn),
         has_experts=_has_experts(model.config),
+        mask_block=_MASK_BLOCK if getattr(model.config, "attn_type", "") == "flex" else None,
         shares_with_fsdp=getattr(model.config, "enable_weight_tying", False) and _ONE_GROUP.is_installed,
         faults=installed_faults(_FAULTS, _possible_faults(model, job)),
         **runs.read_batches(job),
@@ -179,6 +180,9 @@ _FAULTS = {
     ),
 }
 """Code -> the fault in the source of the releases that have it."""
+
+_MASK_BLOCK = 128
+"""Tokens of a block of a flex attention mask: ``create_attention_mask`` leaves it to torch."""
 
 _MODULES = ("tok_embeddings", "norm", "output")
 _SHARDS_WITH_EXPERTS = "parallel_dims.fsdp_enabled or parallel_dims.ep_enabled"

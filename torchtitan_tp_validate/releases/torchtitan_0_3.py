@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -136,6 +137,7 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
         has_experts=_is_tree(config) and _has_experts(config),
         faults=installed_faults(_FAULTS, _possible_faults(model, degrees, classes)),
         gathers_by_local_map=degrees.spmd_backend == "full_dtensor",
+        mask_block=_mask_block(config),
     )
     wraps_attention = backend_of(degrees).wraps_attention
     if degrees.cp > 1:
@@ -168,6 +170,17 @@ _WHOLE_SEQUENCE = ("VarlenAttention", "ScaledDotProductAttention")
 """What takes no part of a sequence: the first on no backend, the other where attention is not wrapped.
 
 Source: ``distributed/context_parallel/api.py``, ``distributed/full_dtensor.py`` (``validate_config``)."""
+
+
+def _mask_block(config: Any) -> int | None:
+    """Return the tokens of a block of the flex attention masks of a model's layers, or None without one."""
+    sizes = {
+        node.block_size
+        for layer in (config.layers if _is_tree(config) else ())
+        for node in config_tree.nodes(layer)
+        if any(base.__qualname__ == "FlexAttention.Config" for base in type(node).__mro__)
+    }
+    return math.lcm(*(size if isinstance(size, int) else size[0] for size in sizes)) if sizes else None
 
 
 def _parameter_names(config: Any) -> tuple[str, ...]:
