@@ -156,3 +156,20 @@ def test_no_config_that_torchtitan_registers_is_refused_by_what_it_says_before_i
         for build in registry.configs("qwen3").values():
             config, _ = build_for_its_hardware(build)
             assert "RUN002" not in codes(config)
+
+
+@pytest.mark.requires(torchtitan="0.2.0")
+def test_a_mesh_that_the_release_alone_refuses_is_told() -> None:
+    config = job(
+        "deepseek_v3",
+        expert_parallel_degree=2,
+        context_parallel_degree=4,
+        data_parallel_shard_degree=2,
+    )
+    verdict = judge_job(config, guarded=guardable_functions(), options=Options(world_size=8))
+    assert verdict is not None
+    assert verdict.error is not None
+    assert [problem.text for problem in verdict.error.problems] == [
+        "torchtitan's parallelize function refuses this run: ParallelDims wants ep % (cp * tp) == 0 and "
+        "(dp_shard * cp * tp) % ep == 0"
+    ]

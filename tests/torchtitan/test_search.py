@@ -7,6 +7,7 @@ import copy
 import itertools
 import json
 from importlib import resources
+from importlib.metadata import version
 from typing import Any
 
 import jsonschema
@@ -28,6 +29,7 @@ RUN = (
     if OLD
     else ["--module", "llama3", "--config", "llama3_debugmodel", "--training.disable_cuda_graphs"]
 )
+RELEASE = version("torchtitan")
 DENSE = ("llama3", "muse_glimmer")
 MODELS = [
     ("llama3", "debugmodel", 12),
@@ -67,6 +69,8 @@ def test_the_layouts_that_work_are_those_of_brute_force(
     if replicates and model not in ("llama3", "qwen3"):
         pytest.skip("its heads are not shared")
     config = job(model, flavor, batch=8)
+    if line_of(config).requested_model(config) is None:
+        pytest.skip(f"torchtitan {RELEASE} has no {model} {flavor}")
     options = {"replicate_kv_heads": replicates}
     before = repr(config)
     found = degrees_of(search(config, world_size, options=options))
@@ -87,8 +91,8 @@ def test_the_layouts_that_work_are_those_of_brute_force(
                 if not codes(in_other_degrees(config, degrees), world_size=world_size, **options):
                     works.append({axis: degrees[axis] for axis in AXES if degrees[axis] > 1})
     assert sorted(found, key=str) == sorted(works, key=str)
-    # gpt_oss of 0.2.x trains wrong in every layout.
-    assert bool(found) == (not OLD or model != "gpt_oss")
+    # gpt_oss of 0.2.2 trains wrong in every layout.
+    assert bool(found) == (RELEASE != "0.2.2" or model != "gpt_oss")
     assert repr(config) == before
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -83,7 +84,7 @@ def refusal_of(
     pp: int,
     given: Mapping[str, Any],
 ) -> str:
-    """Return what torchtitan's own parallelize function says of a run before it touches the model.
+    """Return what torchtitan's own parallelize function, or its mesh, says of a run before it is split.
 
     It is called with a model that it cannot touch and a mesh that it cannot have, so that it gets no further
     than to its checks; no device and no process group is touched. Empty where it has nothing to say.
@@ -100,11 +101,13 @@ def refusal_of(
     parallel_dims = function.__globals__.get("ParallelDims")
     if not function.__module__.startswith("torchtitan.") or parallel_dims is None:
         return ""
-    arguments = {
-        **given,
-        "model": _untouchable(model),
-        "parallel_dims": _without_mesh(parallel_dims, degrees, pp),
-    }
+    try:
+        dims = _without_mesh(parallel_dims, degrees, pp)
+    except AssertionError as error:
+        # A release can want more of a mesh than that its ranks make one: 0.2.0 has EP borrow whole axes.
+        wanted = traceback.extract_tb(error.__traceback__)[-1].line or ""
+        return own_words(error) or f"ParallelDims wants {wanted.removeprefix('assert ')}"
+    arguments = {**given, "model": _untouchable(model), "parallel_dims": dims}
     parameters = inspect.signature(function).parameters.values()
     if any(p.name not in arguments and p.default is p.empty for p in parameters):
         return ""
