@@ -170,6 +170,6 @@ def test_a_mesh_that_the_release_alone_refuses_is_told() -> None:
     assert verdict is not None
     assert verdict.error is not None
     assert [problem.text for problem in verdict.error.problems] == [
-        "torchtitan's parallelize function refuses this run: ParallelDims wants ep % (cp * tp) == 0 and "
-        "(dp_shard * cp * tp) % ep == 0"
+        "torchtitan's parallelize function refuses this run: ParallelDims wants ep % cp == 0 and "
+        "(dp_shard * cp) % ep == 0"
     ]
