@@ -33,7 +33,6 @@ AXES = {
 NOT_VALIDATED = "not validated"
 """In the place of a code: nothing here can say whether the layout works."""
 
-
 REPLICATION = "KV-head replication"
 """The same: replication is not supported in the layout."""
 

@@ -16,8 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
-from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line
-from torchtitan_tp_validate.rehearsal.truth.layout_runs import plain_job
+from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line, plain_job
 
 
 def main(folder: str) -> None:

@@ -7,6 +7,7 @@ device's module no more than is here.
 
 from __future__ import annotations
 
+import os
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -28,6 +29,22 @@ def choose_cpu(compile: bool) -> None:
     # torchtitan does the same in init_distributed: its current mesh is thread-local.
     torch.autograd.set_multithreading_enabled(False)
     _send_as_nccl_does()
+
+
+def join_fake_ranks(job: Any, rank: int, world_size: int) -> None:
+    """Have the Trainer of this process set a rank up among others that are not there."""
+    import torch.distributed as dist
+    from torchtitan.distributed import utils
+
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0")
+
+    def init_distributed(*_: Any, **__: Any) -> int:
+        dist.init_process_group("fake", rank=rank, world_size=world_size)
+        return world_size
+
+    utils.init_distributed = init_distributed
+    # What ranks agree on by collectives, they do not with a fake group.
+    job.debug.seed = 1
 
 
 def _send_as_nccl_does() -> None:

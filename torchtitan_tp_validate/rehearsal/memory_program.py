@@ -19,8 +19,8 @@ from torchtitan_tp_validate.degrees import PIPELINE_FLAG
 from torchtitan_tp_validate.errors import RehearsalError
 from torchtitan_tp_validate.guards import install
 from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
-from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line
-from torchtitan_tp_validate.rehearsal.truth.layout_runs import plain_job
+from torchtitan_tp_validate.rehearsal.cpu import join_fake_ranks
+from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line, plain_job
 from torchtitan_tp_validate.releases import kv_replication_of, line_of
 
 _PATIENCE_SECONDS = 300.0
@@ -87,18 +87,8 @@ def _lay_out(
 ) -> None:
     """Write what one rank holds."""
     import torch
-    import torch.distributed as dist
-    from torchtitan.distributed import utils
 
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0")
-
-    def init_distributed(*_: Any, **__: Any) -> int:
-        dist.init_process_group("fake", rank=rank, world_size=world_size)
-        return world_size
-
-    utils.init_distributed = init_distributed
-    # What ranks agree on by collectives, they do not with a fake group.
-    job.debug.seed = 1
+    join_fake_ranks(job, rank, world_size)
     torch.nn.Module.to_empty = _stay_on_meta
     enter("laying out")
     training, parallelism = job.training, job.parallelism

@@ -23,7 +23,7 @@ from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG, degrees_of_job
 from torchtitan_tp_validate.errors import TPValidateError
 from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
 from torchtitan_tp_validate.rehearsal.findings import Rehearsal, judged
-from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line, pp, split
+from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line, plain_job, pp, split
 from torchtitan_tp_validate.rehearsal.shrink import configs_below
 from torchtitan_tp_validate.rehearsal.small_run import SmallRun
 from torchtitan_tp_validate.rehearsal.truth.layouts import Layout, Row
@@ -88,14 +88,6 @@ def _registry_left_alone(layout: Layout) -> Iterator[None]:
         yield
     finally:
         registered[flavor] = args
-
-
-def plain_job(job: Any) -> Any:
-    """Return a job without the checks of its own class: kimi's refuses TP and PP, for its optimizer."""
-    base = next((c for c in type(job).__mro__ if c.__qualname__ == "Trainer.Config"), type(job))
-    return (
-        job if base is type(job) else base(**{f.name: getattr(job, f.name) for f in dataclasses.fields(base)})
-    )
 
 
 def _in_a_fork(line: ModuleType, job: Any, layout: Layout, used: set[str]) -> Row:

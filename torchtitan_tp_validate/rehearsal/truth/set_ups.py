@@ -27,8 +27,8 @@ from typing import Any
 from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG, degrees_of_job
 from torchtitan_tp_validate.layout import SCHEDULES
 from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
-from torchtitan_tp_validate.rehearsal.jobs import Request
-from torchtitan_tp_validate.rehearsal.truth.layout_runs import plain_job
+from torchtitan_tp_validate.rehearsal.cpu import join_fake_ranks
+from torchtitan_tp_validate.rehearsal.jobs import Request, plain_job
 from torchtitan_tp_validate.rehearsal.truth.verdicts import verdict_of
 from torchtitan_tp_validate.rules import RUN_RULES
 
@@ -293,19 +293,7 @@ class Runner:
         return SETS_UP
 
     def _rank(self, job: Any, one: SetUp, rank: int, out: Path, _: int, enter: Any) -> None:
-        import torch.distributed as dist
-        from torchtitan.distributed import utils
-
-        world = int(one.world_size)
-        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK="0")
-
-        def init_distributed(*_: Any, **__: Any) -> int:
-            dist.init_process_group("fake", rank=rank, world_size=world)
-            return world
-
-        utils.init_distributed = init_distributed
-        # What ranks agree on by collectives, they do not with a fake group.
-        job.debug.seed = 1
+        join_fake_ranks(job, rank, int(one.world_size))
         enter("setting up")
         local, whole, micro = map(int, one.batch.split())
         self._line.build_trainer(job, lambda *_: iter(()), local, micro, global_batch_size=whole)
