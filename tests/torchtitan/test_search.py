@@ -170,3 +170,15 @@ def test_nothing_that_works_is_exit_status_1(capsys: pytest.CaptureFixture[str])
     out = capsys.readouterr().out
     assert "No layout works." in out
     assert "PP005 1" in out
+
+
+def test_a_refused_run_is_told_how_to_search(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*RUN, "--parallelism.tensor_parallel_degree", "32"]
+    assert main(["check", "--world-size", "8", "--", *words]) == 1
+    last = capsys.readouterr().out.splitlines()[-1]
+    search = "tp-validate layouts --near --world-size 8 -- "
+    assert last == f"The layouts that work, nearest first: {search}{' '.join(words)}"
+    # And that is a command that finds some.
+    assert main(last.partition("tp-validate ")[2].split()) == 0
+    assert main(["check", "--", *words]) == 1
+    assert "nearest first" not in capsys.readouterr().out.splitlines()[-1]

@@ -65,6 +65,7 @@ class Report:
         assumed: what was taken for granted to get so far, e.g. the hardware.
         unread: what of it was not judged beside a verdict on the rest.
         repairs: the codes of the known faults that it fits only with the repairs of.
+        search: the command that lists what works instead, or empty.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Report:
     assumed: str = ""
     unread: tuple[str, ...] = ()
     repairs: tuple[str, ...] = ()
+    search: str = ""
 
     @property
     def not_judged(self) -> tuple[str, ...]:
@@ -190,6 +192,8 @@ class Verdicts(Findings[Report]):
         """Yield every problem in full, and what fits in few words."""
         if thing.status is Status.INCOMPATIBLE:
             yield from _problems(thing)
+            if thing.search:
+                yield f"The layouts that work, nearest first: {thing.search}", ""
             if self._many and len(thing.judgements) == 1:
                 yield "", ""
         elif thing.status is Status.NOT_VALIDATED:

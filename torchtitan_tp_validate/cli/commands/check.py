@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torchtitan_tp_validate.cli import files, formats
@@ -195,7 +197,11 @@ def _run(options: Any) -> Report:
     from torchtitan_tp_validate.cli import torchtitan
 
     with torchtitan.installed():
-        return torchtitan.judge_run(options.torchtitan_arguments, run_options(options))
+        report = torchtitan.judge_run(options.torchtitan_arguments, run_options(options))
+    if options.world_size is None:
+        return report
+    searched = ["layouts", "--near", "--world-size", str(options.world_size)]
+    return replace(report, search=shlex.join(["tp-validate", *searched, "--", *options.torchtitan_arguments]))
 
 
 def _model(options: Any) -> Report:
