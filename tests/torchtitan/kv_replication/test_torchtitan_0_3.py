@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace as NS
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 import torchtitan_tp_validate as tpv
 from tests.core.walks import in_the_map
-from tests.forked import in_forks, run_module
+from tests.forked import ROOT, in_forks, run_module
 from tests.torchtitan.kv_replication.refusals import PERMUTED, assert_refuses_permuted_weights
 from tests.torchtitan.optional import missing_for_qwen3_5, needs_qwen3_5
 from torchtitan_tp_validate.guards import guards_in_place
@@ -258,8 +259,14 @@ def test_a_job_of_the_launcher_is_judged_and_converted_once_until_it_is_parallel
     tp = 16 if more else 8
     job = ["--module", "qwen3", "--config", "qwen3_debugmodel", "--dump_folder", str(tmp_path)]
     degree = ["--parallelism.tensor_parallel_degree", str(tp)]
-    # torchtitan writes its logs where it is.
-    result = run_module(f"{__package__}.count_judgements", [*job, *degree, *more], out=tmp_path, cwd=tmp_path)
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    result = run_module(
+        f"{__package__}.count_judgements",
+        [*job, *degree, *more],
+        out=tmp_path,
+        cwd=tmp_path,  # torchtitan writes its logs where it is
+        env={"PYTHONPATH": path},
+    )
     assert result.returncode == 0, result
     converted = len(more)
     # (judged, converted); the guard of the parallelize call knows the data degree that the ranks leave.
