@@ -240,7 +240,8 @@ class _Layouts(Findings[Found]):
 
     @property
     def _excluded(self) -> str:
-        return ", ".join(f"{code} {count}" for code, count in self._search.excluded.most_common())
+        counts = sorted(self._search.excluded.items(), key=lambda counted: (-counted[1], counted[0]))
+        return ", ".join(f"{code} {count}" for code, count in counts)
 
     def line(self, thing: Found) -> str:
         layout = thing.layout
