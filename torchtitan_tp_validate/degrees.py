@@ -32,7 +32,10 @@ FLAGS = {
 PIPELINE_FLAG = "pipeline_parallel_degree"
 """The same of the one degree that decides nothing: a stage is judged by the whole model's config."""
 
-TOKEN_FIELDS = ("seq_len", "num_tokens_per_microbatch_per_dp_rank")
+TOKEN_BUDGET = "num_tokens_per_microbatch_per_dp_rank"
+"""What main has in the place of a local batch of sequences."""
+
+TOKEN_FIELDS = ("seq_len", TOKEN_BUDGET)
 """What ``[training]`` calls the tokens that the TP axis splits between blocks: up to 0.3.0, and after."""
 
 WHAT_IS_LEFT = -1

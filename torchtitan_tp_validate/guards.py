@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 from torchtitan_tp_validate.errors import InstallError, InstallWarning, PlanError, RunWarning
 from torchtitan_tp_validate.failure import recorder
+from torchtitan_tp_validate.identity import torchtitan_identity
 from torchtitan_tp_validate.job import Options, check_job, judge_job
-from torchtitan_tp_validate.locate import torchtitan_identity, torchtitan_version
+from torchtitan_tp_validate.locate import torchtitan_version
 from torchtitan_tp_validate.notices import forget
-from torchtitan_tp_validate.releases import releases
+from torchtitan_tp_validate.releases import releases, what_is_gone
 from torchtitan_tp_validate.supported import unsupported_torchtitan
 from torchtitan_tp_validate.wrappers import TARGETS
 from torchtitan_tp_validate.wrappers.guard import Guardable, guardable_functions, parallelize_functions
@@ -300,16 +301,14 @@ class Guards:
 
     def states(self) -> Iterator[TargetState]:
         """Yield the state of every entry point, and of every model that this torchtitan does not have."""
-        version = torchtitan_version()
-        supported = unsupported_torchtitan() is None
+        version, supported = torchtitan_version(), unsupported_torchtitan() is None
+        name = torchtitan_identity().name if version else ""
         found = list(parallelize_functions()) if supported else []
         for model, target in TARGETS.items():
             entry_points = [point for point in found if point.model == model]
             yield from map(self._state, entry_points)
             if not entry_points:
-                absent = (
-                    f"torchtitan {version} has no such model" if version else "torchtitan is not installed"
-                )
+                absent = f"torchtitan {name} has no such model" if version else "torchtitan is not installed"
                 if not supported:
                     absent = f"torchtitan {version or 'of unknown version'} is not supported"
                 yield TargetState(model, target.name, False, absent)
@@ -414,7 +413,7 @@ def _is_same_job(config: Any, judged: Any) -> bool:
 
 
 def _trainer_modules() -> list[str]:
-    return [release.TRAINER_MODULE for release in releases()]
+    return list(dict.fromkeys(release.TRAINER_MODULE for release in releases()))
 
 
 def _entry_points() -> Iterator[Guardable]:
@@ -452,6 +451,7 @@ def _problems() -> list[str]:
     if strange is not None:
         found = len(entry_points) - len(problems)
         problems.append(f"torchtitan {strange}: {found} entry points were found in it and are guarded.")
+        problems += (f"torchtitan {gone}" for gone in what_is_gone())
     return problems + native
 
 

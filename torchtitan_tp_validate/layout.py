@@ -3,7 +3,7 @@
 What each rule is about, and what happens otherwise, is in `RUN_RULES`; here is when one is broken. All of it
 is arithmetic on what the job says, and on the number of ranks where that is known.
 
-Source: ``ParallelDims``, ``pipeline_llm`` and ``Trainer`` of torchtitan 0.2.x and 0.3.0, and
+Source: ``ParallelDims``, ``pipeline_llm`` and ``Trainer`` of torchtitan 0.2.x, 0.3.0 and main, and
 ``torch/distributed/pipelining/schedules.py`` of torch 2.10 to 2.15.
 """
 
@@ -58,6 +58,10 @@ SCHEDULES = {
 _BY_LOWER_CASE = {name.lower(): schedule for name, schedule in SCHEDULES.items()}
 
 
+MICROBATCHES_FIELD = "num_pp_microbatches"
+"""Of main, under ``[parallelism]``."""
+
+
 @dataclass(frozen=True)
 class Pipeline:
     """How a run is cut into stages.
@@ -71,6 +75,7 @@ class Pipeline:
         last_less: ``pipeline_parallel_last_stage_less_layers``.
         parts: ``module_fqns_per_model_part``, or None where torchtitan splits the layers by itself.
         microbatch_size: in sequences.
+        microbatches: as the job says, or None where they follow from the local batch.
         from_file: whether a file of the user's own is the schedule.
         overlaps_experts: whether DualPipeV is to overlap the experts' communication, and activations are
             checkpointed, which torchtitan cannot do at once.
@@ -84,8 +89,25 @@ class Pipeline:
     last_less: int = 1
     parts: tuple[tuple[str, ...], ...] | None = None
     microbatch_size: int = 1
+    microbatches: int | None = None
     from_file: bool = False
     overlaps_experts: bool = False
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What torchtitan calls the sizes of a batch, under ``[training]``.
+
+    Attributes:
+        local: what a data rank computes at a time; in a pipeline that is a microbatch, where the job says how
+            many of these there are.
+        total: what all of them compute in a step.
+        seq_len: the tokens that are split over the ranks of sequence and context parallelism.
+    """
+
+    local: str = "local_batch_size"
+    total: str = "global_batch_size"
+    seq_len: str = "seq_len"
 
 
 @dataclass(frozen=True)
@@ -99,8 +121,9 @@ class Run:
         pipeline: its stages.
         n_layers: of the model.
         modules: the modules of the model beside its layers that a stage has to name.
-        local_batch_size: in sequences, or None where it is not known.
-        global_batch_size: in sequences, or None where it is what the ranks make of it.
+        sizes: the names of the following, and of ``degrees.seq_len``.
+        local_batch_size: in sequences or tokens, or None where it is not known.
+        global_batch_size: the same, or None where it is what the ranks make of it.
         world_size: the number of ranks, or None where it is not known.
         gpus_per_node: how many of them share a node, or None.
         shards_with_experts: whether the parallelize function takes a sharding mesh for granted where there is
@@ -125,6 +148,7 @@ class Run:
     pipeline: Pipeline = Pipeline()
     n_layers: int | None = None
     modules: tuple[str, ...] = ()
+    sizes: Sizes = Sizes()
     local_batch_size: int | None = None
     global_batch_size: int | None = None
     world_size: int | None = None
@@ -352,6 +376,8 @@ def _microbatch_size(run: Run) -> _Found:
     size, batch = run.pipeline.microbatch_size, run.local_batch_size
     if batch is None or run.pipeline.degree == 1 or not run.pipeline.is_supported:
         return
+    if run.pipeline.microbatches is not None:
+        return
     if size < 1 or batch % size:
         works = [count for count in range(1, batch + 1) if batch % count == 0]
         yield (
@@ -363,16 +389,21 @@ def _microbatch_size(run: Run) -> _Found:
 
 def _microbatches(run: Run) -> _Found:
     count, schedule, pipeline = stages(run), _schedule(run), run.pipeline
-    size, batch = pipeline.microbatch_size, run.local_batch_size
-    if count is None or schedule is None or batch is None or size < 1 or batch % size:
+    size, batch, microbatches = pipeline.microbatch_size, run.local_batch_size, pipeline.microbatches
+    if count is None or schedule is None:
         return
-    microbatches = batch // size
-    has = f"local_batch_size ({batch}) / pipeline_parallel_microbatch_size ({size}) = "
+    if microbatches is not None:
+        field, size, has = f"parallelism.{MICROBATCHES_FIELD}", 1, f"{MICROBATCHES_FIELD} = "
+    elif batch is None or size < 1 or batch % size:
+        return
+    else:
+        microbatches, field = batch // size, "training.local_batch_size"
+        has = f"local_batch_size ({batch}) / pipeline_parallel_microbatch_size ({size}) = "
     if schedule.least_is_stages and microbatches < count:
         yield (
             f"{has}{microbatches} microbatches are fewer than the {count} stages, and {pipeline.schedule} "
             "wants one for each",
-            f"set training.local_batch_size to {count * size} or more"
+            f"set {field} to {count * size} or more"
             + (f", or parallelism.pipeline_parallel_schedule to {_other(schedule)}"),
         )
     rounds = max(1, microbatches // pipeline.degree)
@@ -380,7 +411,7 @@ def _microbatches(run: Run) -> _Found:
         yield (
             f"{has}{microbatches} microbatches are no multiple of the {rounds} rounds in which "
             f"{pipeline.schedule} takes them on {pipeline.degree} ranks",
-            f"set training.local_batch_size to {microbatches // pipeline.degree * pipeline.degree * size}",
+            f"set {field} to {microbatches // pipeline.degree * pipeline.degree * size}",
         )
 
 
@@ -421,7 +452,8 @@ def _sequence(run: Run) -> _Found:
     least = 2 * degrees.cp if of_two else 1
     if degrees.seq_len is not None and degrees.tp == 1 and degrees.seq_len % least:
         near = degrees.seq_len // least * least or least
-        yield f"seq_len ({degrees.seq_len}) is not a multiple of {least}", f"set training.seq_len to {near}"
+        name = run.sizes.seq_len
+        yield f"{name} ({degrees.seq_len}) is not a multiple of {least}", f"set training.{name} to {near}"
 
 
 def _layers_for_cp(run: Run) -> _Found:
@@ -451,11 +483,11 @@ def _mask_blocks(run: Run) -> _Found:
     degrees, block = run.degrees, run.mask_block
     if degrees.cp == 1 or block is None or degrees.seq_len is None:
         return
-    least = degrees.cp * block
+    least, name = degrees.cp * block, run.sizes.seq_len
     if degrees.seq_len % least:
         yield (
-            f"seq_len ({degrees.seq_len}) is not a multiple of {FLAGS['cp']} ({degrees.cp}) x {block} tokens",
-            f"set training.seq_len to {max(degrees.seq_len // least, 1) * least}, or lower {FLAGS['cp']}",
+            f"{name} ({degrees.seq_len}) is not a multiple of {FLAGS['cp']} ({degrees.cp}) x {block} tokens",
+            f"set training.{name} to {max(degrees.seq_len // least, 1) * least}, or lower {FLAGS['cp']}",
         )
 
 
@@ -522,13 +554,17 @@ def _global_batch(run: Run) -> _Found:
     degrees, batch = run.degrees, run.global_batch_size
     if batch is None or run.local_batch_size is None or not degrees.dp_shard_is_known:
         return
-    data_ranks = degrees.dp_replicate * degrees.dp_shard
-    step = run.local_batch_size * data_ranks
+    data_ranks, sizes = degrees.dp_replicate * degrees.dp_shard, run.sizes
+    factors = {sizes.local: run.local_batch_size}
+    if run.pipeline.microbatches is not None and run.pipeline.degree > 1:
+        factors[MICROBATCHES_FIELD] = run.pipeline.microbatches
+    step = math.prod(factors.values()) * data_ranks
     if batch < 1 or batch % step:
+        local = " x ".join(f"{name} ({size})" for name, size in factors.items())
         yield (
-            f"global_batch_size ({batch}) is not a multiple of local_batch_size ({run.local_batch_size}) x "
+            f"{sizes.total} ({batch}) is not a multiple of {local} x "
             f"{data_ranks} data parallel ranks = {step}",
-            f"set training.global_batch_size to {max(batch // step, 1) * step}, or to -1",
+            f"set training.{sizes.total} to {max(batch // step, 1) * step}, or to -1",
         )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import functools
-import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -134,80 +133,6 @@ def torchtitan_version() -> str | None:
         return metadata.version("torchtitan")
     except metadata.PackageNotFoundError:
         return None
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Which torchtitan is installed: by its number, and by what its files are.
-
-    main and forks keep the number of the last release, so the number alone tells nothing.
-
-    Attributes:
-        version: the declared version, or None when none is declared.
-        release: the tested release whose files these are, or None.
-        patched: whether these are its files with this project's patch.
-        strange: where the number is that of a tested release, the files that are not that release's.
-    """
-
-    version: str | None
-    release: str | None = None
-    patched: bool = False
-    strange: tuple[str, ...] = ()
-
-    @property
-    def problem(self) -> str | None:
-        """Why this is no release that the guards were tested with, to follow "torchtitan"; None if it is."""
-        if self.release is not None:
-            return None
-        if self.strange:
-            return (
-                f"{self.version} by its number, but its files are not those of the release: {self._strange}"
-            )
-        name, tested = self.version or "of unknown version", ", ".join(sorted(KNOWN_RELEASES))
-        return f"{name} is not a release that the guards were tested with ({tested})"
-
-    @property
-    def _strange(self) -> str:
-        shown, more = self.strange[:2], len(self.strange) - 2
-        return f"{', '.join(shown)}{f' and {more} more' if more > 0 else ''}"
-
-    def __str__(self) -> str:
-        """Return what it is, to follow "torchtitan"."""
-        if self.release is None:
-            return (self.strange and self.problem) or self.version or "of unknown version"
-        patch = " with the patch of torchtitan-tp-validate" if self.patched else ""
-        if self.version == self.release:
-            return f"{self.release}{patch}"
-        return f"{self.version or 'of unknown version'}, with the files of {self.release}{patch}"
-
-
-def torchtitan_identity() -> Identity:
-    """Tell the installed torchtitan by the files that hold what is guarded; nothing is imported.
-
-    A release counts as itself with all of its files as released, or all as our own patch leaves them. Files
-    that are no part of what is guarded, such as a registry with a flavor more, are not looked at.
-    """
-    version = torchtitan_version()
-    folder = package_folder("torchtitan")
-    if folder is None:
-        return Identity(version)
-    # The number first: some releases have files in common.
-    for release in sorted(BLOBS, key=lambda release: release != version):
-        for patched in (False, True):
-            if all(_blob(folder.parent / file) == blobs[patched] for file, blobs in BLOBS[release].items()):
-                return Identity(version, release, patched)
-    wanted = BLOBS.get(version or "", {})
-    strange = [file for file, blobs in wanted.items() if _blob(folder.parent / file) not in blobs]
-    # Some as released, some patched: each is known, and together they are neither.
-    return Identity(version, strange=tuple(strange or wanted))
-
-
-def _blob(file: Path) -> str | None:
-    """Return what git calls the content of a file; None where there is none."""
-    if not file.is_file():
-        return None
-    data = file.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 def package_folder(package: str, source: Path | None = None) -> Path | None:

@@ -124,7 +124,7 @@ def has_configs() -> bool:
 
 
 def _config_registries() -> list[str]:
-    return [line.CONFIG_REGISTRY for line in releases() if line.CONFIG_REGISTRY]
+    return list(dict.fromkeys(line.CONFIG_REGISTRY for line in releases() if line.CONFIG_REGISTRY))
 
 
 def _listed(kind: str) -> frozenset[str]:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.core.fake_torchtitan import ROOT, FakeTorchtitan, make
-from torchtitan_tp_validate import locate
-from torchtitan_tp_validate.locate import Identity
+from torchtitan_tp_validate import identity as identities
+from torchtitan_tp_validate.identity import MARKS, Identity, Mark
 from torchtitan_tp_validate.release_files import BLOBS
 
 LLAMA3 = "torchtitan/models/llama3/parallelize.py"
@@ -41,15 +41,15 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / path).write_bytes(text)
     table = {path: (blob(text), blob(text + b"# checked\n")) for path, text in _SOURCES.items()}
     other = {LLAMA3: (blob(b"other\n"), blob(b"other # checked\n"))}
-    monkeypatch.setattr(locate, "BLOBS", {"7.0": other, "7.1": table})
-    monkeypatch.setattr(locate, "KNOWN_RELEASES", {"7.0", "7.1"})
-    monkeypatch.setattr(locate, "package_folder", lambda package: tmp_path / package)
+    monkeypatch.setattr(identities, "BLOBS", {"7.0": other, "7.1": table})
+    monkeypatch.setattr(identities, "KNOWN_RELEASES", {"7.0", "7.1"})
+    monkeypatch.setattr(identities, "package_folder", lambda package, source: tmp_path / package)
     call_itself("7.1", monkeypatch)
     return tmp_path
 
 
 def call_itself(version: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locate, "torchtitan_version", lambda: version)
+    monkeypatch.setattr(identities, "torchtitan_version", lambda: version)
 
 
 def edit(tree: Path, *paths: str, text: str = "# checked\n") -> None:
@@ -59,7 +59,7 @@ def edit(tree: Path, *paths: str, text: str = "# checked\n") -> None:
 
 
 def identity() -> Identity:
-    return locate.torchtitan_identity()
+    return identities.torchtitan_identity()
 
 
 def test_a_release_is_itself(tree: Path) -> None:
@@ -75,30 +75,49 @@ def test_a_release_with_our_patch_is_itself(tree: Path) -> None:
     assert identity().problem is None
 
 
-def test_a_release_that_is_patched_in_part_is_none(tree: Path) -> None:
+def test_a_release_that_is_patched_in_part_has_changes(tree: Path) -> None:
     edit(tree, LLAMA3)
-    assert identity() == Identity("7.1", strange=(LLAMA3, QWEN3))
+    assert identity() == Identity("7.1", like="7.1", changed=(LLAMA3, QWEN3))
 
 
-def test_other_files_under_a_releases_number_are_no_release(tree: Path) -> None:
+def test_a_release_with_another_file_has_local_changes(tree: Path) -> None:
     edit(tree, QWEN3, text="# mine\n")
-    assert identity() == Identity("7.1", strange=(QWEN3,))
-    assert (
-        str(identity())
-        == identity().problem
-        == (f"7.1 by its number, but its files are not those of the release: {QWEN3}")
-    )
+    assert identity() == Identity("7.1", like="7.1", changed=(QWEN3,))
+    assert str(identity()) == identity().problem == f"7.1 with local changes: {QWEN3}"
+    assert identity().name == "7.1"
     (tree / LLAMA3).unlink()
-    assert identity().problem == (
-        f"7.1 by its number, but its files are not those of the release: {LLAMA3}, {QWEN3}"
-    )
+    assert identity().problem == f"7.1 with local changes: {LLAMA3}, {QWEN3}"
 
 
-def test_of_many_other_files_two_are_named() -> None:
-    strange = Identity("7.1", strange=("a.py", "b.py", "c.py", "d.py"))
-    assert strange.problem == (
-        "7.1 by its number, but its files are not those of the release: a.py, b.py and 2 more"
-    )
+def test_of_many_changed_files_two_are_named() -> None:
+    changed = Identity("7.1", like="7.1", changed=("a.py", "b.py", "c.py", "d.py"))
+    assert changed.problem == "7.1 with local changes: a.py, b.py and 2 more"
+
+
+def test_main_is_told_by_the_newest_of_its_marks(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    marks = (Mark("2030-01", "7.0", "a.py", "old"), Mark("2030-02", "7.1", "a.py", "new"))
+    monkeypatch.setattr(identities, "MARKS", marks)
+    edit(tree, QWEN3, text="# of main\n")
+    edit(tree, "torchtitan/a.py", text="old\n")
+    # What 7.1 has too says nothing of a tree that is mostly 7.1.
+    assert identity().problem == f"7.1 with local changes: {QWEN3}"
+    edit(tree, "torchtitan/a.py", text="new\n")
+    assert identity() == Identity("7.1", mark=marks[1])
+    assert str(identity()) == identity().problem == "main (newer than 7.1, like 2030-02)"
+    assert identity().name == "main"
+
+
+def test_a_tree_like_no_release_is_main_by_any_mark(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identities, "MARKS", (Mark("2030-01", "7.0", "a.py", "old"),))
+    call_itself("8.0", monkeypatch)
+    edit(tree, QWEN3, LLAMA3, text="# of main\n")
+    edit(tree, "torchtitan/a.py", text="old\n")
+    assert identity().problem == "main (newer than 7.0, like 2030-01)"
+
+
+def test_the_marks_are_in_the_order_of_time() -> None:
+    assert [mark.since for mark in MARKS] == sorted(mark.since for mark in MARKS)
+    assert {mark.after for mark in MARKS} <= set(BLOBS)
 
 
 def test_a_release_under_another_number_is_told_by_its_files(
@@ -114,7 +133,7 @@ def test_a_release_under_another_number_is_told_by_its_files(
 def test_an_unknown_number_with_unknown_files_is_no_release(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    edit(tree, QWEN3, text="# mine\n")
+    edit(tree, QWEN3, LLAMA3, text="# mine\n")
     for version, said in (("8.0", "8.0"), (None, "of unknown version")):
         call_itself(version, monkeypatch)
         assert identity() == Identity(version)
@@ -136,7 +155,7 @@ def main_branch(folder: Path) -> FakeTorchtitan:
     return make(folder, "0.2.2", models, infra=False, released=False)
 
 
-SAID = "torchtitan 0.2.2 by its number, but its files are not those of the release: "
+SAID = "torchtitan 0.2.2 with local changes: "
 
 
 def test_main_under_a_releases_number_is_warned_of_guarded_and_refused_when_strict(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_the_patchs_own_tests_pass(patched: Path, tmp_path: Path) -> None:
 def test_the_patched_release_is_still_that_release(patched: Path, tmp_path: Path) -> None:
     code = """
         import torchtitan_tp_validate as tpv
-        from torchtitan_tp_validate.locate import torchtitan_identity
+        from torchtitan_tp_validate.identity import torchtitan_identity
         tpv.install(strict=True)
         print(torchtitan_identity())
         """

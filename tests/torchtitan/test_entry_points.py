@@ -20,8 +20,8 @@ from tests.torchtitan.installed import HAS_CONFIG_TREES
 from tests.torchtitan.optional import missing_for_qwen3_5
 from torchtitan_tp_validate import registry
 from torchtitan_tp_validate.guards import guards_in_place
+from torchtitan_tp_validate.identity import Identity, torchtitan_identity
 from torchtitan_tp_validate.job import unguarded
-from torchtitan_tp_validate.locate import Identity, torchtitan_identity
 from torchtitan_tp_validate.plan import divisors
 from torchtitan_tp_validate.wrappers import TARGETS
 

@@ -113,7 +113,7 @@ def add_degrees(parser: Parser) -> None:
     group.add_argument(
         "--spmd-backend",
         action="once",
-        choices=[backend.name for line in releases() for backend in line.SPMD_BACKENDS],
+        choices=list(dict.fromkeys(backend.name for line in releases() for backend in line.SPMD_BACKENDS)),
         help=f"parallelism.spmd_backend of torchtitan 0.3.x (default: {Degrees.spmd_backend})",
     )
     add_replication(group)

@@ -10,12 +10,16 @@ import functools
 import importlib
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.errors import PlanError
+from torchtitan_tp_validate.identity import torchtitan_identity
+from torchtitan_tp_validate.locate import package_folder
 from torchtitan_tp_validate.plan import Plan
 from torchtitan_tp_validate.releases.base import KVReplication, Reader, Release
+from torchtitan_tp_validate.releases.contract import Gone, gone_from, missing_names
 from torchtitan_tp_validate.releases.reading import shortened
 
 _NO_DEGREES = Degrees(tp=1)
@@ -37,9 +41,34 @@ def readers() -> tuple[Reader, ...]:
 
 def releases() -> tuple[Release, ...]:
     """Return the lines of torchtitan, the newest first."""
-    from torchtitan_tp_validate.releases import torchtitan_0_2, torchtitan_0_3
+    from torchtitan_tp_validate.releases import torchtitan_0_2, torchtitan_0_3, torchtitan_main
 
-    return torchtitan_0_3, torchtitan_0_2
+    return torchtitan_main, torchtitan_0_3, torchtitan_0_2
+
+
+def nearest_line(source: Path | None = None) -> Release | None:
+    """Return the line that a torchtitan is of, or is nearest to: that of whose contract it lacks the least.
+
+    Args:
+        source: the root of a checkout, instead of the installed torchtitan; without either, None is returned.
+    """
+    folder = package_folder("torchtitan", source)
+    if folder is None:
+        return None
+    return min(releases(), key=lambda line: missing_names(gone_from(line.CONTRACT, folder)))
+
+
+@functools.cache
+def what_is_gone(source: Path | None = None) -> tuple[Gone, ...]:
+    """Return what is read of torchtitan, and is not in one that is no tested release.
+
+    Args:
+        source: the root of a checkout, instead of the installed torchtitan.
+    """
+    folder, line = package_folder("torchtitan", source), nearest_line(source)
+    if folder is None or line is None or torchtitan_identity(source).release is not None:
+        return ()
+    return gone_from(line.CONTRACT, folder)
 
 
 def line_of(job_or_model: Any) -> Release:
@@ -80,13 +109,24 @@ def read_plan(model_or_config: Any, degrees: Degrees = _NO_DEGREES, *, model_nam
     for reader in readers():
         config = reader.find_config(model_or_config)
         if config is not None:
-            read = functools.partial(reader.read, config, model_or_config)
+            read = functools.partial(_read, reader, config, model_or_config)
             return bound(read, model_name=model_name)(degrees)
     raise PlanError(
         f"cannot find head counts in {_describe(model_or_config)}. Expected a torchtitan "
         "model, its config (0.3.x: with .layers) or its model args (0.2.x: with .n_heads), or a Hugging Face "
         "model or config (with num_attention_heads)."
     )
+
+
+def _read(reader: Reader, config: Any, model: Any, degrees: Degrees) -> Plan:
+    """Return a reader's plan, and with it what could not be judged by it in this torchtitan."""
+    from torchtitan_tp_validate.releases import huggingface
+
+    plan = reader.read(config, model, degrees)
+    if reader is huggingface:
+        return plan
+    unread = tuple(f"{gone.unvalidated}: torchtitan {gone.what}" for gone in what_is_gone())
+    return replace(plan, not_judged=(*plan.not_judged, *unread)) if unread else plan
 
 
 def bound(read: Callable[[Degrees], Plan], *, model_name: str | None = None) -> Callable[[Degrees], Plan]:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.layout import Run
 from torchtitan_tp_validate.plan import Plan
+from torchtitan_tp_validate.releases.contract import Reads
 
 
 class Reader(Protocol):
@@ -79,12 +80,15 @@ class Release(Reader, Protocol):
         TRAINER_MODULE: the module that defines its ``Trainer``.
         KV_REPLICATION: the name of the module that is its `KVReplication`, loaded when it is asked for.
         SPMD_BACKENDS: what ``parallelism.spmd_backend`` may name; nothing where there is no such field.
+        CONTRACT: every name of its source that is read.
     """
 
     CONFIG_REGISTRY: str
     TRAINER_MODULE: str
     KV_REPLICATION: str
     SPMD_BACKENDS: tuple[SpmdBackend, ...]
+    CONTRACT: tuple[Reads, ...]
+    __name__: str
 
     def is_job(self, job: Any) -> bool:
         """Return whether this is what the line's command line is parsed to."""

@@ -1,6 +1,7 @@
 """What a parsed job says of its run as a whole, in the fields that all lines of torchtitan share.
 
-Source: ``config/job_config.py`` of torchtitan 0.2.x, ``config/configs.py`` and ``trainer.py`` of 0.3.0.
+Source: ``config/job_config.py`` of torchtitan 0.2.x, ``config/configs.py`` and ``trainer.py`` of 0.3.0 and
+main.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG, Degrees
-from torchtitan_tp_validate.layout import Pipeline
+from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG, TOKEN_BUDGET, Degrees
+from torchtitan_tp_validate.layout import MICROBATCHES_FIELD, Pipeline, Sizes
 
 _REAL_RANKS = ("default", "torchcomms")
 """Values of ``comm.mode`` with as many processes as ranks."""
 
 
-_FIELDS = {
+PIPELINE_FIELDS = {
     "degree": PIPELINE_FLAG,
     "schedule": "pipeline_parallel_schedule",
     "layers_per_stage": "pipeline_parallel_layers_per_stage",
@@ -29,6 +30,7 @@ _FIELDS = {
     "last_less": "pipeline_parallel_last_stage_less_layers",
     "parts": "module_fqns_per_model_part",
     "microbatch_size": "pipeline_parallel_microbatch_size",
+    "microbatches": MICROBATCHES_FIELD,
     "from_file": "pipeline_parallel_schedule_csv",
 }
 """Field of `Pipeline` -> torchtitan's under ``[parallelism]``. One that a fork lacks has our default."""
@@ -37,21 +39,32 @@ _FIELDS = {
 def read_pipeline(parallelism: Any, *, is_supported: bool) -> Pipeline:
     """Return how ``[parallelism]`` cuts a model into stages."""
     read = {
-        ours: getattr(parallelism, theirs) for ours, theirs in _FIELDS.items() if hasattr(parallelism, theirs)
+        ours: getattr(parallelism, theirs)
+        for ours, theirs in PIPELINE_FIELDS.items()
+        if hasattr(parallelism, theirs)
     }
     if read.get("parts") is not None:
         read["parts"] = tuple(map(tuple, read["parts"]))
     return replace(Pipeline(is_supported=is_supported), **read)
 
 
+SIZES = (
+    Sizes(),
+    Sizes(TOKEN_BUDGET, "num_tokens_per_train_step", TOKEN_BUDGET),
+)
+"""What the lines call them: in sequences, and main in tokens."""
+
+
 def read_batches(job: Any) -> dict[str, Any]:
     """Return the batch sizes of ``[training]``, by field of `Run`."""
     training = getattr(job, "training", None)
-    size = getattr(training, "global_batch_size", -1)
+    sizes = next((sizes for sizes in SIZES if hasattr(training, sizes.local)), SIZES[0])
+    total = getattr(training, sizes.total, -1)
     # A negative one is what the ranks make of it.
     return {
-        "local_batch_size": getattr(training, "local_batch_size", None),
-        "global_batch_size": None if size < 0 else size,
+        "sizes": sizes,
+        "local_batch_size": getattr(training, sizes.local, None),
+        "global_batch_size": None if total < 0 else total,
     }
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from torchtitan_tp_validate.degrees import TOKEN_FIELDS, Degrees
 from torchtitan_tp_validate.layout import Run
 from torchtitan_tp_validate.plan import Plan, PlanBuilder, Split
-from torchtitan_tp_validate.releases import runs
+from torchtitan_tp_validate.releases import contracts, runs
 from torchtitan_tp_validate.releases.base import RequestedModel, SpmdBackend
 from torchtitan_tp_validate.releases.experts import Experts, note_experts, row_shards
 from torchtitan_tp_validate.releases.kv_replication import supports_args
@@ -45,6 +45,7 @@ CONFIG_REGISTRY = ""
 KV_REPLICATION = "torchtitan_tp_validate.kv_replication.torchtitan_0_2"
 TRAINER_MODULE = "torchtitan.train"
 SPMD_BACKENDS: tuple[SpmdBackend, ...] = ()
+CONTRACT = contracts.of_job_configs()
 
 _HOW_TO_REPLICATE = "--replicate-kv-heads, or install(replicate_kv_heads=True)"
 

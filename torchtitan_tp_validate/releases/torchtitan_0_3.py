@@ -21,7 +21,7 @@ from typing import Any
 from torchtitan_tp_validate.degrees import Axis, Degrees, token_field
 from torchtitan_tp_validate.layout import Run
 from torchtitan_tp_validate.plan import Plan, PlanBuilder, ShardedDim
-from torchtitan_tp_validate.releases import config_tree, declarations, rows, runs
+from torchtitan_tp_validate.releases import config_tree, contracts, declarations, rows, runs
 from torchtitan_tp_validate.releases.base import RequestedModel
 from torchtitan_tp_validate.releases.experts import Experts, note_experts, row_shards
 from torchtitan_tp_validate.releases.kv_replication import problem_with_attention
@@ -49,6 +49,9 @@ CONFIG_REGISTRY = "config_registry"
 KV_REPLICATION = "torchtitan_tp_validate.kv_replication.torchtitan_0_3"
 TRAINER_MODULE = "torchtitan.trainer"
 SPMD_BACKENDS = rows.SPMD_BACKENDS
+CONTRACT = contracts.of_config_trees(
+    runs.SIZES[0], gated_delta="models/qwen3_5/model.py", absent=("num_pp_microbatches",)
+)
 
 _HOW_TO_REPLICATE = "--replicate-kv-heads, or converters=[ReplicateKVHeads.Config()]"
 

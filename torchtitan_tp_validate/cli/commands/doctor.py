@@ -12,6 +12,7 @@ from torchtitan_tp_validate.cli.formats import BAD, GOOD, QUIET, Annotation, Fin
 
 if TYPE_CHECKING:
     from torchtitan_tp_validate.guards import TargetState
+    from torchtitan_tp_validate.releases.contract import Gone
 
 SCHEMA_VERSION = 1
 """Of the JSON output, which ``cli/schema-doctor.json`` describes."""
@@ -31,7 +32,8 @@ def add_parser(commands: Any) -> None:
         help="say what was found, and what is guarded",
         description="Which torchtitan, torch and transformers are installed, and which of their entry points "
         "install() and the launcher guard, which not, and why. Exit status 1 when something that should be "
-        "guarded is not, 2 when the installed torchtitan is not supported.",
+        "guarded is not, or something that is read of torchtitan is not there, 2 when the installed "
+        "torchtitan is not supported.",
         epilog=_EXAMPLES,
     )
     add_output(parser)
@@ -41,30 +43,35 @@ def add_parser(commands: Any) -> None:
 def run(options: Any) -> int:
     """Run the subcommand; the exit status: 1 when something that should be guarded is not."""
     from torchtitan_tp_validate.guards import installed
+    from torchtitan_tp_validate.releases import what_is_gone
     from torchtitan_tp_validate.supported import unsupported_torchtitan
 
     with _guards():
         states = installed().targets
     problem = unsupported_torchtitan()
-    with formats.writing(options, _Doctor(states, problem)) as write:
-        for found in (*([_Problem(problem)] if problem else ()), *states):
+    gone = () if problem else what_is_gone()
+    problems = [_Problem(problem)] if problem else [_Problem(f"torchtitan {part}") for part in gone]
+    with formats.writing(options, _Doctor(states, problem, gone)) as write:
+        for found in problems:
             write(found)
+        for state in states:
+            write(state)
     if problem is not None:
         return 2
-    return 1 if any(state.faulty for state in states) else 0
+    return 1 if problems or any(state.faulty for state in states) else 0
 
 
 class _Problem(str):
-    """Why the installed torchtitan is not supported."""
+    """Why the installed torchtitan is not supported, or what is read of it and is not there."""
 
 
 class _Doctor(Findings["TargetState | _Problem"]):
-    """What is said of the entry points, and of a torchtitan that is not supported."""
+    """What is said of the entry points, and of a torchtitan that is not supported, or not in all."""
 
     columns = ("state", "model", "entry point", "detail")
 
-    def __init__(self, states: Sequence[TargetState], problem: str | None) -> None:
-        self._states, self._problem = states, problem
+    def __init__(self, states: Sequence[TargetState], problem: str | None, gone: Sequence[Gone]) -> None:
+        self._states, self._problem, self._gone = states, problem, gone
 
     def opening(self) -> Iterator[Line]:
         for name, version in _versions().items():
@@ -96,6 +103,7 @@ class _Doctor(Findings["TargetState | _Problem"]):
             "schema_version": SCHEMA_VERSION,
             "versions": _versions(),
             "problem": self._problem,
+            "gone": [asdict(part) for part in self._gone],
             "targets": [asdict(state) for state in self._states],
         }
 
@@ -115,7 +123,8 @@ def _versions() -> dict[str, str | None]:
     import platform
     from importlib import metadata
 
-    from torchtitan_tp_validate.locate import package_folder, torchtitan_identity
+    from torchtitan_tp_validate.identity import torchtitan_identity
+    from torchtitan_tp_validate.locate import package_folder
 
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in _PACKAGES:

@@ -1,6 +1,6 @@
 """The jobs of a torchtitan line, made small, and its Trainer on the CPU.
 
-One file per line (`torchtitan_0_2`, `torchtitan_0_3`), each with the same names:
+One file per line (`torchtitan_0_2`, `torchtitan_0_3`, `torchtitan_main`), each with the same names:
 
 - ``prepare(compile)``: makes the CPU torchtitan's device, and puts the stand-ins in place for the GPU kernels
   that its models call. To be called once per process, before anything of torchtitan is imported. Returns
@@ -27,7 +27,9 @@ from types import ModuleType
 from typing import Any
 
 from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG, Degrees
+from torchtitan_tp_validate.errors import RehearsalError
 from torchtitan_tp_validate.rehearsal.world import World
+from torchtitan_tp_validate.releases import nearest_line
 
 LAYERS_PER_RANK = 4
 """Of a pipeline: enough for two stages on each rank, whatever the first and the last are spared."""
@@ -65,10 +67,10 @@ class Request:
 
 def installed_line() -> ModuleType:
     """Return the module for the torchtitan that is installed."""
-    from importlib.metadata import version
-
-    line = "_".join(version("torchtitan").split(".")[:2])
-    return importlib.import_module(f"{__name__}.torchtitan_{line}")
+    line = nearest_line()
+    if line is None:
+        raise RehearsalError("torchtitan is not installed")
+    return importlib.import_module(f"{__name__}.{line.__name__.rpartition('.')[2]}")
 
 
 def plain_job(job: Any) -> Any:
