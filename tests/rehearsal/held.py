@@ -17,6 +17,7 @@ from typing import Any
 
 from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
 from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line, plain_job
+from torchtitan_tp_validate.rehearsal.jobs.batch import read_batch
 
 
 def main(folder: str) -> None:
@@ -44,12 +45,10 @@ def _rank(line: ModuleType, job: Any, out: Path, rank: int, enter: Any) -> None:
     enter("building")
     line.make_plain(job)
     job.training.dtype = job.training.mixed_precision_param = "float32"
-    training, parallelism = job.training, job.parallelism
-    size = training.local_batch_size
-    rows = size * 64
-    batches = Batches(rows, training.seq_len, line.vocab_size(job), seed=1, more=line.more_inputs(job))
-    micro = parallelism.pipeline_parallel_microbatch_size
-    trainer = line.build_trainer(job, batches.of_rank, size, micro)
+    batch = read_batch(job)
+    rows = batch.local * 64
+    batches = Batches(rows, batch.seq_len, line.vocab_size(job), seed=1, more=line.more_inputs(job))
+    trainer = line.build_trainer(job, batches.of_rank, batch.local, batch.microbatch)
     for model in trainer.model_parts:
         sum_gradients_without_nccl(model)
     enter("training")

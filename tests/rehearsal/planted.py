@@ -20,7 +20,8 @@ from typing import Any
 
 from torchtitan_tp_validate.degrees import degrees_of_job
 from torchtitan_tp_validate.rehearsal.children import Children
-from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line, microbatches, pp, split
+from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line, pp, split
+from torchtitan_tp_validate.rehearsal.jobs.batch import read_batch
 from torchtitan_tp_validate.rehearsal.rehearse import judged
 from torchtitan_tp_validate.rehearsal.small_run import SmallRun
 from torchtitan_tp_validate.rehearsal.world import cut_world
@@ -300,14 +301,14 @@ def main(folder: str) -> None:
     results: dict[str, Any] = {}
     for name, arguments in JOBS.items():
         job = line.parse(Request(arguments))
-        world = cut_world(degrees_of_job(job), pp(job), microbatches(job), 4)
+        world = cut_world(degrees_of_job(job), pp(job), read_batch(job).microbatches, 4)
         split(job, world)
         line.make_small(job, world.degrees, out)
         run = PlantedRun(line, job, world, 2, out, used)
         run.run_reference(children)
         told = {
             **{"release": "", "model": name, "verdict": "fits", "degrees": asdict(world.degrees), "cuts": ()},
-            **{"left_out": (), "microbatches": 1, "seq_len": job.training.seq_len},
+            **{"left_out": (), "microbatches": 1, "seq_len": read_batch(job).seq_len},
         }
         faults = {f"{name} without a fault": None} | {n: f for n, f in FAULTS.items() if f.job == name}
         for called, run.fault in faults.items():

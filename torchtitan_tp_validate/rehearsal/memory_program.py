@@ -21,6 +21,7 @@ from torchtitan_tp_validate.guards import install
 from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
 from torchtitan_tp_validate.rehearsal.cpu import join_fake_ranks
 from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line, plain_job
+from torchtitan_tp_validate.rehearsal.jobs.batch import read_batch
 from torchtitan_tp_validate.releases import kv_replication_of, line_of
 
 _PATIENCE_SECONDS = 300.0
@@ -91,13 +92,13 @@ def _lay_out(
     join_fake_ranks(job, rank, world_size)
     torch.nn.Module.to_empty = _stay_on_meta
     enter("laying out")
-    training, parallelism = job.training, job.parallelism
+    batch = read_batch(job)
     trainer = line.build_trainer(
         job,
         lambda *_: iter(()),
-        training.local_batch_size,
-        parallelism.pipeline_parallel_microbatch_size,
-        global_batch_size=training.global_batch_size,
+        batch.local,
+        batch.microbatch,
+        global_batch_size=batch.total,
     )
     held = _held(trainer.model_parts, list(trainer.optimizers))
     (folder / "layout-rank0.json").write_text(json.dumps(held), encoding="utf-8")

@@ -13,7 +13,6 @@ import shutil
 import signal
 import sys
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,9 +20,11 @@ from typing import Any
 from torchtitan_tp_validate.degrees import degrees_of_job
 from torchtitan_tp_validate.errors import RehearsalError, TPValidateError
 from torchtitan_tp_validate.guards import install
+from torchtitan_tp_validate.identity import torchtitan_identity
 from torchtitan_tp_validate.job import Options, judge_job, read_job
 from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
-from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line, microbatches, pp, split
+from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line, pp, split
+from torchtitan_tp_validate.rehearsal.jobs.batch import read_batch
 from torchtitan_tp_validate.rehearsal.small_run import SmallRun
 from torchtitan_tp_validate.rehearsal.world import cut_world
 from torchtitan_tp_validate.releases import kv_replication_of, line_of
@@ -95,19 +96,19 @@ def _rehearse(
 
         found = line_of(job).read_run(job, requested.model, requested.degrees, ())
         repairs = tuple(sorted(found.faults & REPAIRS.keys()))
-    world = cut_world(degrees, pp(job), microbatches(job), ranks)
+    world = cut_world(degrees, pp(job), read_batch(job).microbatches, ranks)
     verdict = _verdict(job, request)
     split(job, world)
     left_out = line.make_small(job, world.degrees, out)
     result: dict[str, Any] = {
-        "release": version("torchtitan"),
+        "release": torchtitan_identity().name,
         "model": requested.model.name,
         "verdict": verdict,
         "degrees": {**asdict(world.degrees), "pp": world.pp},
         "cuts": world.cuts,
         "left_out": [*left_out, *(f"{code} repaired" for code in repairs)],
         "microbatches": world.microbatches,
-        "seq_len": job.training.seq_len,
+        "seq_len": read_batch(job).seq_len,
         "runs": [],
     }
     if not request.compile:

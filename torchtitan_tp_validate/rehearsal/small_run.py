@@ -13,6 +13,7 @@ from typing import Any
 from torchtitan_tp_validate.errors import RehearsalError
 from torchtitan_tp_validate.rehearsal.children import Children, End
 from torchtitan_tp_validate.rehearsal.jobs import split
+from torchtitan_tp_validate.rehearsal.jobs.batch import read_batch
 from torchtitan_tp_validate.rehearsal.world import World
 
 
@@ -92,7 +93,7 @@ class SmallRun:
 
             repairs.apply(self.repairs)
         batches = Batches(
-            self._rows, job.training.seq_len, line.vocab_size(job), seed=1, more=line.more_inputs(job)
+            self._rows, read_batch(job).seq_len, line.vocab_size(job), seed=1, more=line.more_inputs(job)
         )
         # The stages of a pipeline find the shapes of their inputs by a forward pass of nothing, and what is
         # compiled takes no hooks.

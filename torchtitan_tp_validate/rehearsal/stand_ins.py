@@ -21,8 +21,34 @@ def attend_by_mask(used: set[str]) -> None:
     """Let flex and variable-length attention work by plain products: neither has a backward on the CPU."""
     from torchtitan.models.common.attention import FlexAttention, VarlenAttention
 
-    FlexAttention.forward = note(_flex_attention, "flex attention", used)
-    VarlenAttention.forward = note(_varlen_attention, "variable-length attention", used)
+    for attention, attend, name in (
+        (FlexAttention, _flex_attention, "flex attention"),
+        (VarlenAttention, _varlen_attention, "variable-length attention"),
+    ):
+        # Shardings name the inputs, and main has no batch dimension.
+        in_a_row = "q_TNH" in inspect.signature(attention.forward).parameters
+        attention.forward = note(_in_a_row(attend) if in_a_row else attend, name, used)
+
+
+def _in_a_row(attend: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Return attention to q, k and v of shape (tokens, heads, head_dim) by that to a batch of one."""
+
+    def forward(
+        self: nn.Module,
+        q_TNH: torch.Tensor,
+        k_TNH: torch.Tensor,
+        v_TNH: torch.Tensor,
+        *,
+        out_transform: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        **how: Any,
+    ) -> torch.Tensor:
+        batch = (tensor[None] for tensor in (q_TNH, k_TNH, v_TNH))
+        if out_transform is None:
+            return attend(self, *batch, **how)[0]
+        transform = out_transform
+        return attend(self, *batch, out_transform=lambda out, lse: transform(out[0], lse[0]), **how)
+
+    return forward
 
 
 def _flex_attention(
@@ -93,7 +119,7 @@ def _varlen_attention(
     mask &= back >= (-after if after >= 0 else -len(token))
     q, k, v = (tensor.flatten(0, 1)[None] for tensor in (q_BLNH, k_BLNH, v_BLNH))
     out: torch.Tensor = _attend(q, k, v, mask, **how)
-    return out.view(batch, seq_len, *out.shape[2:])
+    return out.view(batch, seq_len, *out.shape[2:]) if out.dim() == q.dim() else out
 
 
 def _attend(
@@ -122,7 +148,6 @@ def _attend(
 
 def run_each_document(used: set[str]) -> None:
     """Let the gated-delta layers of Qwen3.5 work by plain products, a document at a time."""
-    import torchtitan.models.qwen3_5.model as qwen3_5
     from transformers.models.qwen3_5_moe import modeling_qwen3_5_moe
 
     # Unwrapped, because the decorator would send the call back to fla.
@@ -137,10 +162,18 @@ def run_each_document(used: set[str]) -> None:
         ]
         return torch.cat(parts, 1), None
 
-    qwen3_5._fla_chunk_gated_delta_rule = note(gated_delta, "gated delta rule", used)
+    _gated_delta_module()._fla_chunk_gated_delta_rule = note(gated_delta, "gated delta rule", used)
     # The package has a function of the module's name.
     convolution: Any = import_module("fla.modules.conv.causal_conv1d")
     convolution.causal_conv1d = note(_convolve, "causal convolution", used)
+
+
+def _gated_delta_module() -> Any:
+    """Return the module that calls the kernel: the model's in 0.3.0, one of its own in main."""
+    try:
+        return import_module("torchtitan.models.qwen3_5.gdn")
+    except ModuleNotFoundError:
+        return import_module("torchtitan.models.qwen3_5.model")
 
 
 def _convolve(

@@ -96,12 +96,6 @@ def pp(job: Any) -> int:
     return degree
 
 
-def microbatches(job: Any) -> int:
-    """Return into how many parts a pipeline cuts the job's local batch."""
-    count: int = job.training.local_batch_size // job.parallelism.pipeline_parallel_microbatch_size
-    return count
-
-
 def small_seq_len(seq_len: int, degrees: Degrees, chunks: int = 1) -> int:
     """Return a small number of tokens that sequence and context parallelism cut as they cut ``seq_len``.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from torchtitan_tp_validate.degrees import Degrees
+from torchtitan_tp_validate.degrees import Degrees, degrees_of_job
 from torchtitan_tp_validate.errors import RehearsalError, ShrinkError
 from torchtitan_tp_validate.hardware import build_for_its_hardware
 from torchtitan_tp_validate.rehearsal.cpu import choose_cpu
@@ -21,6 +21,7 @@ from torchtitan_tp_validate.rehearsal.jobs import (
     small_seq_len,
     transformers_backend,
 )
+from torchtitan_tp_validate.rehearsal.jobs.batch import Batch, read_batch, set_batch
 from torchtitan_tp_validate.rehearsal.shrink import configs_below, shrink
 
 _DISPATCHES_ON_A_GPU = (
@@ -44,7 +45,7 @@ def prepare(compile: bool) -> set[str]:
         run_each_document,
     )
 
-    torchtitan_0_3.prepare("cpu")
+    torchtitan_0_3.run_on_cpu()
     used: set[str] = set()
     attend_by_mask(used)
     attend_for_transformers(used)
@@ -70,7 +71,8 @@ def parse(request: Request) -> Any:
         setattr(parallelism, field, value)
     job.compile.enable = request.compile
     # The batch is not asked about: one for every stage.
-    job.training.local_batch_size = 2 * pp(job) * parallelism.pipeline_parallel_microbatch_size
+    batch = read_batch(job)
+    set_batch(job, dataclasses.replace(batch, local=2 * pp(job) * batch.microbatch))
     return job
 
 
@@ -108,9 +110,11 @@ def make_small(job: Any, degrees: Degrees, folder: Path) -> list[str]:
     for group in job.optimizer.param_groups:
         group.optimizer_kwargs = {**group.optimizer_kwargs, "eps": EPSILON}
     left_out.append(OF_THE_OPTIMIZER)
-    training = job.training
+    training, tokens = job.training, degrees_of_job(job).seq_len
+    assert tokens is not None, "every line says how many tokens are split"
     # Losses that go chunk by chunk cut it too.
-    training.seq_len = small_seq_len(training.seq_len, degrees, getattr(job.loss, "num_chunks", 1))
+    seq_len = small_seq_len(tokens, degrees, getattr(job.loss, "num_chunks", 1))
+    set_batch(job, dataclasses.replace(read_batch(job), seq_len=seq_len))
     training.dtype = training.mixed_precision_param = "float32"
     training.enable_cpu_offload = False
     parallelism = job.parallelism
@@ -225,14 +229,11 @@ def build_trainer(
     global_batch_size: int = -1,
 ) -> Any:
     """Return the job's Trainer; see `jobs`."""
-    job.training.local_batch_size, job.training.global_batch_size = local_batch_size, global_batch_size
-    job.parallelism.pipeline_parallel_microbatch_size = microbatch_size
+    seq_len = read_batch(job).seq_len
+    set_batch(job, Batch(seq_len, local_batch_size, microbatch_size, global_batch_size))
+    at_a_time = microbatch_size if pp(job) > 1 else local_batch_size
     job.tokenizer = _Part(lambda **_: None)
-    job.dataloader = _Part(
-        lambda *, dp_world_size, dp_rank, local_batch_size, **_: feed(
-            dp_rank, dp_world_size, local_batch_size
-        )
-    )
+    job.dataloader = _Part(lambda *, dp_world_size, dp_rank, **_: feed(dp_rank, dp_world_size, at_a_time))
     return job.build()
 
 

@@ -179,11 +179,16 @@ def prepare(device_type: str) -> None:
     # torchtitan does the same in init_distributed: its current mesh is thread-local.
     torch.autograd.set_multithreading_enabled(False)
     if device_type == "cpu":
-        _select_cpu()
-        _run_experts_without_gpu_kernels()
+        run_on_cpu()
         _run_flex_attention_without_gpu_kernels()
         _run_gated_delta_without_gpu_kernels()
-        _exchange_tokens_without_nccl()
+
+
+def run_on_cpu() -> None:
+    """Let a model of any batch train on the CPU, but for its attention."""
+    _select_cpu()
+    _run_experts_without_gpu_kernels()
+    _exchange_tokens_without_nccl()
 
 
 def _select_cpu() -> None:

@@ -14,16 +14,17 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG, degrees_of_job
 from torchtitan_tp_validate.errors import TPValidateError
+from torchtitan_tp_validate.identity import torchtitan_identity
 from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
 from torchtitan_tp_validate.rehearsal.findings import Rehearsal, judged
 from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line, plain_job, pp, split
+from torchtitan_tp_validate.rehearsal.jobs.batch import Batch, read_batch, set_batch
 from torchtitan_tp_validate.rehearsal.shrink import configs_below
 from torchtitan_tp_validate.rehearsal.small_run import SmallRun
 from torchtitan_tp_validate.rehearsal.truth.layouts import Layout, Row
@@ -139,14 +140,14 @@ def _run(line: ModuleType, job: Any, layout: Layout, used: set[str], out: Path) 
     except TPValidateError as error:
         return _row(verdict, "not run", error=str(error))
     result = {
-        "release": version("torchtitan"),
+        "release": torchtitan_identity().name,
         "model": layout.model,
         "verdict": verdict,
         "degrees": {**dataclasses.asdict(world.degrees), "pp": world.pp},
         "cuts": (),
         "left_out": left_out,
         "microbatches": world.microbatches,
-        "seq_len": job.training.seq_len,
+        "seq_len": read_batch(job).seq_len,
         "runs": [run.run_ranks(children)],
     }
     return _seen(verdict, judged(result))
@@ -191,9 +192,8 @@ def put_into_job(job: Any, layout: Layout) -> None:
         if hasattr(job.parallelism, field):
             setattr(job.parallelism, field, degree)
     job.parallelism.pipeline_parallel_schedule = layout.schedule
-    job.parallelism.pipeline_parallel_microbatch_size = int(layout.batch)
-    job.training.local_batch_size = int(layout.batch) * layout.degrees["pp"]
-    job.training.seq_len = _SEQ_LEN
+    size = int(layout.batch)
+    set_batch(job, Batch(_SEQ_LEN, size * layout.degrees["pp"], size))
     put = _put_into_0_3 if layout.backend else _put_into_0_2
     put(job, layout)
 

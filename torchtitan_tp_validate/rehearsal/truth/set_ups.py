@@ -29,6 +29,7 @@ from torchtitan_tp_validate.layout import SCHEDULES
 from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
 from torchtitan_tp_validate.rehearsal.cpu import join_fake_ranks
 from torchtitan_tp_validate.rehearsal.jobs import Request, plain_job
+from torchtitan_tp_validate.rehearsal.jobs.batch import Batch, set_batch
 from torchtitan_tp_validate.rehearsal.truth.verdicts import verdict_of
 from torchtitan_tp_validate.rules import RUN_RULES
 
@@ -43,6 +44,7 @@ MODELS = {
         *("deepseek_v3 debugmodel", "kimi_k2_7 debugmodel", "gpt_oss debugmodel"),
     ),
 }
+MODELS["main"] = MODELS["0.3"]
 """Line -> its small flavors, which are set up with any number of layers."""
 
 SETS_UP = "sets up"
@@ -171,9 +173,7 @@ def _draw_one(line: str, rng: random.Random) -> SetUp:
         degrees=" ".join(f"{axis}{degree}" for axis, degree in degrees.items() if degree != 1),
         batch=f"{run['local']} {run['whole']} {run['micro']}",
         seq_len=str(run["seq_len"]),
-        backend=pick(("spmd_types", "spmd_types", "partial_dtensor", "full_dtensor"))
-        if line != "0.2"
-        else "",
+        backend=pick(_BACKENDS[line]) if line in _BACKENDS else "",
         schedule=schedule,
         stages=f"{run['per_stage']} {run['first']} {run['last']}",
         parts=str(run["parts"]),
@@ -183,6 +183,12 @@ def _draw_one(line: str, rng: random.Random) -> SetUp:
 
 _WITHOUT_STAGES = ("qwen3 debugmodel", "qwen3 debugmodel_moe", "gpt_oss debugmodel")
 """Of 0.2.x; in 0.3.x they have them, and half of the runs with a pipeline are of others."""
+
+
+_BACKENDS = {
+    "0.3": ("spmd_types", "spmd_types", "partial_dtensor", "full_dtensor"),
+    "main": ("spmd_types", "spmd_types", "partial_dtensor"),
+}
 
 
 def _change_one(run: dict[str, Any], degrees: dict[str, int], schedule: str, rng: random.Random) -> str:
@@ -313,9 +319,7 @@ def _put(job: Any, one: SetUp) -> None:
         if hasattr(parallelism, field):
             setattr(parallelism, field, degrees.get(axis, 1))
     local, whole, micro = map(int, one.batch.split())
-    training.local_batch_size, training.global_batch_size = local, whole
-    training.seq_len = int(one.seq_len)
-    parallelism.pipeline_parallel_microbatch_size = micro
+    set_batch(job, Batch(int(one.seq_len), local, micro, whole))
     parallelism.pipeline_parallel_schedule = one.schedule
     per_stage, first, last = one.stages.split()
     parallelism.pipeline_parallel_layers_per_stage = None if per_stage == "-" else int(per_stage)
