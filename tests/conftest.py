@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 import pytest
 
 from torchtitan_tp_validate import notices
+from torchtitan_tp_validate.identity import torchtitan_identity
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -31,6 +32,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def _installed(package: str) -> str:
+    if package == "torchtitan":
+        return torchtitan_identity().name
     try:
         return version(package)
     except PackageNotFoundError:

@@ -36,7 +36,9 @@ def _told(run: Run) -> str:
 
 
 def _microbatch(run: Run) -> int | None:
-    """Return how many sequences a data rank computes at a time, or None where that is not known."""
+    """Return how many rows a data rank computes at a time, or None where that is not known."""
+    if run.sizes.in_a_row:
+        return 1
     return run.pipeline.microbatch_size if run.pipeline.degree > 1 else run.local_batch_size
 
 

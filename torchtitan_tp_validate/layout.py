@@ -103,11 +103,13 @@ class Sizes:
             many of these there are.
         total: what all of them compute in a step.
         seq_len: the tokens that are split over the ranks of sequence and context parallelism.
+        in_a_row: whether the sequences of a batch are one row of tokens, without a dimension of their own.
     """
 
     local: str = "local_batch_size"
     total: str = "global_batch_size"
     seq_len: str = "seq_len"
+    in_a_row: bool = False
 
 
 @dataclass(frozen=True)

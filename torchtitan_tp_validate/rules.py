@@ -583,7 +583,8 @@ RUN_RULES: dict[str, RunRule] = {
             must="the schedule gets as many microbatches as it needs: at least one for every stage (1F1B, "
             "DualPipeV), or a multiple of its rounds (Interleaved1F1B, InterleavedZeroBubble)",
             otherwise=_SCHEDULE_RAISES,
-            instead="raise training.local_batch_size, or lower parallelism.pipeline_parallel_microbatch_size",
+            instead="raise training.local_batch_size, or lower parallelism.pipeline_parallel_microbatch_size "
+            "(main: change parallelism.num_pp_microbatches)",
             source=_SCHEDULES,
         ),
         RunRule(
@@ -636,10 +637,10 @@ RUN_RULES: dict[str, RunRule] = {
         RunRule(
             code="SEQ001",
             about="sequence of context parallelism",
-            must="training.seq_len is a multiple of twice the context parallel degree (0.2.x: of two, "
-            "whatever the degree)",
+            must="training.seq_len (main: num_tokens_per_microbatch_per_dp_rank) is a multiple of twice the "
+            "context parallel degree (0.2.x: of two, whatever the degree)",
             otherwise=_everywhere("stops late", f"torchtitan stops the run, {_UP}."),
-            instead="change training.seq_len",
+            instead="change training.seq_len (main: num_tokens_per_microbatch_per_dp_rank)",
             source="torchtitan trainer.py (seq_len_divisor), 0.2.x models/*/infra/parallelize.py",
         ),
         RunRule(
@@ -701,9 +702,12 @@ RUN_RULES: dict[str, RunRule] = {
             code="BATCH001",
             about="global batch size",
             must="training.global_batch_size is a multiple of the local batch size times the data parallel "
-            "degrees",
-            otherwise=_everywhere("every rank asserts", f"every rank stops with an AssertionError, {_UP}."),
-            instead="change training.global_batch_size or training.local_batch_size",
+            "degrees (main: num_tokens_per_train_step of all tokens of a microbatch, times their number)",
+            otherwise=_everywhere(
+                "every rank stops", f"every rank stops with an AssertionError (main: a ValueError), {_UP}."
+            ),
+            instead="change training.global_batch_size or training.local_batch_size (main: "
+            "num_tokens_per_train_step)",
             source="torchtitan trainer.py, 0.2.x train.py",
         ),
         RunRule(
@@ -804,7 +808,8 @@ FAULTS: dict[str, RunRule] = {
             otherwise=_wrong(
                 Line.SPMD_TYPES,
                 text="the second bias of the experts is added once per TP rank, SILENTLY: the loss is 2e-3 "
-                "off, the gradient of that bias 121 %, of the first product 66 %.",
+                "off, the gradient of that bias 121 %, of the first product 66 % (main: the gradient of that bias "
+                "alone, which is multiplied by the tensor parallel degree).",
             ),
             instead="repair it (--repair), or set expert_parallel_degree to 2 or more",
             source="torchtitan models/gpt_oss/moe.py; https://github.com/pytorch/torchtitan/pull/4245, which "
@@ -827,16 +832,17 @@ FAULTS: dict[str, RunRule] = {
         RunRule(
             code="NUM006",
             about="one sequence at a time on the DTensor backends",
-            must="each data rank computes two sequences or more at a time",
+            must="each data rank computes two sequences or more at a time, which main never does: its "
+            "batches are one row of tokens",
             otherwise=_wrong(
                 Line.DTENSOR,
                 text="the gradient of what local_map waits for is lost, SILENTLY: of the routed experts' "
                 "input under tensor parallelism (the norm before them is 16 to 106 % off), of keys and "
                 "values under context parallelism.",
             ),
-            instead="repair it (--repair), set training.local_batch_size (in a pipeline "
-            "parallelism.pipeline_parallel_microbatch_size) to 2 or more, or parallelism.spmd_backend to "
-            "spmd_types",
+            instead="repair it (--repair), set parallelism.spmd_backend to spmd_types, or (0.3.0) "
+            "training.local_batch_size, in a pipeline parallelism.pipeline_parallel_microbatch_size, to 2 or "
+            "more",
             source="torch/distributed/tensor/experimental/_func_map.py; "
             "https://github.com/pytorch/pytorch/issues/151240; torchtitan of 0.3.x and main",
             can_be_repaired=True,

@@ -9,7 +9,7 @@ import pytest
 
 from tests.core.test_layout import DTENSOR, OLD, SPMD, run
 from torchtitan_tp_validate.faults import find_faults
-from torchtitan_tp_validate.layout import Run
+from torchtitan_tp_validate.layout import Run, Sizes
 from torchtitan_tp_validate.rules import FAULTS, Line
 from torchtitan_tp_validate.validate import run_error
 
@@ -78,6 +78,7 @@ MORE = {
     "NUM006": [
         run(DTENSOR, ONE, tp=2, local_batch_size=4, has_experts=True),
         run(DTENSOR, cp=2, local_batch_size=1, gathers_by_local_map=True),
+        run(DTENSOR, tp=2, local_batch_size=64, has_experts=True, sizes=Sizes(in_a_row=True)),
     ],
 }
 """Other layouts that show a fault."""

@@ -13,6 +13,7 @@ from torchtitan_tp_validate.layout import (
     SCHEDULES,
     Pipeline,
     Run,
+    Sizes,
     find_problems,
     known_shards,
     layers_of_stages,
@@ -42,6 +43,15 @@ ALL = [f"layers.{index}" for index in range(8)]
 HALVES = parts("tok_embeddings " + " ".join(ALL[:4]), " ".join(ALL[4:]) + " norm lm_head")
 
 DUAL = {"degree": 2, "schedule": "DualPipeV"}
+
+TOKENS = Sizes("tokens_at_a_time", "tokens_in_a_step", "tokens_at_a_time", in_a_row=True)
+
+
+def in_tokens(pp: int = 2, microbatches: int = 4, **fields: Any) -> Run:
+    """A run of main: 64 tokens at a time, and as many microbatches as it is told."""
+    pipeline = {"degree": pp, "microbatches": microbatches}
+    return run(pipeline=pipeline, sizes=TOKENS, local_batch_size=64, **fields)
+
 
 CASES: dict[str, list[tuple[Run, Run]]] = {
     "MESH001": [
@@ -120,6 +130,7 @@ CASES: dict[str, list[tuple[Run, Run]]] = {
             run(pipeline={"degree": 2, "schedule": "DualPipeV"}, local_batch_size=3),
             run(pipeline={"degree": 2, "schedule": "ZBVZeroBubble"}, local_batch_size=3),
         ),
+        (in_tokens(microbatches=1), in_tokens(microbatches=2)),
     ],
     "PP006": [
         (run(pipeline={"degree": 2, "is_supported": False}), run(pipeline={"is_supported": False})),
@@ -179,6 +190,8 @@ CASES: dict[str, list[tuple[Run, Run]]] = {
     "BATCH001": [
         (run(dp_shard=2, dp_replicate=2, global_batch_size=16), run(dp_shard=2, global_batch_size=16)),
         (run(global_batch_size=0), run(global_batch_size=None)),
+        (in_tokens(global_batch_size=64 * 6), in_tokens(global_batch_size=64 * 8)),
+        (in_tokens(global_batch_size=64 * 6), in_tokens(pp=1, global_batch_size=64 * 6)),
     ],
     "OPT001": [
         (
@@ -291,19 +304,41 @@ ranks (16) (and 1 more).
   BATCH001 global_batch_size (24) is not a multiple of local_batch_size (8) x 2 data parallel ranks =
         16:
         training.global_batch_size is a multiple of the local batch size times the data parallel
-        degrees.
+        degrees (main: num_tokens_per_train_step of all tokens of a microbatch, times their number).
 
 Without this check (MESH001): every rank stops with an AssertionError, when the process groups are up
   and no sooner.
-Without this check (BATCH001): every rank stops with an AssertionError, when the process groups are up.
+Without this check (BATCH001): every rank stops with an AssertionError (main: a ValueError), when the
+  process groups are up.
 To change it (MESH001): set data_parallel_shard_degree to 8.
 To change it (BATCH001): set training.global_batch_size to 16, or to -1."""
+
+IN_TOKENS = """\
+This run cannot work: num_pp_microbatches = 1 microbatches are fewer than the 2 stages, and 1F1B wants one \
+for each (and 1 more).
+
+  PP005 num_pp_microbatches = 1 microbatches are fewer than the 2 stages, and 1F1B wants one for each:
+        the schedule gets as many microbatches as it needs: at least one for every stage (1F1B,
+        DualPipeV), or a multiple of its rounds (Interleaved1F1B, InterleavedZeroBubble).
+  BATCH001 tokens_in_a_step (96) is not a multiple of tokens_at_a_time (64) x num_pp_microbatches (1) x
+        1 data parallel ranks = 64:
+        training.global_batch_size is a multiple of the local batch size times the data parallel
+        degrees (main: num_tokens_per_train_step of all tokens of a microbatch, times their number).
+
+Without this check (PP005): torch stops with a ValueError as the schedule is built, when the process
+  groups are up and the weights are laid out.
+Without this check (BATCH001): every rank stops with an AssertionError (main: a ValueError), when the
+  process groups are up.
+To change it (PP005): set parallelism.num_pp_microbatches to 2 or more, or
+  parallelism.pipeline_parallel_schedule to GPipe.
+To change it (BATCH001): set training.tokens_in_a_step to 64, or to -1."""
 
 
 @pytest.mark.parametrize(
     ("broken", "text"),
     [
         (run(pipeline={"degree": 4}, local_batch_size=3), ONE),
+        (in_tokens(microbatches=1, global_batch_size=96), IN_TOKENS),
         (run(dp_shard=2, tp=2, world_size=16, global_batch_size=24), TWO),
     ],
 )

@@ -50,7 +50,7 @@ def read_pipeline(parallelism: Any, *, is_supported: bool) -> Pipeline:
 
 SIZES = (
     Sizes(),
-    Sizes(TOKEN_BUDGET, "num_tokens_per_train_step", TOKEN_BUDGET),
+    Sizes(TOKEN_BUDGET, "num_tokens_per_train_step", TOKEN_BUDGET, in_a_row=True),
 )
 """What the lines call them: in sequences, and main in tokens."""
 

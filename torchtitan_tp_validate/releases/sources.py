@@ -18,17 +18,24 @@ class Source:
         file: that it is in, below the package.
         text: that stands there, word for word but for space, as long as nobody has mended it.
         package: the file's.
+        later: what stands there instead in newer source, all of it; empty where that is the same.
     """
 
     file: str
     text: str
     package: str = "torchtitan"
+    later: tuple[str, ...] = ()
 
     @property
     def is_installed(self) -> bool:
         """Whether the installed package has it."""
         folder = package_folder(self.package)
-        return folder is not None and _joined(self.text) in _text(folder / self.file)
+        if folder is None:
+            return False
+        text = _text(folder / self.file)
+        return _joined(self.text) in text or (
+            bool(self.later) and all(_joined(piece) in text for piece in self.later)
+        )
 
 
 def installed_faults(sources: Mapping[str, Source], codes: Iterable[str]) -> frozenset[str]:

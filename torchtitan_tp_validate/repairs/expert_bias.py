@@ -15,7 +15,8 @@ from typing import Any
 from torchtitan_tp_validate.repairs.patching import Patch
 
 _KNOWN_0_2 = ("1801a1caaf65405a",)
-_KNOWN_0_3 = ("230f61bb964c5fdf",)
+_KNOWN_0_3 = ("230f61bb964c5fdf", "73c79fa5c1c7ec17")
+"""0.3.0's, and main's of 2026-08, which divides the bias and not its gradient."""
 
 
 def patches() -> list[Patch]:

@@ -166,6 +166,9 @@ def _draw_one(line: str, rng: random.Random) -> SetUp:
         degrees["dp_shard"] = -1
     for _ in range(pick((0, 0, 1, 1, 1, 1, 2, 3))):
         schedule = _change_one(run, degrees, schedule, rng)
+    if line == "main":
+        # Its config takes no step without a token.
+        run["whole"] = run["whole"] or 1
     return SetUp(
         model=model,
         n_layers=str(run["n_layers"]),
