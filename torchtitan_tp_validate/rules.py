@@ -808,12 +808,11 @@ FAULTS: dict[str, RunRule] = {
             otherwise=_wrong(
                 Line.SPMD_TYPES,
                 text="the second bias of the experts is added once per TP rank, SILENTLY: the loss is 2e-3 "
-                "off, the gradient of that bias 121 %, of the first product 66 % (main: the gradient of that bias "
-                "alone, which is multiplied by the tensor parallel degree).",
+                "off, the gradient of that bias 121 %, of the first product 66 %.",
             ),
             instead="repair it (--repair), or set expert_parallel_degree to 2 or more",
             source="torchtitan models/gpt_oss/moe.py; https://github.com/pytorch/torchtitan/pull/4245, which "
-            "mends the forward pass only",
+            "mends the forward pass only: in main the gradient of that bias is multiplied by the degree",
             can_be_repaired=True,
         ),
         RunRule(
