@@ -5,6 +5,7 @@ Sessions whose torch is the same share an environment, since torch is most of wh
 
 from __future__ import annotations
 
+import os
 import sys
 
 import nox
@@ -22,7 +23,9 @@ LINES = {
     "0.2.2": TORCH_2_13,
     "0.3.0": TORCH_2_15,
 }
-OLDER = ("0.2.0", "0.2.1")
+MAIN = "main"
+"""torchtitan's own main: what ``TORCHTITAN_SOURCE`` names to pip, a checkout for example."""
+OLDER = ("0.2.0", "0.2.1", MAIN)
 NEWEST = "0.3.0"
 
 # Native tensor parallelism: the class's plan never takes effect; the same, last of its kind; tied logits are
@@ -61,19 +64,26 @@ def core(session: nox.Session) -> None:
 
 
 @nox.session(python=False)
-@nox.parametrize("torchtitan", list(LINES))
+@nox.parametrize("torchtitan", [*LINES, MAIN])
 def tests(session: nox.Session, torchtitan: str) -> None:
     """Tests in one process, patches and rehearsals, then those under torchrun, which wait for each other.
 
     Arguments after ``--`` go to pytest, in a single run.
     """
-    python = install(session, *LINES[torchtitan], f"torchtitan=={torchtitan}")
+    requirement = f"torchtitan=={torchtitan}"
+    if torchtitan == MAIN:
+        requirement = os.environ.get("TORCHTITAN_SOURCE", "")
+        if not requirement:
+            session.skip("TORCHTITAN_SOURCE names no torchtitan")
+    python = install(session, *LINES.get(torchtitan, TORCH_2_15), requirement)
     if session.posargs:
         session.run(python, "-m", "pytest", *session.posargs)
         return
-    # The older releases of a line differ in their entry points, and in nothing that is run behind them.
+    # The older releases of a line differ in their entry points, and in nothing that is run behind them. What
+    # is run behind main's is in tests/torchtitan.
     older = torchtitan in OLDER
-    folders = ["tests/torchtitan", "tests/patches", *([] if older else ["tests/rehearsal", "tests/docs"])]
+    patches = [] if torchtitan == MAIN else ["tests/patches"]
+    folders = ["tests/torchtitan", *patches, *([] if older else ["tests/rehearsal", "tests/docs"])]
     session.run(python, "-m", "pytest", *folders, "-n", "auto", "--dist", "loadgroup")
     refusals = "tests/torchrun/test_tp_above_n_kv_heads_is_refused.py"
     ranks = refusals if older else "tests/torchrun"
@@ -93,14 +103,3 @@ def hf(session: nox.Session) -> None:
         session.run(
             python, "-m", "pytest", *(session.posargs or [*folders, "-n", "auto", "--dist", "loadfile"])
         )
-
-
-@nox.session
-def torchtitan_main(session: nox.Session) -> None:
-    """The tests in one process against torchtitan's main; not one of the default sessions.
-
-    What fails here tells what the next release will change.
-    """
-    session.install("torchtitan @ git+https://github.com/pytorch/torchtitan", *LINES[NEWEST])
-    session.install(".[test]")
-    session.run("pytest", *(session.posargs or ["tests/torchtitan", "-n", "auto"]))
