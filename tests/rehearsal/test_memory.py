@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from torchtitan_tp_validate.cli import main
 from torchtitan_tp_validate.cli.torchtitan import judge_run, search_layouts
 from torchtitan_tp_validate.errors import RehearsalError
 from torchtitan_tp_validate.job import Options
@@ -108,6 +110,22 @@ def test_real_ranks_train_what_is_found_and_hold_what_is_measured(name: str, tmp
                 assert state.gradients == real["gradients"], search.arguments(layout)
             # No less than an even part of what they share.
             assert meter.whole.total <= state.total * RANKS // layout.of("dp_replicate")
+
+
+def test_what_is_written_down_trains_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(tmp_path)]))
+    form, file = ("toml", "on_4.toml") if OLD else ("recipe", "on_4.py")
+    words = ["layouts", "--world-size", str(RANKS), "--keep", "tp", "--output-file"]
+    run = ["--", *RUNS["dense"], "--parallelism.tensor_parallel_degree", "2"]
+    assert main([*words, str(tmp_path / file), "--emit", form, *run]) == 0
+    assert main([*words, str(tmp_path / "words"), "--emit", "cli", *run]) == 0
+    written = ["--job.config_file", str(tmp_path / file)]
+    if not OLD:
+        written = ["--module", "on_4", "--config", "llama3_debugmodel_on_4"]
+    jobs = [written, shlex.split((tmp_path / "words").read_text(encoding="utf-8"))]
+    first, second = train([(job, RANKS) for job in jobs], tmp_path)
+    assert first == second
+    assert first["parameters"] == first["gradients"] > 0
 
 
 def test_a_job_that_cannot_be_laid_out_is_told_why() -> None:

@@ -6,6 +6,7 @@ import argparse
 import itertools
 import logging
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from torchtitan_tp_validate.rehearsal.memory import State, StateMeter
     from torchtitan_tp_validate.search import Layout, Search
 
+FORMS = ("cli", "toml", "recipe")
+"""Of what ``--emit`` writes; `cli.emit` does."""
+
 SCHEMA_VERSION = 1
 """Of the JSON output, which ``cli/schema-layouts.json`` describes."""
 
@@ -41,6 +45,7 @@ examples:
   tp-validate layouts --world-size 64 --gpus-per-node 8 --memory 80GiB -- --module qwen3_5 ...
   tp-validate layouts --world-size 16 --near -- --module llama3 --config llama3_8b ...
   tp-validate layouts --world-size 32 --keep cp,pp -- --job.config_file llama3_70b.toml
+  tp-validate layouts --world-size 64 --emit recipe --output-file on_64.py -- --module llama3 ...
 """
 
 
@@ -90,6 +95,13 @@ def add_parser(commands: Any) -> None:
     add_repairs(wanted)
     add_replication(wanted)
     add_output(parser)
+    parser.add_argument(
+        "--emit",
+        choices=FORMS,
+        action="once",
+        help="write the first of them down in place of the list: as torchtitan's arguments, as a TOML file "
+        "of 0.2.x, or as a module with a config function of 0.3.x",
+    )
     parser.set_defaults(run=run, parser=parser, command="layouts", hint="a run's arguments follow --")
 
 
@@ -115,11 +127,17 @@ def run(options: Any) -> int:
         options.parser.error("which run? give torchtitan's arguments after --")
     if options.world_size is None:
         options.parser.error("--world-size is missing: how many ranks are there?")
+    if options.emit and options.output_format != next(iter(formats.FORMATS)):
+        options.parser.error("--emit writes no list: leave --output-format out")
     from torchtitan_tp_validate.cli import torchtitan
 
     with output.status() as progress, ExitStack() as stack:
         progress("reading the run")
         with torchtitan.installed():
+            if options.emit:
+                from torchtitan_tp_validate.cli import emit
+
+                emit.raise_if_not_read(options.emit)
             search, name = torchtitan.search_layouts(
                 options.torchtitan_arguments, run_options(options), options.keep or (), near=options.near
             )
@@ -134,11 +152,33 @@ def run(options: Any) -> int:
                 )
             )
         found = itertools.islice(_fitting(search, meter, options, progress), options.limit)
+        if options.emit:
+            return _emit(next(_aside(found), None), search, options)
         layouts = _Layouts(search, name, options)
         with formats.writing(options, layouts) as write:
             for one in _aside(found):
                 write(one)
     return 0 if layouts.written else 1
+
+
+def _emit(found: Found | None, search: Search, options: Any) -> int:
+    """Write a layout down; return the exit status."""
+    from torchtitan_tp_validate.cli import emit, torchtitan
+
+    if found is None:
+        sys.stderr.write(
+            "tp-validate: no layout works, so that there is nothing to write; without --emit the "
+        )
+        sys.stderr.write("rules that exclude them are counted.\n")
+        return 1
+    flags = ["--replicate-kv-heads"] if options.replicate_kv_heads else []
+    flags += ["--repair"] if found.layout.repairs else []
+    flags += ["--allow", ",".join(options.allow)] if options.allow else []
+    with torchtitan.installed(), _no_warnings():
+        text = emit.emitted(options.emit, options.torchtitan_arguments, search, found.layout, flags)
+    with formats.place(options.output_file) as put:
+        put([text])
+    return 0
 
 
 def _aside(found: Iterator[Found]) -> Iterator[Found]:

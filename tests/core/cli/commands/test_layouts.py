@@ -101,6 +101,24 @@ def test_the_list_is_as_long_as_it_may_be(tp_validate: Program, meter: Meter) ->
     assert not meter.measured
 
 
+def test_what_is_written_down_is_no_list(tp_validate: Program, meter: Meter) -> None:
+    words = [
+        "layouts",
+        "--world-size",
+        "8",
+        "--emit",
+        "cli",
+        "--output-format",
+        "json",
+        "--",
+        "--config",
+        "8b",
+    ]
+    status, out, err = tp_validate(*words)
+    assert (status, out) == (2, "")
+    assert "--emit writes no list: leave --output-format out" in err
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -113,6 +131,7 @@ def test_the_list_is_as_long_as_it_may_be(tp_validate: Program, meter: Meter) ->
         (["--memory", "0GB"], "'0GB' is no size"),
         (["--memory", "80KiB"], "'80KiB' is no size"),
         (["--tp", "2"], "there is no option '--tp'"),
+        (["--emit", "yaml"], "there is no 'yaml'; choose from cli, toml, recipe"),
     ],
 )
 def test_arguments_that_are_wrong_are_told(tp_validate: Program, words: list[str], told: str) -> None:
