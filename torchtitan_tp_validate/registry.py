@@ -99,7 +99,7 @@ def configs(name: str, *, own: bool = True) -> dict[str, Callable[[], Any]]:
         UnknownNameError: there is no such module.
         UnavailableError: it cannot be imported here, or registers no config.
     """
-    module = _package(name, *(f".{registry}" for registry in _config_registries()))
+    module = config_module(name)
     found: dict[str, Callable[[], Any]] = {
         key: value
         for key, value in vars(module).items()
@@ -110,6 +110,16 @@ def configs(name: str, *, own: bool = True) -> dict[str, Callable[[], Any]]:
     if not found:
         raise UnavailableError(f"{module.__name__} has no training config.")
     return found
+
+
+def config_module(name: str) -> ModuleType:
+    """Return the module whose functions build the training configs of a 0.3.x module or a user's own.
+
+    Raises:
+        UnknownNameError: there is no such module.
+        UnavailableError: it cannot be imported here.
+    """
+    return _package(name, *(f".{registry}" for registry in _config_registries()))
 
 
 def has_configs() -> bool:

@@ -63,6 +63,7 @@ class Search:
     """A search among all layouts of a job.
 
     Attributes:
+        world_size: how many ranks there are.
         considered: how many layouts there are.
         candidates: those that arithmetic does not exclude, best first.
         judged: how many of these were judged in full so far.
@@ -96,7 +97,7 @@ class Search:
         self._guarded = guarded
         assert options.world_size is not None
         self._options = options
-        self._world_size = options.world_size
+        self.world_size = options.world_size
         self.axes = [axis for axis, field in AXES.items() if hasattr(config.parallelism, field)]
         for axis in keep:
             if axis not in self.axes:
@@ -146,19 +147,30 @@ class Search:
             setattr(job.parallelism, field, degree)
         return job
 
+    def job_in(self, layout: Layout) -> Any:
+        """Return the same, but for what the job leaves to the number of ranks, which stays so."""
+        job = copy.deepcopy(self._config)
+        for field, degree in self.changes(layout).items():
+            setattr(job.parallelism, field, degree)
+        return job
+
     def fields(self, layout: Layout) -> dict[str, int]:
         """Return a layout's degrees by field under ``[parallelism]``."""
         return {AXES[axis]: layout.of(axis) for axis in self.axes}
 
-    def arguments(self, layout: Layout) -> list[str]:
-        """Return what torchtitan's command line has to say of a layout beside the job's own."""
-        return [
-            word
+    def changes(self, layout: Layout) -> dict[str, int]:
+        """Return the fields under ``[parallelism]`` in which a layout differs from the job's own."""
+        return {
+            field: degree
             for field, degree in self.fields(layout).items()
             # What is left to the ranks stays it.
             if getattr(self._config.parallelism, field) not in (degree, WHAT_IS_LEFT)
-            for word in (f"--parallelism.{field}", str(degree))
-        ]
+        }
+
+    def arguments(self, layout: Layout) -> list[str]:
+        """Return what torchtitan's command line has to say of a layout beside the job's own."""
+        changes = self.changes(layout).items()
+        return [word for field, degree in changes for word in (f"--parallelism.{field}", str(degree))]
 
     def _requested(self) -> dict[str, int]:
         """Return the job's own degrees; of what is left to the ranks, what they make of it."""
@@ -166,13 +178,13 @@ class Search:
         requested = {axis: getattr(parallelism, AXES[axis]) for axis in self.axes}
         if requested["dp_shard"] == WHAT_IS_LEFT:
             others = requested["pp"] * requested["cp"] * requested["tp"] * requested["dp_replicate"]
-            requested["dp_shard"] = max(self._world_size // others, 1)
+            requested["dp_shard"] = max(self.world_size // others, 1)
         return requested
 
     def _layouts(self, kept: Mapping[str, int]) -> Iterator[Layout]:
         """Yield every layout of the ranks that has the kept degrees."""
         has_experts = self._run(1).has_experts
-        for degrees in _meshes(self._world_size, has_experts=has_experts, has_etp="etp" in self.axes):
+        for degrees in _meshes(self.world_size, has_experts=has_experts, has_etp="etp" in self.axes):
             if all(degrees[axis] == degree for axis, degree in kept.items()):
                 pp = degrees.pop("pp")
                 layout = Layout(replace(self._job.degrees.vary(**degrees), dp_shard_is_known=True), pp)
@@ -223,12 +235,12 @@ class Search:
         config = self._on_data_ranks()
         if self._options.replicate_kv_heads:
             kv_replication_of(line_of(config)).put_into_job(config)
-        job = read_job(config, self._world_size)
+        job = read_job(config, self.world_size)
         assert job is not None, "it names a model"
         return job
 
     def _on_data_ranks(self, cp: int = 1) -> Any:
-        return self.job_of(Layout(Degrees(tp=1, cp=cp, dp_shard=self._world_size // cp)))
+        return self.job_of(Layout(Degrees(tp=1, cp=cp, dp_shard=self.world_size // cp)))
 
     @cached_property
     def _run(self) -> Callable[[int], Run]:
@@ -237,12 +249,12 @@ class Search:
         @cache
         def read(cp: int) -> Run:
             config = self._on_data_ranks(cp)
-            job = read_job(config, self._world_size)
+            job = read_job(config, self.world_size)
             assert job is not None, "it names a model"
             run = line_of(config).read_run(config, job.model, job.degrees, ())
             # What torchtitan itself says of this layout is nothing about the others.
             run = replace(run, refusal="", objection="", late_refusal="")
-            return replace(run, world_size=self._world_size, gpus_per_node=self._options.gpus_per_node)
+            return replace(run, world_size=self.world_size, gpus_per_node=self._options.gpus_per_node)
 
         return read
 

@@ -55,6 +55,7 @@ HEAVY_AT_ONCE = {
                 "process",
                 "rank",
                 "stand_ins",
+                "traffic",
                 "training",
             ),
         )

@@ -1,13 +1,14 @@
-"""Train jobs of full size for a step on real ranks, and tell what each rank then holds.
+"""Train jobs of full size for two steps on real ranks, and tell what each rank then holds, and has sent.
 
     python -m tests.rehearsal.held OUT
 
 ``OUT/jobs.json`` lists the arguments of each and its number of ranks; ``OUT/held.json`` gets, for each, the
-bytes of the fullest rank, or why it did not train.
+bytes of the fullest rank, with those that the first one sent in the second step, or why it did not train.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from functools import partial
@@ -31,19 +32,21 @@ def main(folder: str) -> None:
 
 def _train(line: ModuleType, arguments: list[str], ranks: int, out: Path) -> Any:
     job = plain_job(line.parse(Request(tuple(arguments))))
-    for end in Children(out, 60.0).run("held", ranks, partial(_rank, line, job, out)):
+    for end in Children(out, 300.0).run("held", ranks, partial(_rank, line, job, out)):
         if end.how != "ended":
             return f"rank {end.rank} {end.how}: {end.stage}: {end.error} {end.traceback}"
     found = [json.loads((out / f"held-rank{rank}.json").read_text(encoding="utf-8")) for rank in range(ranks)]
-    return max(found, key=lambda one: one["parameters"])
+    return {**max(found, key=lambda one: one["parameters"]), "sent": found[0]["sent"]}
 
 
 def _rank(line: ModuleType, job: Any, out: Path, rank: int, enter: Any) -> None:
     from torchtitan_tp_validate.rehearsal.batches import Batches
     from torchtitan_tp_validate.rehearsal.process import sum_gradients_without_nccl
+    from torchtitan_tp_validate.rehearsal.traffic import SentBytes, by_axes, take_step
 
     enter("building")
     line.make_plain(job)
+    _run_experts_in_bfloat16()
     job.training.dtype = job.training.mixed_precision_param = "float32"
     batch = read_batch(job)
     rows = batch.local * 64
@@ -51,9 +54,13 @@ def _rank(line: ModuleType, job: Any, out: Path, rank: int, enter: Any) -> None:
     trainer = line.build_trainer(job, batches.of_rank, batch.local, batch.microbatch)
     for model in trainer.model_parts:
         sum_gradients_without_nccl(model)
-    enter("training")
-    trainer.step = 1
-    trainer.train_step(trainer.batch_generator(trainer.dataloader))
+    for step in (1, 2):
+        enter(f"step {step}")
+        with SentBytes() as counter:
+            take_step(trainer)
+    degrees = {
+        name: getattr(trainer.parallel_dims, name) for name in ("dp_replicate", "dp_shard", "cp", "tp")
+    }
     parameters = [one for part in trainer.model_parts for one in part.parameters()]
     states = [
         value
@@ -65,8 +72,18 @@ def _rank(line: ModuleType, job: Any, out: Path, rank: int, enter: Any) -> None:
         "parameters": sum(map(_bytes, parameters)),
         "gradients": sum(_bytes(one.grad) for one in parameters if one.grad is not None),
         "optimizer": sum(map(_bytes, states)),
+        # Of a pipeline no axis is known.
+        "sent": by_axes(counter.groups, degrees) if trainer.parallel_dims.pp == 1 else None,
     }
     (out / f"held-rank{rank}.json").write_text(json.dumps(held), encoding="utf-8")
+
+
+def _run_experts_in_bfloat16() -> None:
+    """Run them as torchtitan 0.3.x does: what they send is of that precision."""
+    with contextlib.suppress(ImportError):
+        from torchtitan.models.common.moe import GroupedExperts
+
+        GroupedExperts.forward = GroupedExperts.forward.__wrapped__
 
 
 def _bytes(tensor: Any) -> int:

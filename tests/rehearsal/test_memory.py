@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,15 +14,18 @@ from typing import Any
 
 import pytest
 
+from torchtitan_tp_validate.cli import main
 from torchtitan_tp_validate.cli.torchtitan import judge_run, search_layouts
 from torchtitan_tp_validate.errors import RehearsalError
 from torchtitan_tp_validate.job import Options
-from torchtitan_tp_validate.rehearsal.memory import state_meter
+from torchtitan_tp_validate.rehearsal.memory import Traffic, layout_meter
 from torchtitan_tp_validate.search import Layout, Search
 
 OLD = version("torchtitan").startswith("0.2")
 RANKS = 4
 SMALL = ["--training.seq_len", "256", "--training.local_batch_size", "4"]
+# As what trains here does, whose experts get equal shares.
+SMALL += ["--training.mixed_precision_param", "float32", "--debug.moe_force_load_balance"]
 
 
 def run_of(model: str, flavor: str, config: str = "") -> list[str]:
@@ -93,26 +97,62 @@ def test_a_sequence_of_no_whole_blocks_dies_and_is_refused(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_real_ranks_train_what_is_found_and_hold_what_is_measured(name: str, tmp_path: Path) -> None:
+def test_real_ranks_train_what_is_found_and_hold_and_send_what_is_measured(name: str, tmp_path: Path) -> None:
     arguments = RUNS[name]
     search, layouts = found(arguments)
     some = spread(layouts, MOST[name])
     jobs = [([*arguments, *search.arguments(layout)], RANKS) for layout in some]
     held = train(jobs, tmp_path)
-    with state_meter(arguments) as meter:
+    counted = 0
+    with layout_meter(arguments) as meter:
         for layout, real in zip(some, held, strict=True):
             state = meter.measure(search.fields(layout), RANKS)
             assert (state.parameters, state.optimizer) == (real["parameters"], real["optimizer"])
             # Without FSDP 0.2.x leaves a gradient as autograd made it.
             if not OLD or layout.of("dp_shard") * layout.of("cp") > 1:
                 assert state.gradients == real["gradients"], search.arguments(layout)
+            traffic = meter.follow_step(search.fields(layout), RANKS)
+            counted += check_sent(layout, traffic, real["sent"])
             # No less than an even part of what they share.
             assert meter.whole.total <= state.total * RANKS // layout.of("dp_replicate")
+    assert counted
+
+
+def check_sent(layout: Layout, traffic: Traffic, real: Any) -> bool:
+    """Whether anything was counted; what was is what real ranks have sent."""
+    followed = "the job cannot be followed through a step: "
+    if layout.pp > 1:
+        assert traffic.uncounted == f"{followed}the stages of a pipeline ask one another for their shapes."
+    elif OLD and layout.of("dp_replicate") > 1 and layout.of("dp_shard") * layout.of("cp") == 1:
+        # torch's DDP copies gradients into memory of its own.
+        assert traffic.uncounted.startswith(f"{followed}raised: RuntimeError: The tensor has a non-zero")
+    else:
+        assert traffic.uncounted == ""
+        measured = {(one.axes, one.ranks): one.bytes for one in traffic.sent}
+        assert measured == {(tuple(one["axes"]), tuple(one["ranks"])): one["bytes"] for one in real}
+        return True
+    return False
+
+
+def test_what_is_written_down_trains_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(tmp_path)]))
+    form, file = ("toml", "on_4.toml") if OLD else ("recipe", "on_4.py")
+    words = ["layouts", "--world-size", str(RANKS), "--keep", "tp", "--output-file"]
+    run = ["--", *RUNS["dense"], "--parallelism.tensor_parallel_degree", "2"]
+    assert main([*words, str(tmp_path / file), "--emit", form, *run]) == 0
+    assert main([*words, str(tmp_path / "words"), "--emit", "cli", *run]) == 0
+    written = ["--job.config_file", str(tmp_path / file)]
+    if not OLD:
+        written = ["--module", "on_4", "--config", "llama3_debugmodel_on_4"]
+    jobs = [written, shlex.split((tmp_path / "words").read_text(encoding="utf-8"))]
+    first, second = train([(job, RANKS) for job in jobs], tmp_path)
+    assert first == second
+    assert first["parameters"] == first["gradients"] > 0
 
 
 def test_a_job_that_cannot_be_laid_out_is_told_why() -> None:
     with (
-        state_meter(["--no-such-option"]) as meter,
+        layout_meter(["--no-such-option"]) as meter,
         pytest.raises(RehearsalError, match="cannot be laid out"),
     ):
         meter.measure({}, RANKS)
@@ -120,7 +160,7 @@ def test_a_job_that_cannot_be_laid_out_is_told_why() -> None:
 
 def test_a_layout_that_torchtitan_refuses_is_told_why() -> None:
     fields = {"tensor_parallel_degree": 1, "data_parallel_shard_degree": 3}
-    with state_meter(RUNS["dense"]) as meter:
+    with layout_meter(RUNS["dense"]) as meter:
         with pytest.raises(RehearsalError, match="AssertionError: Invalid parallel dims"):
             meter.measure(fields, RANKS)
         # It answers on.

@@ -29,7 +29,8 @@ from torchtitan_tp_validate.releases import line_of, read_plan
 from torchtitan_tp_validate.search import Search
 from torchtitan_tp_validate.wrappers.guard import guardable_functions
 
-_TOML_FLAGS = ("--job.config_file", "--job.config-file")
+TOML_FLAGS = ("--job.config_file", "--job.config-file")
+"""What names the file of a job of 0.2.x."""
 
 
 @contextlib.contextmanager
@@ -58,7 +59,7 @@ def judge_run(arguments: Sequence[str], options: Options) -> Report:
         SystemExit: torchtitan's own parser, with its own message.
     """
     location = _check_names(arguments)
-    config, assumed = _parsed(arguments)
+    config, assumed = parsed(arguments)
     return replace(judge_job(config, "this run", location, options), assumed=assumed)
 
 
@@ -78,7 +79,7 @@ def search_layouts(
         UnknownNameError: there is no such module, config or axis.
     """
     _check_names(arguments)
-    config, _ = _parsed(arguments)
+    config, _ = parsed(arguments)
     model = line_of(config).requested_model(config)
     if model is None:
         raise NotReadError("the run names no model that is known.")
@@ -90,7 +91,7 @@ def judge_toml(path: str, options: Options) -> Report:
     try:
         _, text = files.read_toml(path)
         location = Location(path, files.line_of(text, Axis.TP.flag))
-        config, assumed = _parsed([_TOML_FLAGS[0], path])
+        config, assumed = parsed([TOML_FLAGS[0], path])
         return replace(judge_job(config, path, location, options), assumed=assumed)
     except UnavailableError as error:
         return Report(path, note=str(error), skipped=True, location=Location(path))
@@ -164,8 +165,13 @@ def judge_job(config: Any, name: str, location: Location | None, options: Option
     return Report(name, (judgement,), verdict.plan, location=location, unread=unread, repairs=verdict.repairs)
 
 
-def _parsed(arguments: Sequence[str]) -> tuple[Any, str]:
-    """Return the job, and the hardware that was taken for granted when it was made of its arguments."""
+def parsed(arguments: Sequence[str]) -> tuple[Any, str]:
+    """Return the job, and the hardware that was taken for granted when it was made of its arguments.
+
+    Raises:
+        NotReadError: torchtitan does not take them.
+        SystemExit: torchtitan's own parser, with its own message.
+    """
     try:
         return build_for_its_hardware(lambda: parse_command_line(arguments))
     except Exception as error:  # torchtitan's own complaints have many types, Exception among them
@@ -174,11 +180,11 @@ def _parsed(arguments: Sequence[str]) -> tuple[Any, str]:
 
 def _check_names(arguments: Sequence[str]) -> Location | None:
     """Complain of what torchtitan answers with a traceback; where the degree is written, if in a file."""
-    toml = _value_of(arguments, _TOML_FLAGS)
+    toml = value_of(arguments, TOML_FLAGS)
     if toml is not None:
         _, text = files.read_toml(toml)
         return Location(toml, files.line_of(text, Axis.TP.flag))
-    module, config = _value_of(arguments, ("--module",)), _value_of(arguments, ("--config",))
+    module, config = value_of(arguments, ("--module",)), value_of(arguments, ("--config",))
     if module is not None and config is not None and registry.has_configs():
         known = registry.configs(module, own=False)
         if config not in known:
@@ -186,7 +192,8 @@ def _check_names(arguments: Sequence[str]) -> Location | None:
     return None
 
 
-def _value_of(arguments: Sequence[str], flags: Sequence[str]) -> str | None:
+def value_of(arguments: Sequence[str], flags: Sequence[str]) -> str | None:
+    """Return what the first of some flags that is among the arguments says, or None."""
     for position, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
         if flag in flags:

@@ -1,8 +1,8 @@
-"""What a rank of a layout holds between two steps, as torchtitan itself lays it out.
+"""What a rank of a layout holds between two steps, and sends in one, as torchtitan itself lays it out.
 
 Nothing is estimated: the job's Trainer lays the model of full size out on meta, under a fake process group of
 all ranks, and the shards that it makes are counted. Activations, buffers and what a step allocates are not
-among them.
+among them. What is sent is counted in a step of that Trainer, see `traffic`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,41 @@ class State:
         return self.parameters + self.gradients + self.optimizer
 
 
-class StateMeter:
+@dataclass(frozen=True)
+class Sent:
+    """What the first rank sends in the collectives of one group of ranks in a step.
+
+    Attributes:
+        axes: those in which the ranks differ, of the experts ``ep``.
+        ranks: of the group.
+        bytes: where no rank sends more than it has to: a rank that puts ``b`` bytes in sends ``(n - 1) b`` to
+            gather them from n ranks, ``(n - 1) b / n`` to scatter sums or exchange parts, and twice that to
+            reduce them.
+    """
+
+    axes: tuple[str, ...]
+    ranks: tuple[int, ...]
+    bytes: int
+
+    def spans_nodes(self, gpus_per_node: int) -> bool:
+        """Return whether the ranks are on several nodes."""
+        return len({rank // gpus_per_node for rank in self.ranks}) > 1
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What the first rank sends in a step, which is not the first and is not logged.
+
+    Attributes:
+        sent: by group of ranks.
+        uncounted: why nothing was counted, or empty.
+    """
+
+    sent: tuple[Sent, ...] = ()
+    uncounted: str = ""
+
+
+class LayoutMeter:
     """Lays layouts of one job out, one after the other, in a process of its own."""
 
     def __init__(self, process: subprocess.Popen[str], answers: IO[str], output: Path) -> None:
@@ -64,7 +98,21 @@ class StateMeter:
         Raises:
             RehearsalError: the job cannot be laid out, and why.
         """
-        return self._ask({"degrees": dict(degrees), "world_size": world_size})
+        return State(**self._answer({"degrees": dict(degrees), "world_size": world_size}))
+
+    def follow_step(self, degrees: Mapping[str, int], world_size: int) -> Traffic:
+        """Return what is sent in a step of a layout.
+
+        Args:
+            degrees: field under ``[parallelism]`` -> degree.
+            world_size: the number of ranks.
+        """
+        try:
+            found = self._answer({"degrees": dict(degrees), "world_size": world_size, "step": True})
+        except RehearsalError as error:
+            return Traffic(uncounted=str(error).partition("\n")[0])
+        sent = [Sent(tuple(one["axes"]), tuple(one["ranks"]), one["bytes"]) for one in found["sent"]]
+        return Traffic(tuple(sent))
 
     @cached_property
     def whole(self) -> State:
@@ -73,9 +121,9 @@ class StateMeter:
         Raises:
             RehearsalError: the model cannot be built, and why.
         """
-        return self._ask({})
+        return State(**self._answer({}))
 
-    def _ask(self, asked: Mapping[str, Any]) -> State:
+    def _answer(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
         # Where it has ended, the answer says so.
         with suppress(BrokenPipeError):
@@ -85,14 +133,15 @@ class StateMeter:
         if not answer:
             text = self._output.read_text(encoding="utf-8", errors="replace").strip()[-_MOST_OUTPUT:]
             raise RehearsalError(f"what lays the job out ended with status {self._process.wait()}", text)
-        read = json.loads(answer)
+        read: dict[str, Any] = json.loads(answer)
         if "problem" in read:
-            raise RehearsalError(f"the job cannot be laid out: {read['problem']}")
-        return State(**read)
+            verb = "followed through a step" if "step" in asked else "laid out"
+            raise RehearsalError(f"the job cannot be {verb}: {read['problem']}")
+        return read
 
 
 @contextmanager
-def state_meter(arguments: Sequence[str], *, replicate_kv_heads: bool = False) -> Iterator[StateMeter]:
+def layout_meter(arguments: Sequence[str], *, replicate_kv_heads: bool = False) -> Iterator[LayoutMeter]:
     """Give what measures layouts of the job that torchtitan makes of these arguments."""
     with tempfile.TemporaryDirectory(prefix="tp-validate-memory-") as folder:
         output = Path(folder) / "output.txt"
@@ -120,7 +169,7 @@ def state_meter(arguments: Sequence[str], *, replicate_kv_heads: bool = False) -
                 assert process.stdin is not None
                 process.stdin.write(json.dumps(request) + "\n")
                 process.stdin.flush()
-                yield StateMeter(process, answers, output)
+                yield LayoutMeter(process, answers, output)
             finally:
                 process.kill()
                 process.communicate()

@@ -1,7 +1,7 @@
-"""The program of a `memory.StateMeter`: ``python -m torchtitan_tp_validate.rehearsal.memory_program FD DIR``.
+"""The program of `memory.LayoutMeter`: ``python -m torchtitan_tp_validate.rehearsal.memory_program FD DIR``.
 
 It reads a job, and then layout after layout, from standard input, a line of JSON each, and writes to the file
-descriptor what the fullest rank of each holds.
+descriptor what the fullest rank of each holds, or what the first one sends in a step.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import copy
 import json
 import os
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torchtitan_tp_validate.degrees import PIPELINE_FLAG
+from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG
 from torchtitan_tp_validate.errors import RehearsalError
 from torchtitan_tp_validate.guards import install
 from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
@@ -25,6 +26,10 @@ from torchtitan_tp_validate.rehearsal.jobs.batch import read_batch
 from torchtitan_tp_validate.releases import kv_replication_of, line_of
 
 _PATIENCE_SECONDS = 300.0
+_STEP_PATIENCE_SECONDS = 3600.0
+_STEPS = (1, 2)
+"""The first one is not as the others: FSDP has yet to see in which order its modules are used."""
+
 _COPIES = {"Adam": 2, "AdamW": 2}
 """Optimizer of torch -> how many tensors like a parameter it keeps for each, beside its step."""
 _STEP_BYTES = 4
@@ -50,7 +55,8 @@ def main(answers: int, folder: str) -> None:
             if not problem:
                 try:
                     asked = json.loads(text)
-                    answer = _measured(line, job, asked, Path(folder)) if asked else _whole(line, job)
+                    measure = _followed if "step" in asked else _measured
+                    answer = measure(line, job, asked, Path(folder)) if asked else _whole(line, job)
                 except Exception as error:  # the same
                     answer = {"problem": f"{type(error).__name__}: {error}"}
             print(json.dumps(answer), file=out, flush=True)
@@ -69,18 +75,64 @@ def _whole(line: ModuleType, job: Any) -> dict[str, Any]:
 
 def _measured(line: ModuleType, job: Any, asked: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return what the fullest rank holds: the first of a stage, since smaller shards are the last."""
-    job, world_size = copy.deepcopy(job), asked["world_size"]
-    for field, degree in asked["degrees"].items():
-        setattr(job.parallelism, field, degree)
+    job, world_size = _in_layout(job, asked), asked["world_size"]
     pp = getattr(job.parallelism, PIPELINE_FLAG)
     children, held = Children(folder, _PATIENCE_SECONDS), []
     for stage in range(pp):
         rank = stage * (world_size // pp)
-        (end,) = children.run("layout", 1, partial(_lay_out, line, job, rank, world_size, folder))
-        if end.how != "ended":
-            return {"problem": f"{end.how}: {end.error}"}
-        held.append(json.loads((folder / "layout-rank0.json").read_text(encoding="utf-8")))
+        found = _in_child(children, partial(_lay_out, line, job, rank, world_size, folder), folder)
+        if "problem" in found:
+            return found
+        held.append(found)
     return max(held, key=lambda one: sum(one.values()))
+
+
+def _followed(line: ModuleType, job: Any, asked: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return what the first rank sends in a step."""
+    job = _in_layout(job, asked)
+    if getattr(job.parallelism, PIPELINE_FLAG) > 1:
+        # torch learns the shapes that its stages exchange from the other ranks.
+        return {"problem": "the stages of a pipeline ask one another for their shapes"}
+    children = Children(folder, _STEP_PATIENCE_SECONDS)
+    return _in_child(children, partial(_follow, line, job, asked, folder), folder)
+
+
+def _in_layout(job: Any, asked: dict[str, Any]) -> Any:
+    job = copy.deepcopy(job)
+    for field, degree in asked["degrees"].items():
+        setattr(job.parallelism, field, degree)
+    return job
+
+
+def _in_child(children: Children, function: Callable[[int, Any], None], folder: Path) -> dict[str, Any]:
+    """Return what one rank writes, or what went wrong."""
+    (end,) = children.run("layout", 1, function)
+    if end.how != "ended":
+        return {"problem": f"{end.how}: {end.error}"}
+    found: dict[str, Any] = json.loads((folder / "layout-rank0.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _follow(line: ModuleType, job: Any, asked: dict[str, Any], folder: Path, _: int, enter: Any) -> None:
+    """Write what the first rank sends in its second step."""
+    from torchtitan_tp_validate.rehearsal.traffic import WithoutMemory, by_axes
+
+    join_fake_ranks(job, 0, asked["world_size"])
+    line.follow_shapes()
+    enter("laying out")
+    memory, training = WithoutMemory(), job.training
+    memory.patch()
+    trainer = _built(
+        line,
+        job,
+        lambda *_: memory.batches(training.seq_len, training.local_batch_size, line.more_inputs(job)),
+    )
+    for step in _STEPS:
+        enter(f"step {step}")
+        groups = memory.step(trainer)
+    degrees = {axis: asked["degrees"][FLAGS[axis]] for axis in ("dp_replicate", "dp_shard", "cp", "tp")}
+    sent = {"sent": by_axes(groups, degrees)}
+    (folder / "layout-rank0.json").write_text(json.dumps(sent), encoding="utf-8")
 
 
 def _lay_out(
@@ -92,16 +144,21 @@ def _lay_out(
     join_fake_ranks(job, rank, world_size)
     torch.nn.Module.to_empty = _stay_on_meta
     enter("laying out")
+    trainer = _built(line, job, lambda *_: iter(()))
+    held = _held(trainer.model_parts, list(trainer.optimizers))
+    (folder / "layout-rank0.json").write_text(json.dumps(held), encoding="utf-8")
+
+
+def _built(line: ModuleType, job: Any, feed: Callable[..., Any]) -> Any:
+    """Return the job's Trainer, its batches as the job has them."""
     batch = read_batch(job)
-    trainer = line.build_trainer(
+    return line.build_trainer(
         job,
-        lambda *_: iter(()),
+        feed,
         batch.local,
         batch.microbatch,
         global_batch_size=batch.total,
     )
-    held = _held(trainer.model_parts, list(trainer.optimizers))
-    (folder / "layout-rank0.json").write_text(json.dumps(held), encoding="utf-8")
 
 
 def _stay_on_meta(module: Any, **_: Any) -> Any:

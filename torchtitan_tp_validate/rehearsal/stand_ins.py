@@ -194,3 +194,18 @@ def _documents(tensor: torch.Tensor, cu_seqlens: torch.Tensor | None) -> Iterato
     """Yield the tokens of each document."""
     ends = [0, tensor.shape[1]] if cu_seqlens is None else cu_seqlens.tolist()
     yield from (slice(start, end) for start, end in pairwise(ends))
+
+
+def follow_shapes() -> None:
+    """Let what stands in for kernels go by shapes alone: without masks, a document to each sequence."""
+    from torchtitan.models.common.attention import FlexAttention
+
+    # torchtitan knows the arguments by their names.
+    def attend(
+        self: nn.Module, q_BLNH: torch.Tensor, k_BLNH: torch.Tensor, v_BLNH: torch.Tensor, **how: Any
+    ) -> torch.Tensor:
+        return _attend(q_BLNH, k_BLNH, v_BLNH, torch.ones(1, dtype=torch.bool), **how)
+
+    in_a_row = "q_TNH" in inspect.signature(FlexAttention.forward).parameters
+    FlexAttention.forward = _in_a_row(attend) if in_a_row else attend
+    globals()["_documents"] = lambda tensor, _: iter([slice(0, tensor.shape[1])])

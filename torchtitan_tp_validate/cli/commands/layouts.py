@@ -6,9 +6,10 @@ import argparse
 import itertools
 import logging
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torchtitan_tp_validate.cli import formats, output
@@ -23,8 +24,11 @@ from torchtitan_tp_validate.cli.arguments import (
 from torchtitan_tp_validate.cli.formats import BAD, GOOD, QUIET, Findings, Line
 
 if TYPE_CHECKING:
-    from torchtitan_tp_validate.rehearsal.memory import State, StateMeter
+    from torchtitan_tp_validate.rehearsal.memory import LayoutMeter, Sent, State, Traffic
     from torchtitan_tp_validate.search import Layout, Search
+
+FORMS = ("cli", "toml", "recipe")
+"""Of what ``--emit`` writes; `cli.emit` does."""
 
 SCHEMA_VERSION = 1
 """Of the JSON output, which ``cli/schema-layouts.json`` describes."""
@@ -40,7 +44,9 @@ examples:
   tp-validate layouts --world-size 64 -- --module qwen3_5 --config qwen35_122b_a10b
   tp-validate layouts --world-size 64 --gpus-per-node 8 --memory 80GiB -- --module qwen3_5 ...
   tp-validate layouts --world-size 16 --near -- --module llama3 --config llama3_8b ...
+  tp-validate layouts --world-size 64 --gpus-per-node 8 --traffic --limit 3 -- --module llama3 ...
   tp-validate layouts --world-size 32 --keep cp,pp -- --job.config_file llama3_70b.toml
+  tp-validate layouts --world-size 64 --emit recipe --output-file on_64.py -- --module llama3 ...
 """
 
 
@@ -73,6 +79,12 @@ def add_parser(commands: Any) -> None:
         "parameters, gradients and optimizer state (Adam) alone take more are left out; activations come on "
         "top",
     )
+    ranks.add_argument(
+        "--traffic",
+        action="store_true",
+        help="tell what a rank sends in a step, by axis: torchtitan's own step is followed on tensors "
+        "without memory, which takes a minute or more for each layout",
+    )
     wanted = parser.add_argument_group("which layouts")
     wanted.add_argument(
         "--limit", type=positive, default=10, metavar="N", help="how many to list at most (default: 10)"
@@ -90,6 +102,13 @@ def add_parser(commands: Any) -> None:
     add_repairs(wanted)
     add_replication(wanted)
     add_output(parser)
+    parser.add_argument(
+        "--emit",
+        choices=FORMS,
+        action="once",
+        help="write the first of them down in place of the list: as torchtitan's arguments, as a TOML file "
+        "of 0.2.x, or as a module with a config function of 0.3.x",
+    )
     parser.set_defaults(run=run, parser=parser, command="layouts", hint="a run's arguments follow --")
 
 
@@ -115,30 +134,61 @@ def run(options: Any) -> int:
         options.parser.error("which run? give torchtitan's arguments after --")
     if options.world_size is None:
         options.parser.error("--world-size is missing: how many ranks are there?")
+    if options.emit and options.output_format != next(iter(formats.FORMATS)):
+        options.parser.error("--emit writes no list: leave --output-format out")
     from torchtitan_tp_validate.cli import torchtitan
 
     with output.status() as progress, ExitStack() as stack:
         progress("reading the run")
         with torchtitan.installed():
+            if options.emit:
+                from torchtitan_tp_validate.cli import emit
+
+                emit.raise_if_not_read(options.emit)
             search, name = torchtitan.search_layouts(
                 options.torchtitan_arguments, run_options(options), options.keep or (), near=options.near
             )
         meter = None
-        if options.memory is not None:
-            from torchtitan_tp_validate.rehearsal.memory import state_meter
+        if options.memory is not None or options.traffic:
+            from torchtitan_tp_validate.rehearsal.memory import layout_meter
 
             meter = stack.enter_context(
-                state_meter(
+                layout_meter(
                     options.torchtitan_arguments,
                     replicate_kv_heads=options.replicate_kv_heads,
                 )
             )
-        found = itertools.islice(_fitting(search, meter, options, progress), options.limit)
+        fitting = _fitting(search, meter, options, progress)
+        found: Iterator[Found] = itertools.islice(fitting, options.limit)
+        if options.emit:
+            return _emit(next(_aside(found), None), search, options)
+        if options.traffic:
+            found = _followed(found, search, meter, options, progress)
         layouts = _Layouts(search, name, options)
         with formats.writing(options, layouts) as write:
             for one in _aside(found):
                 write(one)
     return 0 if layouts.written else 1
+
+
+def _emit(found: Found | None, search: Search, options: Any) -> int:
+    """Write a layout down; return the exit status."""
+    from torchtitan_tp_validate.cli import emit, torchtitan
+
+    if found is None:
+        sys.stderr.write(
+            "tp-validate: no layout works, so that there is nothing to write; without --emit the "
+        )
+        sys.stderr.write("rules that exclude them are counted.\n")
+        return 1
+    flags = ["--replicate-kv-heads"] if options.replicate_kv_heads else []
+    flags += ["--repair"] if found.layout.repairs else []
+    flags += ["--allow", ",".join(options.allow)] if options.allow else []
+    with torchtitan.installed(), _no_warnings():
+        text = emit.emitted(options.emit, options.torchtitan_arguments, search, found.layout, flags)
+    with formats.place(options.output_file) as put:
+        put([text])
+    return 0
 
 
 def _aside(found: Iterator[Found]) -> Iterator[Found]:
@@ -170,16 +220,18 @@ class Found:
     Attributes:
         layout: its degrees.
         state: what its fullest rank holds, where that was asked for.
+        traffic: what its first rank sends, where that was asked for.
     """
 
     layout: Layout
     state: State | None = None
+    traffic: Traffic | None = None
 
 
-def _fitting(search: Search, meter: StateMeter | None, options: Any, progress: Any) -> Iterator[Found]:
+def _fitting(search: Search, meter: LayoutMeter | None, options: Any, progress: Any) -> Iterator[Found]:
     """Yield the layouts that work and fit the memory, best first."""
     for index, layout in enumerate(search.confirmed()):
-        if meter is None:
+        if meter is None or options.memory is None:
             yield Found(layout)
             continue
         progress(f"laying out layout {index + 1}")
@@ -194,6 +246,16 @@ def _fitting(search: Search, meter: StateMeter | None, options: Any, progress: A
             yield Found(layout, state)
 
 
+def _followed(
+    found: Iterator[Found], search: Search, meter: LayoutMeter | None, options: Any, progress: Any
+) -> Iterator[Found]:
+    """Yield the same with what is sent in a step."""
+    assert meter is not None
+    for index, one in enumerate(found):
+        progress(f"following a step of layout {index + 1}")
+        yield replace(one, traffic=meter.follow_step(search.fields(one.layout), options.world_size))
+
+
 class _Layouts(Findings[Found]):
     """What is said of layouts."""
 
@@ -202,23 +264,31 @@ class _Layouts(Findings[Found]):
     def __init__(self, search: Search, name: str, options: Any) -> None:
         self._search, self._name, self._options = search, name, options
         state = ["GiB per rank"] if options.memory is not None else []
-        self.columns = (*search.axes, *state, "told", "repairs")
+        traffic = ["sent by a rank in a step"] if options.traffic else []
+        self.columns = (*search.axes, *state, "told", "repairs", *traffic)
         self._first: Found | None = None
+        self._uncounted: dict[str, None] = {}
 
     def opening(self) -> Iterator[Line]:
         yield f"{self._name} on {self._options.world_size} ranks:", "bold"
         yield "", ""
 
     def full(self, thing: Found) -> Iterator[Line]:
+        if thing.traffic is not None and thing.traffic.uncounted:
+            self._uncounted[thing.traffic.uncounted] = None
         if self._first is None:
             self._first = thing
             yield self._aligned(list(self.columns)), "bold"
         yield self._aligned([text for text, _ in self.cells(thing)]), ""
 
     def _aligned(self, cells: list[str]) -> str:
-        *numbers, told, repairs = cells
+        numbers, (told, repairs, *traffic) = cells[: self._numbers], cells[self._numbers :]
         aligned = [cell.rjust(len(column)) for cell, column in zip(numbers, self.columns, strict=False)]
-        return "  ".join((*aligned, told.ljust(_CODE), repairs)).rstrip()
+        return "  ".join((*aligned, told.ljust(_CODE), repairs.ljust(len("repairs")), *traffic)).rstrip()
+
+    @property
+    def _numbers(self) -> int:
+        return self.columns.index("told")
 
     def closing(self) -> Iterator[Line]:
         if self._first is None:
@@ -228,6 +298,8 @@ class _Layouts(Findings[Found]):
             yield "", ""
             change = " ".join(arguments) or "as it is"
             yield f"The first is the run with: {change}", GOOD
+        for reason in self._uncounted:
+            yield f"Not counted: {reason}", BAD
         yield "", ""
         yield f"{self._search.considered} layouts are there; {self._left}.", QUIET
         if self._search.excluded:
@@ -248,7 +320,27 @@ class _Layouts(Findings[Found]):
         degrees = [f"{axis} {layout.of(axis)}" for axis in self._search.axes if layout.of(axis) > 1]
         state = f": {_gib(thing.state)} GiB per rank" if thing.state else ""
         told = "".join(f" ({problem.code})" for problem in layout.warnings)
-        return f"{', '.join(degrees) or 'one rank'}{state}{told}"
+        sent = f"; {self._sent(thing.traffic)}" if thing.traffic is not None else ""
+        return f"{', '.join(degrees) or 'one rank'}{state}{told}{sent}"
+
+    def _sent(self, traffic: Traffic) -> str:
+        """Return what is sent, in a few words."""
+        if traffic.uncounted:
+            return "not counted"
+        parts = [
+            f"{' x '.join(axes)} {count / _UNITS['MIB']:.2f} MiB{' across nodes' if across else ''}"
+            for axes, across, count in self._by_axes(traffic.sent)
+        ]
+        return ", ".join(parts) or "nothing"
+
+    def _by_axes(self, sent: Iterable[Sent]) -> list[tuple[tuple[str, ...], bool | None, int]]:
+        """Return the axes, whether their ranks are on several nodes, where that is known, and the bytes."""
+        per_node = self._options.gpus_per_node
+        counts: dict[tuple[tuple[str, ...], bool | None], int] = {}
+        for one in sent:
+            key = one.axes, None if per_node is None else one.spans_nodes(per_node)
+            counts[key] = counts.get(key, 0) + one.bytes
+        return sorted(((*key, count) for key, count in counts.items()), key=lambda one: (-one[2], one[0]))
 
     def cells(self, thing: Found) -> list[Line]:
         layout = thing.layout
@@ -256,7 +348,8 @@ class _Layouts(Findings[Found]):
         if thing.state is not None:
             cells.append((_gib(thing.state), ""))
         told = ", ".join(dict.fromkeys(problem.code for problem in layout.warnings))
-        return [*cells, (told, ""), (", ".join(layout.repairs), "")]
+        traffic = [(self._sent(thing.traffic), "")] if thing.traffic is not None else []
+        return [*cells, (told, ""), (", ".join(layout.repairs), ""), *traffic]
 
     def document(self) -> dict[str, Any]:
         return {
@@ -266,7 +359,7 @@ class _Layouts(Findings[Found]):
         }
 
     def item(self, thing: Found) -> dict[str, Any]:
-        layout, state = thing.layout, thing.state
+        layout, state, traffic = thing.layout, thing.state, thing.traffic
         return {
             "degrees": {axis: layout.of(axis) for axis in self._search.axes},
             "arguments": self._search.arguments(layout),
@@ -279,6 +372,13 @@ class _Layouts(Findings[Found]):
                 "gradients": state.gradients,
                 "optimizer": state.optimizer,
             },
+            "sent": None
+            if traffic is None or traffic.uncounted
+            else [
+                {"axes": list(axes), "across_nodes": across, "bytes": count}
+                for axes, across, count in self._by_axes(traffic.sent)
+            ],
+            "uncounted": traffic.uncounted if traffic is not None else None,
         }
 
     def ending(self) -> dict[str, Any]:

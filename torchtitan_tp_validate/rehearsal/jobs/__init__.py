@@ -11,6 +11,7 @@ One file per line (`torchtitan_0_2`, `torchtitan_0_3`, `torchtitan_main`), each 
   low precision. Returns what it left out, in words.
 - ``make_plain(job)``: turns off the same, and keeps the model and the sequence as they are: it can be laid
   out on a CPU, and no more.
+- ``follow_shapes()``: lets what depends on what is in a tensor go by its shape, experts with equal shares.
 - ``build_on_meta(job)``: the job's model, without memory.
 - ``build_trainer(job, feed, local_batch_size, microbatch_size, *, global_batch_size)``: the job's Trainer,
   fed by ``feed(dp_rank, dp_world_size, local_batch_size)`` in place of its data set.

@@ -130,6 +130,33 @@ def _turn_off(job: Any, args: Any) -> None:
     )
 
 
+def follow_shapes() -> None:
+    """Let what depends on what is in a tensor go by its shape; see `jobs`."""
+    import torch
+    from torchtitan.distributed.expert_parallel import ExpertParallel
+    from torchtitan.models.moe import moe, utils
+
+    from torchtitan_tp_validate.rehearsal.traffic import sharing
+
+    dispatch, run_each = ExpertParallel._token_dispatch, moe._run_experts_for_loop
+
+    def dispatch_evenly(self: Any, module: Any, inputs: Any, mesh: Any) -> Any:
+        with sharing(len(inputs[0])):
+            return dispatch(self, module, inputs, mesh)
+
+    def run_evenly(w1: Any, w2: Any, w3: Any, x: Any, counts: Any) -> Any:
+        with sharing(len(x)):
+            return run_each(w1, w2, w3, x, counts)
+
+    def in_any_order(counts: Any, experts: int, ranks: int, length: int, *_: Any) -> Any:
+        sizes = counts.view(ranks, experts).sum(0).to(torch.int32)
+        return torch.zeros(length, dtype=torch.int32), sizes, sizes.cumsum(0, dtype=torch.int32)
+
+    ExpertParallel._token_dispatch = dispatch_evenly
+    moe._run_experts_for_loop = run_evenly
+    utils.generate_permute_indices = in_any_order
+
+
 def vocab_size(job: Any) -> int:
     """Return how many token ids there are."""
     from torchtitan.protocols.train_spec import get_train_spec

@@ -199,6 +199,28 @@ def _name(node: Any) -> str:
     return type(node).__qualname__.rsplit(".", 2)[-2]
 
 
+def follow_shapes() -> None:
+    """Let what depends on what is in a tensor go by its shape; see `jobs`."""
+    from torchtitan.models.common.moe import GroupedExperts
+    from torchtitan.models.common.token_dispatcher import AllToAllTokenDispatcher
+    from torchtitan.models.gpt_oss.moe import GptOssGroupedExperts
+
+    from torchtitan_tp_validate.rehearsal import stand_ins
+    from torchtitan_tp_validate.rehearsal.traffic import sharing
+
+    stand_ins.follow_shapes()
+    for experts in (GroupedExperts, GptOssGroupedExperts):
+        experts.forward = experts.forward.__wrapped__  # in its own precision
+    GroupedExperts._grouped_mm = lambda self, *, A, B_t, offs: A @ B_t[0]
+    dispatch = AllToAllTokenDispatcher.dispatch
+
+    def dispatch_evenly(self: Any, x: Any, scores: Any, *how: Any) -> Any:
+        with sharing(scores.numel()):
+            return dispatch(self, x, scores, *how)
+
+    AllToAllTokenDispatcher.dispatch = dispatch_evenly
+
+
 def vocab_size(job: Any) -> int:
     """Return how many token ids there are."""
     size: int = job.model_spec.model.vocab_size

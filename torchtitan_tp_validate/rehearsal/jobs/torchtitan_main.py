@@ -12,6 +12,7 @@ from typing import Any
 from torchtitan_tp_validate.rehearsal.jobs import torchtitan_0_3 as line_0_3
 from torchtitan_tp_validate.rehearsal.jobs.torchtitan_0_3 import (
     build_on_meta,
+    follow_shapes,
     make_plain,
     make_small,
     more_inputs,
@@ -23,6 +24,7 @@ from torchtitan_tp_validate.rehearsal.jobs.torchtitan_0_3 import (
 __all__ = [
     "build_on_meta",
     "build_trainer",
+    "follow_shapes",
     "make_plain",
     "make_small",
     "more_inputs",

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import resources
 from types import SimpleNamespace
 
+import jsonschema
 import pytest
 
 from tests.core.cli.conftest import Program
 from torchtitan_tp_validate.cli import torchtitan
 from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.rehearsal import memory
-from torchtitan_tp_validate.rehearsal.memory import State
+from torchtitan_tp_validate.rehearsal.memory import Sent, State, Traffic
 from torchtitan_tp_validate.search import Layout
 
 GIB = 2**30
+SCHEMA = json.loads(resources.files("torchtitan_tp_validate.cli").joinpath("schema-layouts.json").read_text())
 LAYOUTS = [
     Layout(Degrees(tp=1, dp_shard=8)),
     Layout(Degrees(tp=1, dp_shard=4, dp_replicate=2)),
@@ -39,6 +43,13 @@ class Meter:
         self.measured.append(degrees["tp"])
         return State(GIB, GIB, 3 * GIB if degrees["tp"] < 8 else 4 * GIB)
 
+    def follow_step(self, degrees: Mapping[str, int], world_size: int) -> Traffic:
+        assert world_size == 8
+        if degrees["tp"] > 1:
+            return Traffic(uncounted="it cannot be followed.")
+        sent = [(("dp_shard",), (0, 1), 2**20), (("dp_shard",), (0, 7), 2**19), (("ep",), (0, 1), 2**21)]
+        return Traffic(tuple(Sent(*one) for one in sent))
+
 
 @pytest.fixture
 def meter(monkeypatch: pytest.MonkeyPatch) -> Meter:
@@ -46,7 +57,7 @@ def meter(monkeypatch: pytest.MonkeyPatch) -> Meter:
     meter = Meter()
 
     @contextmanager
-    def state_meter(arguments: list[str], *, replicate_kv_heads: bool) -> Iterator[Meter]:
+    def layout_meter(arguments: list[str], *, replicate_kv_heads: bool) -> Iterator[Meter]:
         assert (arguments, replicate_kv_heads) == (["--config", "8b"], False)
         yield meter
 
@@ -62,7 +73,7 @@ def meter(monkeypatch: pytest.MonkeyPatch) -> Meter:
     )
     monkeypatch.setattr(torchtitan, "installed", contextlib.nullcontext)
     monkeypatch.setattr(torchtitan, "search_layouts", lambda *_, **__: (search, "debug 8B"))
-    monkeypatch.setattr(memory, "state_meter", state_meter)
+    monkeypatch.setattr(memory, "layout_meter", layout_meter)
     return meter
 
 
@@ -84,6 +95,38 @@ def test_layouts_that_hold_too_much_are_left_out_and_counted(tp_validate: Progra
     assert meter.measured == [1, 2, 8]
 
 
+TRAFFIC = ["layouts", "--world-size", "8", "--traffic", "--limit", "3"]
+
+
+def test_what_is_sent_is_listed_or_why_it_is_not_known(tp_validate: Program, meter: Meter) -> None:
+    lines = tp_validate(*TRAFFIC, "--gpus-per-node", "4", "--", "--config", "8b").out.splitlines()
+    sent = "ep 2.00 MiB, dp_shard 1.00 MiB, dp_shard 0.50 MiB across nodes"
+    assert lines[2:6] == [
+        "tp  dp_replicate  dp_shard  told     repairs  sent by a rank in a step",
+        f" 1             1         8                    {sent}",
+        f" 1             2         4                    {sent}",
+        " 2             1         4           NUM004   not counted",
+    ]
+    assert lines[7:9] == ["The first is the run with: as it is", "Not counted: it cannot be followed."]
+    assert not meter.measured
+    out = tp_validate(*TRAFFIC, "--output-format", "concise", "--", "--config", "8b").out
+    assert out.splitlines()[0] == "dp_shard 8; ep 2.00 MiB, dp_shard 1.50 MiB"
+
+
+def test_what_is_sent_is_data(tp_validate: Program, meter: Meter) -> None:
+    words = ["--output-format", "json", "--", "--config", "8b"]
+    document = json.loads(tp_validate(*TRAFFIC, *words).out)
+    jsonschema.validate(document, SCHEMA)
+    first, _, last = document["layouts"]
+    assert first["sent"] == [
+        {"axes": ["ep"], "across_nodes": None, "bytes": 2**21},
+        {"axes": ["dp_shard"], "across_nodes": None, "bytes": 3 * 2**19},
+    ]
+    assert (first["uncounted"], last["sent"], last["uncounted"]) == ("", None, "it cannot be followed.")
+    document = json.loads(tp_validate(*TRAFFIC, "--gpus-per-node", "4", *words).out)
+    assert [one["across_nodes"] for one in document["layouts"][0]["sent"]] == [False, False, True]
+
+
 def test_the_list_is_as_long_as_it_may_be(tp_validate: Program, meter: Meter) -> None:
     words = [
         "layouts",
@@ -101,6 +144,24 @@ def test_the_list_is_as_long_as_it_may_be(tp_validate: Program, meter: Meter) ->
     assert not meter.measured
 
 
+def test_what_is_written_down_is_no_list(tp_validate: Program, meter: Meter) -> None:
+    words = [
+        "layouts",
+        "--world-size",
+        "8",
+        "--emit",
+        "cli",
+        "--output-format",
+        "json",
+        "--",
+        "--config",
+        "8b",
+    ]
+    status, out, err = tp_validate(*words)
+    assert (status, out) == (2, "")
+    assert "--emit writes no list: leave --output-format out" in err
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -113,6 +174,7 @@ def test_the_list_is_as_long_as_it_may_be(tp_validate: Program, meter: Meter) ->
         (["--memory", "0GB"], "'0GB' is no size"),
         (["--memory", "80KiB"], "'80KiB' is no size"),
         (["--tp", "2"], "there is no option '--tp'"),
+        (["--emit", "yaml"], "there is no 'yaml'; choose from cli, toml, recipe"),
     ],
 )
 def test_arguments_that_are_wrong_are_told(tp_validate: Program, words: list[str], told: str) -> None:

@@ -1,0 +1,84 @@
+"""What counts as sent, and in which axes of a layout."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from torchtitan_tp_validate.errors import RehearsalError
+from torchtitan_tp_validate.rehearsal.traffic import SentBytes, by_axes, bytes_sent, sharing
+
+EIGHT = {"dp_replicate": 1, "dp_shard": 2, "cp": 2, "tp": 2}
+
+
+@pytest.fixture
+def four_ranks() -> Iterator[None]:
+    """This process is the second of four that are not there."""
+    dist.init_process_group("fake", rank=1, world_size=4, store=FakeStore())
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("kind", "sent"),
+    [("all gather", 300), ("reduce scatter", 75), ("all reduce", 150), ("all to all", 75), ("send", 100)],
+)
+def test_no_rank_sends_more_than_it_has_to(kind: str, sent: int) -> None:
+    assert bytes_sent(kind, 100, 4) == sent
+    assert bytes_sent(kind, 100, 1) == 0
+
+
+def test_every_collective_is_counted_by_what_this_rank_puts_in(four_ranks: None) -> None:
+    part, whole = torch.zeros(8), torch.zeros(32)
+    with SentBytes() as counter:
+        dist.all_gather_into_tensor(whole, part)
+        dist.reduce_scatter_tensor(part, whole)
+        dist.all_reduce(part)
+        dist.all_to_all_single(torch.zeros(8), part)
+        dist.broadcast(part, 0)
+        dist.barrier()
+    ranks = (0, 1, 2, 3)
+    assert counter.groups == {
+        ("all gather", ranks): 3 * 32,
+        ("reduce scatter", ranks): 3 * 32,
+        ("all reduce", ranks): 2 * 24,
+        ("all to all", ranks): 24,
+        ("send", ranks): 32,
+    }
+
+
+def test_a_collective_that_is_not_known_is_told(four_ranks: None) -> None:
+    said = r"a step calls c10d\.gather_\.default, and nobody knows what that sends\."
+    with SentBytes(), pytest.raises(RehearsalError, match=said):
+        dist.gather(torch.zeros(1), dst=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "ranks", "axes"),
+    [
+        ("all reduce", (0, 1), ["tp"]),
+        ("all reduce", (0, 2), ["cp"]),
+        ("all gather", (1, 5), ["dp_shard"]),
+        ("all gather", (0, 2, 4, 6), ["dp_shard", "cp"]),
+        ("all to all", (0, 1, 2, 3), ["ep"]),
+        ("all reduce", tuple(range(8)), ["dp_shard", "cp", "tp"]),
+    ],
+)
+def test_a_group_is_of_the_axes_in_which_its_ranks_differ(
+    kind: str, ranks: tuple[int, ...], axes: list[str]
+) -> None:
+    found = by_axes(Counter({(kind, ranks): 5, (kind, (0,)): 0}), EIGHT)
+    assert found == [{"axes": axes, "ranks": list(ranks), "bytes": 5}]
+
+
+def test_tokens_are_shared_out_evenly_where_their_numbers_are_not_known() -> None:
+    with FakeTensorMode():
+        counts = torch.zeros(4, dtype=torch.int64)
+    with sharing(10):
+        assert counts.tolist() == [3, 3, 2, 2]
