@@ -71,8 +71,7 @@ def raise_if_untried(parallelism: Any, compiling: Any) -> None:
         compiling: the run's ``[compile]``, which holds it in 0.3.x; None where there is none.
 
     Raises:
-        KVReplicationError: asynchronous tensor parallelism, which rewrites the gather before wk and wv, or
-            context parallelism, which nobody tried.
+        KVReplicationError: asynchronous tensor parallelism, which rewrites the gather before wk and wv.
     """
     for name, section in (("parallelism", parallelism), ("compile", compiling)):
         if getattr(section, "enable_async_tensor_parallel", False):
@@ -80,12 +79,6 @@ def raise_if_untried(parallelism: Any, compiling: Any) -> None:
             raise unsupported_error(
                 f"{flag} = true fuses wk and wv with the gather before them", f"{flag} = false"
             )
-    cp = parallelism.context_parallel_degree
-    if cp > 1:
-        raise unsupported_error(
-            f"parallelism.context_parallel_degree = {cp} was never tried with it",
-            "context_parallel_degree = 1",
-        )
 
 
 def raise_if_foreign(parallelize_fn: Any) -> None:

@@ -165,10 +165,11 @@ def test_what_cannot_be_had_is_refused_by_name() -> None:
         registry("llama3", "debugmodel", converter()).update_from_config(config=config)
 
 
-def test_context_parallelism_was_not_tried() -> None:
-    config = registry("llama3", "debugmodel", converter())
-    with pytest.raises(tpv.KVReplicationError, match="context_parallel_degree = 2 was never tried with it"):
-        config.update_from_config(config=run_config(2, context_parallel_degree=2))
+@pytest.mark.parametrize(("tp", "cp"), [(16, 2), (32, 4)])
+def test_long_sequences_are_no_reason_to_refuse(tp: int, cp: int) -> None:
+    config = registry("llama3", "8B", converter(), attn_backend="flex")
+    config.update_from_config(config=run_config(tp, context_parallel_degree=cp))
+    assert [layer.attention.n_kv_heads for layer in config.layers] == [8] * 32
 
 
 @pytest.mark.parametrize("flag", PERMUTED)

@@ -20,7 +20,8 @@ from types import ModuleType
 from typing import Any
 
 from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG, degrees_of_job
-from torchtitan_tp_validate.errors import TPValidateError
+from torchtitan_tp_validate.errors import KVReplicationError, TPValidateError
+from torchtitan_tp_validate.guards import install
 from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
 from torchtitan_tp_validate.rehearsal.findings import Rehearsal, judged
 from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line, plain_job, pp, split
@@ -29,6 +30,7 @@ from torchtitan_tp_validate.rehearsal.small_run import SmallRun
 from torchtitan_tp_validate.rehearsal.truth.layouts import Layout, Row
 from torchtitan_tp_validate.rehearsal.truth.verdicts import verdict_of
 from torchtitan_tp_validate.rehearsal.world import World
+from torchtitan_tp_validate.releases import kv_replication_of, line_of
 
 _PATIENCE_SECONDS = 40.0
 _LAYERS_PER_RANK = 3
@@ -60,7 +62,7 @@ def judge_layouts(layouts: Iterable[Layout]) -> Iterator[str]:
         job = copy.deepcopy(job)
         with _registry_left_alone(layout):
             put_into_job(job, layout)
-            yield verdict_of(job, degrees_of_job(job).ranks * pp(job))
+            yield _verdict(job, layout)
 
 
 def _jobs(line: ModuleType, layouts: Iterable[Layout]) -> Iterator[tuple[Layout, Any]]:
@@ -128,10 +130,13 @@ def _child(line: ModuleType, job: Any, layout: Layout, used: set[str], out: Path
 def _run(line: ModuleType, job: Any, layout: Layout, used: set[str], out: Path) -> dict[str, str]:
     put_into_job(job, layout)
     degrees = degrees_of_job(job)
-    verdict = verdict_of(job, degrees.ranks * pp(job))
+    verdict = _verdict(job, layout)
     world = World(degrees, pp(job), microbatches=pp(job), cuts=())
     split(job, world)
     left_out = line.make_small(job, world.degrees, out)
+    if layout.shared_heads and verdict == "fits":
+        kv_replication_of(line_of(job)).put_into_job(job)
+        install(replicate_kv_heads=True)
     run = SmallRun(line, job, world, int(layout.batch), out, used, outputs=False)
     children = Children(out, _PATIENCE_SECONDS)
     try:
@@ -150,6 +155,14 @@ def _run(line: ModuleType, job: Any, layout: Layout, used: set[str], out: Path) 
         "runs": [run.run_ranks(children)],
     }
     return _seen(verdict, judged(result))
+
+
+def _verdict(job: Any, layout: Layout) -> str:
+    ranks = degrees_of_job(job).ranks * pp(job)
+    try:
+        return verdict_of(job, ranks, replicate_kv_heads=layout.shared_heads is not None)
+    except KVReplicationError as error:
+        return str(error).partition("\n")[0]
 
 
 def _seen(verdict: str, rehearsal: Rehearsal) -> dict[str, str]:
@@ -208,14 +221,18 @@ def _put_into_0_2(job: Any, layout: Layout) -> None:
     args = get_train_spec(job.model.name).model_args[job.model.flavor]
     if hasattr(args, "enable_weight_tying"):
         args.enable_weight_tying = layout.tied == "yes"
-    for setting in layout.model.split()[2:]:
-        name, value = setting.split("=")
-        setattr(args, name, int(value))
+    if layout.shared_heads:
+        args.n_heads, args.n_kv_heads = layout.shared_heads
+    for name, value in layout.settings.items():
+        if name != "shared_heads":
+            setattr(args, name, int(value))
 
 
 def _put_into_0_3(job: Any, layout: Layout) -> None:
     from torchtitan.components.loss import ChunkedLossWrapper
     from torchtitan.distributed.activation_checkpoint import FullAC, SelectiveAC
+
+    from torchtitan_tp_validate.rehearsal.models.torchtitan_0_3 import with_heads
 
     job.parallelism.spmd_backend = layout.backend
     job.training.disable_cuda_graphs = True
@@ -223,11 +240,15 @@ def _put_into_0_3(job: Any, layout: Layout) -> None:
     if layout.loss == "plain":
         assert isinstance(job.loss, ChunkedLossWrapper.Config)
         job.loss = job.loss.loss_fn
-    name, flavor, *settings = layout.model.split()
+    name, flavor, *_ = layout.model.split()
+    settings = {key: value for key, value in layout.settings.items() if key != "shared_heads"}
     if settings:
         registry = import_module(f"torchtitan.models.{name}").model_registry
-        job.model_spec.model = registry(flavor, **dict(one.split("=") for one in settings)).model
+        job.model_spec.model = registry(flavor, **settings).model
     model = job.model_spec.model
+    if layout.shared_heads:
+        for layer in model.layers:
+            layer.attention = with_heads(layer.attention, *layout.shared_heads)
     if model.enable_weight_tying:
         # Its embedding would not be initialized otherwise.
         model.tok_embeddings.param_init = model.lm_head.param_init

@@ -111,6 +111,17 @@ class Layout:
         named = {word[:-1]: int(word[-1]) for word in self.mesh.split()}
         return {axis: named.get(axis, 1) for axis in DEGREES}
 
+    @property
+    def settings(self) -> dict[str, str]:
+        """What is set in the model, by name."""
+        return dict(word.split("=") for word in self.model.split()[2:])
+
+    @property
+    def shared_heads(self) -> tuple[int, int] | None:
+        """Query and key-value heads where ranks share the latter, see `shared_layouts`."""
+        n_heads, _, n_kv_heads = self.settings.get("shared_heads", "").partition("/")
+        return (int(n_heads), int(n_kv_heads)) if n_kv_heads else None
+
     def __str__(self) -> str:
         return ", ".join(filter(None, asdict(self).values()))
 
