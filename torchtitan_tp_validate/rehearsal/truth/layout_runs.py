@@ -27,7 +27,7 @@ from torchtitan_tp_validate.rehearsal.findings import Rehearsal, judged
 from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line, plain_job, pp, split
 from torchtitan_tp_validate.rehearsal.shrink import configs_below
 from torchtitan_tp_validate.rehearsal.small_run import SmallRun
-from torchtitan_tp_validate.rehearsal.truth.layouts import Layout, Row
+from torchtitan_tp_validate.rehearsal.truth.layouts import OF_SHARED_LAYOUTS, Layout, Row
 from torchtitan_tp_validate.rehearsal.truth.verdicts import verdict_of
 from torchtitan_tp_validate.rehearsal.world import World
 from torchtitan_tp_validate.releases import kv_replication_of, line_of
@@ -136,8 +136,10 @@ def _run(line: ModuleType, job: Any, layout: Layout, used: set[str], out: Path) 
     left_out = line.make_small(job, world.degrees, out)
     if layout.shared_heads and verdict == "fits":
         kv_replication_of(line_of(job)).put_into_job(job)
-        install(replicate_kv_heads=True)
-    run = SmallRun(line, job, world, int(layout.batch), out, used, outputs=False)
+        install(replicate_kv_heads=True, repair=layout.lora_rank > 0)
+    # Without it the frozen weights are trained, shared heads or not.
+    repairs = ("NUM007",) if layout.lora_rank and layout.backend == "spmd_types" else ()
+    run = SmallRun(line, job, world, int(layout.batch), out, used, outputs=False, repairs=repairs)
     children = Children(out, _PATIENCE_SECONDS)
     try:
         run.run_reference(children)
@@ -160,7 +162,12 @@ def _run(line: ModuleType, job: Any, layout: Layout, used: set[str], out: Path) 
 def _verdict(job: Any, layout: Layout) -> str:
     ranks = degrees_of_job(job).ranks * pp(job)
     try:
-        return verdict_of(job, ranks, replicate_kv_heads=layout.shared_heads is not None)
+        return verdict_of(
+            job,
+            ranks,
+            replicate_kv_heads=layout.shared_heads is not None,
+            repair=layout.lora_rank > 0,
+        )
     except KVReplicationError as error:
         return str(error).partition("\n")[0]
 
@@ -224,7 +231,7 @@ def _put_into_0_2(job: Any, layout: Layout) -> None:
     if layout.shared_heads:
         args.n_heads, args.n_kv_heads = layout.shared_heads
     for name, value in layout.settings.items():
-        if name != "shared_heads":
+        if name not in OF_SHARED_LAYOUTS:
             setattr(args, name, int(value))
 
 
@@ -241,14 +248,24 @@ def _put_into_0_3(job: Any, layout: Layout) -> None:
         assert isinstance(job.loss, ChunkedLossWrapper.Config)
         job.loss = job.loss.loss_fn
     name, flavor, *_ = layout.model.split()
-    settings = {key: value for key, value in layout.settings.items() if key != "shared_heads"}
+    settings = {k: value for k, value in layout.settings.items() if k not in OF_SHARED_LAYOUTS}
     if settings:
         registry = import_module(f"torchtitan.models.{name}").model_registry
         job.model_spec.model = registry(flavor, **settings).model
     model = job.model_spec.model
     if layout.shared_heads:
         for layer in model.layers:
-            layer.attention = with_heads(layer.attention, *layout.shared_heads)
+            if layer.attention is not None:
+                layer.attention = with_heads(layer.attention, *layout.shared_heads)
+    if "balancer" in layout.settings:
+        job.parallelism.context_parallel_load_balancer = layout.settings["balancer"]
+    if layout.lora_rank:
+        from torchtitan.components.lora import LoRAConverter
+
+        adapted = layout.settings["on"].split("+") if "on" in layout.settings else None
+        converter = LoRAConverter.Config(rank=layout.lora_rank, target_modules=adapted)
+        model = converter.build().convert(model)
+        job.model_spec.model = model
     if model.enable_weight_tying:
         # Its embedding would not be initialized otherwise.
         model.tok_embeddings.param_init = model.lm_head.param_init
