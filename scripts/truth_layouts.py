@@ -3,11 +3,13 @@
 
     scripts/truth_layouts.py            every layout of the installed torchtitan that is not recorded yet
     scripts/truth_layouts.py --part 20  the first 20 of these
+    scripts/truth_layouts.py --shared   instead of these, the layouts with shared key-value heads
     scripts/truth_layouts.py --judge    run nothing: judge again what is recorded
     scripts/truth_layouts.py --again 2  run 2 of each outcome again, the quickest, and compare
 
 Each is a rehearsal of a small model on the CPU, over gloo. They are recorded one by one in
-OUT/layouts-VERSION.csv. The exit status is 0 when all that is recorded is explained.
+OUT/layouts-VERSION.csv, or OUT/shared-layouts-VERSION.csv. The exit status is 0 when all that is recorded is
+explained.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from tqdm import tqdm
 from torchtitan_tp_validate.rehearsal.truth.explained import KINDS, UNEXPLAINED, count_kinds, explain
 from torchtitan_tp_validate.rehearsal.truth.layout_runs import judge_layouts, run_layouts
 from torchtitan_tp_validate.rehearsal.truth.layouts import Row, layouts, read_rows, write_rows
+from torchtitan_tp_validate.rehearsal.truth.shared_layouts import SHARED_LAYOUTS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,11 +36,12 @@ def main() -> None:
     options = _parse()
     release = version("torchtitan")
     line = ".".join(release.split(".")[:2])
-    path = options.out / f"layouts-{release}.csv"
+    path = options.out / f"{'shared-' if options.shared else ''}layouts-{release}.csv"
     recorded = {row.layout: row for row in read_rows(path)} if path.exists() else {}
     if options.again:
         sys.exit(_run_again(line, _quickest(list(recorded.values()), options.again)))
-    todo = [layout for layout in layouts(line) if layout not in recorded]
+    every = SHARED_LAYOUTS[line] if options.shared else layouts(line)
+    todo = [layout for layout in every if layout not in recorded]
     todo = [] if options.judge else todo[: options.part]
     if options.judge:
         verdicts = judge_layouts(recorded)
@@ -81,6 +85,7 @@ def _parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--part", type=int, metavar="N", help="run the first N that are not recorded")
+    parser.add_argument("--shared", action="store_true", help="those with shared key-value heads")
     parser.add_argument("--judge", action="store_true", help="run nothing")
     parser.add_argument("--again", type=int, metavar="N", help="run N of each outcome again")
     parser.add_argument("--out", type=Path, default=ROOT / "tests" / "truth", help="folder of the table")

@@ -43,7 +43,10 @@ HEAVY = ("torch", "torchtitan", "transformers", "spmd_types", "wrapt")
 """Imported inside functions only, ..."""
 
 HEAVY_AT_ONCE = {
-    *(f"{PACKAGE}.kv_replication.{module}" for module in ("gather", "torchtitan_0_2", "torchtitan_0_3")),
+    *(
+        f"{PACKAGE}.kv_replication.{module}"
+        for module in ("gather", "linears", "torchtitan_0_2", "torchtitan_0_3")
+    ),
     *(
         f"{PACKAGE}.rehearsal.{module}"
         for module in (

@@ -14,6 +14,7 @@ from tests.forked import in_forks, run_module
 from torchtitan_tp_validate.rehearsal.truth import explained
 from torchtitan_tp_validate.rehearsal.truth.explained import AGREES, UNEXPLAINED, count_kinds, explain
 from torchtitan_tp_validate.rehearsal.truth.layouts import Row, axes_of, pairs, pairs_of, read_rows
+from torchtitan_tp_validate.rehearsal.truth.shared_layouts import SHARED_LAYOUTS
 from torchtitan_tp_validate.rules import FAULTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,6 +22,7 @@ TABLES = {
     line: ROOT / "tests" / "truth" / f"layouts-{line}.{micro}.csv" for line, micro in (("0.2", 2), ("0.3", 0))
 }
 ROWS = {line: read_rows(path) for line, path in TABLES.items()}
+SHARED = {line: path.with_name(f"shared-{path.name}") for line, path in TABLES.items()}
 
 
 @pytest.mark.parametrize("line", ROWS)
@@ -51,6 +53,15 @@ def test_the_figures_are_those_of_the_page(line: str) -> None:
     counts = [len(ROWS[line]), *count_kinds(line, ROWS[line])]
     row = f"| layouts of {line}.x | {' | '.join(map(str, counts))} |"
     assert row in (ROOT / "docs" / "truth.md").read_text(encoding="utf-8"), row
+
+
+@pytest.mark.parametrize("line", SHARED)
+def test_every_layout_with_shared_heads_trains_what_one_process_trains(line: str) -> None:
+    rows = read_rows(SHARED[line])
+    assert {row.layout for row in rows} == {*SHARED_LAYOUTS[line]}
+    assert {(row.verdict, row.outcome) for row in rows} == {("fits", "equal")}
+    said = f"| layouts of {line}.x with shared heads | {len(rows)} | {len(rows)} | 0 |"
+    assert said in (ROOT / "docs" / "kv-replication.md").read_text(encoding="utf-8"), said
 
 
 def test_without_a_reason_a_layout_would_be_unexplained(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,10 +104,11 @@ def script(out: Path, *arguments: str) -> list[str]:
 
 @in_forks
 @pytest.mark.requires(torchtitan=("0.2.2", "0.3.0"))
-def test_the_rules_say_of_every_layout_what_is_recorded(tmp_path: Path) -> None:
-    table = TABLES["0.2" if version("torchtitan").startswith("0.2") else "0.3"]
+@pytest.mark.parametrize("more", [(), ("--shared",)])
+def test_the_rules_say_of_every_layout_what_is_recorded(more: tuple[str, ...], tmp_path: Path) -> None:
+    table = (SHARED if more else TABLES)["0.2" if version("torchtitan").startswith("0.2") else "0.3"]
     shutil.copy(table, tmp_path)
-    script(tmp_path / "ended", "--judge", "--out", str(tmp_path))
+    script(tmp_path / "ended", "--judge", *more, "--out", str(tmp_path))
     assert (tmp_path / table.name).read_text() == table.read_text()
 
 
@@ -104,5 +116,6 @@ def test_the_rules_say_of_every_layout_what_is_recorded(tmp_path: Path) -> None:
 @pytest.mark.requires(torchtitan=("0.2.2", "0.3.0"))
 def test_layouts_come_out_as_recorded(tmp_path: Path) -> None:
     lines = script(tmp_path, "--again", "2")
-    assert len(lines) >= 4
+    lines += script(tmp_path / "shared", "--again", "1", "--shared")
+    assert len(lines) >= 5
     assert all(line.startswith("as recorded: ") for line in lines), (version("torchtitan"), lines)

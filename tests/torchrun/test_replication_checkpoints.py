@@ -26,7 +26,14 @@ def moved(family: str) -> Case:
     return Case.parse(f"{family}:8/2", ranks=4, sizes=sizes, **settings)
 
 
-CASES = [moved(family) for family in FAMILIES]
+ADAPTED = Case.parse(
+    "qwen3:8/2:backend=partial_dtensor,lora=4",
+    ranks=4,
+    **{"guard": "install", "upstream_check": True, "ac": "none", "checkpoints": "1-2-4"},
+)
+"""Adapters on every linear. On spmd_types torchtitan would train the frozen weights as well (NUM007)."""
+
+CASES = [*map(moved, FAMILIES), *([ADAPTED] if "qwen3_5" in LINE.FAMILIES else [])]
 
 
 def pairs(family: str) -> list[str]:
@@ -61,6 +68,21 @@ def test_training_resumes_at_every_other_degree(result_of: ResultOf) -> None:
         assert sorted(report["resumed"]) == pairs(FAMILIES[0]), report
         losses = report["resumed"]
         # Each source has weights of its own: AdamW's first step makes much of the last bit of a gradient.
+        for one, other in (("1->2", "1->4"), ("2->1", "2->4"), ("4->1", "4->2")):
+            assert losses[one] == pytest.approx(losses[other], rel=1e-5), report
+
+
+@pytest.mark.requires(torchtitan="0.3")
+def test_adapters_and_their_optimizer_state_move_between_degrees_bit_for_bit(result_of: ResultOf) -> None:
+    result = result_of(ADAPTED)
+    assert result.truth == "equal", result
+    for report in (report["checkpoints"] for report in result.reports):
+        degrees = ADAPTED.checkpoints.split("-")
+        assert sorted(report["loaded"]) == ["->".join(pair) for pair in permutations(degrees, 2)], report
+        # Two adapters, of two moments each, for each of eight weights of two layers and the head.
+        assert min(report["loaded"].values()) >= 2 * 3 * 14, report
+        assert report["different"] == [], report
+        losses = report["resumed"]
         for one, other in (("1->2", "1->4"), ("2->1", "2->4"), ("4->1", "4->2")):
             assert losses[one] == pytest.approx(losses[other], rel=1e-5), report
 

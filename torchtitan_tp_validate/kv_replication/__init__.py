@@ -6,6 +6,7 @@ axis and keeps the rows of its own head. Its backward is a reduce-scatter, which
 ranks that share a head.
 
     gather.py           the projection of one rank's own head
+    linears.py          wk and wv of torchtitan 0.3.x, of any precision, with LoRA or without
     torchtitan_0_2.py   how it goes into a model of torchtitan 0.2.x
     torchtitan_0_3.py   how it goes into a model config of torchtitan 0.3.x: `ReplicateKVHeads`
 

@@ -7,6 +7,8 @@ which sums over the ranks that share a head and leaves every rank with the gradi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch.distributed._functional_collectives import all_gather_tensor_autograd
@@ -33,7 +35,12 @@ def rows_of_own_head(rows: torch.Tensor, *, n_kv_heads: int, tp: int, tp_rank: i
 
 
 def replicated_linear(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, n_kv_heads: int
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    *,
+    n_kv_heads: int,
+    multiply: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor] = F.linear,
 ) -> torch.Tensor:
     """Return what a column-wise linear of ``tp`` heads does, from the weight of ``n_kv_heads``: of DTensors.
 
@@ -42,6 +49,7 @@ def replicated_linear(
         weight: rows split over the TP axis, replicated over the others.
         bias: as weight.
         n_kv_heads: heads of the weight.
+        multiply: what makes the product of x, the rows of a head and their bias, all of them local.
 
     Returns:
         A DTensor of tp heads of features, one on each rank of the TP axis.
@@ -58,7 +66,7 @@ def replicated_linear(
         for part in (weight, bias)
     ]
     assert local[0] is not None
-    out = F.linear(local_x, local[0], local[1])
+    out = multiply(local_x, local[0], local[1])
     return DTensor.from_local(
         out, mesh, _with_axis(x.placements, axis, Shard(out.dim() - 1)), run_check=False
     )

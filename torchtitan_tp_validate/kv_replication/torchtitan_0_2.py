@@ -26,6 +26,9 @@ from torchtitan_tp_validate.releases.kv_replication import (
     unsupported_error,
 )
 
+_SHOWN_WITH_CP = ("llama3", "llama4")
+"""The attention of a CPU, which is no ring, computes no other model of 0.2.x under CP, stock or not."""
+
 
 class KVHeadLinear(nn.Linear):  # type: ignore[misc]
     """wk or wv where several ranks share a head; the parameter is that of the linear that it replaces."""
@@ -46,7 +49,8 @@ def put_into_job(job: Any) -> None:
     """Refuse what a ``JobConfig`` asks for beside replication; its model is changed when it is parallelized.
 
     Raises:
-        KVReplicationError: float8 or MX linears, async tensor parallelism, or context parallelism.
+        KVReplicationError: float8 or MX linears, async tensor parallelism, or context parallelism of a model
+            that a CPU cannot show it with.
     """
     linears = [name for name in job.model.converters if name.startswith("quantize.linear.")]
     if linears:
@@ -54,6 +58,14 @@ def put_into_job(job: Any) -> None:
             f'model.converters has "{linears[0]}", which replaces wk and wv', "high-precision linears"
         )
     raise_if_untried(job.parallelism, job.compile)
+    cp = job.parallelism.context_parallel_degree
+    if cp > 1 and job.model.name not in _SHOWN_WITH_CP:
+        raise unsupported_error(
+            f"parallelism.context_parallel_degree = {cp} was shown to train what one process trains with "
+            f"{' and '.join(_SHOWN_WITH_CP)} alone, and the model is {job.model.name}",
+            "context_parallel_degree = 1",
+            otherwise="has nobody's word that it trains right",
+        )
 
 
 def accept(model: RequestedModel, job: Any) -> None:

@@ -15,32 +15,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import spmd_types as spmd
-import torch
-import torch.nn.functional as F
-from torch.distributed.tensor import DTensor
-from torchtitan.distributed.spmd_types import current_spmd_mesh, spmd_mesh_size
 from torchtitan.models.common.attention import FusedQKVLinear, QKVLinear
 from torchtitan.models.common.linear import Linear
 from torchtitan.protocols.model import ModelConfigConverter
 
 from torchtitan_tp_validate.degrees import Degrees, degrees_of_job
-from torchtitan_tp_validate.kv_replication.gather import (
-    TP_AXIS,
-    replicated_linear,
-    rows_of_own_head,
-    tp_axis,
-)
-from torchtitan_tp_validate.models import sharing_kv_heads
+from torchtitan_tp_validate.kv_replication.linears import gathering
 from torchtitan_tp_validate.releases import line_of
 from torchtitan_tp_validate.releases.base import RequestedModel
 from torchtitan_tp_validate.releases.kv_replication import (
-    CONVERTED,
     class_name,
     problem_with_attention,
     projections,
@@ -48,6 +36,7 @@ from torchtitan_tp_validate.releases.kv_replication import (
     raise_if_untried,
     raise_if_weights_are_permuted,
     unsupported_error,
+    what_works,
 )
 from torchtitan_tp_validate.validate import judge
 
@@ -96,50 +85,11 @@ def _raise_if_weights_are_permuted(config: Any, tp: int, run: Any) -> None:
     )
 
 
-class KVHeadLinear(Linear):  # type: ignore[misc]
-    """wk or wv, whose heads several ranks can share. At a degree that divides them it is a plain Linear."""
-
-    @dataclass(kw_only=True, slots=True)
-    class Config(Linear.Config):  # type: ignore[misc]
-        """A Linear and the number of key-value heads that its rows make up."""
-
-        n_kv_heads: int
-
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        self.n_kv_heads = config.n_kv_heads
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Keys or values of shape (batch, seq_len, local heads * head_dim)."""
-        weight = self.weight
-        if isinstance(weight, DTensor):
-            names = weight.device_mesh.mesh_dim_names or ()
-            tp = weight.device_mesh.size(tp_axis(weight.device_mesh)) if TP_AXIS in names else 1
-            if self.n_kv_heads % tp:
-                return replicated_linear(input, weight, self.bias, n_kv_heads=self.n_kv_heads)
-        elif self.n_kv_heads % spmd_mesh_size(TP_AXIS):
-            bias = None if self.bias is None else _own_rows(self.bias, self.n_kv_heads)
-            return F.linear(input, _own_rows(weight, self.n_kv_heads), bias)
-        return super().forward(input)
-
-
-@spmd.local_map(out_types={"dp": spmd.R, "cp": spmd.R, "tp": spmd.S(0)})  # type: ignore[untyped-decorator]
-def _own_rows(shard: torch.Tensor, n_kv_heads: int) -> torch.Tensor:
-    """Return the rows of this rank's head from a shard of all, on the ``spmd_types`` backend."""
-    mesh = current_spmd_mesh()
-    assert mesh is not None
-    group = mesh.get_group(TP_AXIS)
-    whole = spmd.all_gather(shard, group, src=spmd.S(0), dst=spmd.R)
-    # From here on each rank has rows of its own, whose gradients the gather's backward sums.
-    whole = spmd.reinterpret(whole, group, src=spmd.R, dst=spmd.V, expert_mode=True)
-    # Asked of the group: a mesh computes with tensors, which type checking would look at.
-    return rows_of_own_head(whole, n_kv_heads=n_kv_heads, tp=group.size(), tp_rank=group.rank())
-
-
 class ReplicateKVHeads(ModelConfigConverter):  # type: ignore[misc]
     """Let a model train at tensor parallel degrees that are multiples of its n_kv_heads.
 
-    To be the last of the converters: what replaces wk or wv after it is refused when the model is built.
+    It may stand anywhere among the converters: what another one makes of wk and wv after it is converted when
+    the run's degrees are known.
     """
 
     @dataclass(kw_only=True, slots=True)
@@ -162,15 +112,7 @@ class ReplicateKVHeads(ModelConfigConverter):  # type: ignore[misc]
             raise unsupported_error(
                 f"{class_name(model_config)} has no key-value heads", "a model with n_kv_heads"
             )
-        for path, attention in attentions:
-            problem = problem_with_attention(attention)
-            if problem is not None:
-                *most, last = sharing_kv_heads("0.3")
-                raise unsupported_error(
-                    f"{path}: {problem}", f"plain projections, in {', '.join(most)} and {last}"
-                )
-        for _, attention in attentions:
-            _convert_attention(attention)
+        _convert(attentions)
         kind = _replicating(type(model_config))  # type: ignore[arg-type]  # a class is hashable
         return kind(**{f.name: getattr(model_config, f.name) for f in dataclasses.fields(model_config)})
 
@@ -204,20 +146,13 @@ class ReplicatingConfig:
 
         Raises:
             TPCompatError: the degree fits neither n_heads nor, as a multiple or a divisor, n_kv_heads.
-            KVReplicationError: a later converter replaced wk or wv, or the run asks for what was not tried
-                or does not work.
+            KVReplicationError: a later converter made of wk or wv what cannot be shared, or the run asks for
+                what was not tried or does not work.
         """
         parallelism = config.parallelism
         raise_if_untried(parallelism, getattr(config, "compile", None))
         tp = parallelism.tensor_parallel_degree
-        for path, attention in _attentions(self):
-            for name, projection in projections(attention).items():
-                if class_name(projection) != CONVERTED:
-                    raise unsupported_error(
-                        f"{path}: after the converter ReplicateKVHeads another one has made {name} a "
-                        f"{class_name(projection)}",
-                        "ReplicateKVHeads without it",
-                    )
+        _convert([*_attentions(self)])
         degrees = degrees_of_job(config)
         if tp > 1 and not self._was_accepted(degrees):
             judge(line_of(self).in_run(self, config), degrees)
@@ -259,6 +194,20 @@ def _attentions(config: Any) -> Iterator[tuple[str, Any]]:
             yield f"layers[{index}].attention", attention
 
 
+def _convert(attentions: Sequence[tuple[str, Any]]) -> None:
+    """Let wk and wv gather in every one of these, or in none.
+
+    Raises:
+        KVReplicationError: one of them cannot.
+    """
+    for path, attention in attentions:
+        problem = problem_with_attention(attention)
+        if problem is not None:
+            raise unsupported_error(f"{path}: {problem}", what_works())
+    for _, attention in attentions:
+        _convert_attention(attention)
+
+
 def _convert_attention(attention: Any) -> None:
     n_kv_heads = attention.n_kv_heads or attention.n_heads
     qkv = getattr(attention, "qkv_linear", None)
@@ -266,12 +215,7 @@ def _convert_attention(attention: Any) -> None:
         attention.qkv_linear = qkv = _separate(qkv)
     holder = attention if qkv is None else qkv
     for name, projection in projections(attention).items():
-        setattr(holder, name, _gathering(projection, n_kv_heads))
-
-
-def _gathering(projection: Linear.Config, n_kv_heads: int) -> KVHeadLinear.Config:
-    fields = {f.name: getattr(projection, f.name) for f in dataclasses.fields(Linear.Config)}
-    return KVHeadLinear.Config(**fields, n_kv_heads=n_kv_heads)
+        setattr(holder, name, gathering(projection, n_kv_heads))
 
 
 def _separate(fused: FusedQKVLinear.Config) -> QKVLinear.Config:

@@ -33,6 +33,7 @@ class Case:
         replicate_kv_heads: with KV-head replication; without a guard, also where our rules refuse it.
         as_trainer: three steps as torchtitan's Trainer makes them: each data rank on rows of its own, and
             gradients clipped; otherwise two, with the whole batch on every rank.
+        lora: rank of the adapters that torchtitan 0.3.x's converter gives every linear, or 0.
         checkpoints: the TP degrees to move checkpoints between instead of comparing gradients, as ``1-2-4``.
     """
 
@@ -56,6 +57,7 @@ class Case:
     upstream_check: bool = False
     replicate_kv_heads: bool = False
     as_trainer: bool = False
+    lora: int = 0
     checkpoints: str = ""
 
     @classmethod

@@ -171,6 +171,9 @@ def _export(run: _Run, seen: _Seen) -> None:
 
     Where experts are sharded, it gives each rank those that it holds.
     """
+    if run.case.lora:
+        # Hugging Face's names are those of the weights alone.
+        return
     adapter = run.tiny.hf_adapter()
     state = get_model_state_dict(run.model)
     try:

@@ -120,12 +120,12 @@ def _follow(line: ModuleType, job: Any, asked: dict[str, Any], folder: Path, _: 
     join_fake_ranks(job, 0, asked["world_size"])
     line.follow_shapes()
     enter("laying out")
-    memory, training = WithoutMemory(), job.training
+    memory, batch = WithoutMemory(), read_batch(job)
     memory.patch()
     trainer = _built(
         line,
         job,
-        lambda *_: memory.batches(training.seq_len, training.local_batch_size, line.more_inputs(job)),
+        lambda *_: memory.batches(batch.seq_len, batch.local, line.more_inputs(job)),
     )
     for step in _STEPS:
         enter(f"step {step}")

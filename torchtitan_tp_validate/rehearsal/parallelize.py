@@ -47,6 +47,11 @@ class Guards:
 
 def build(line: ModuleType, case: Case) -> TinyModel:
     """Return the case's model, on meta, configured for its degrees."""
+    more = {}
+    if case.lora:
+        from torchtitan.components.lora import LoRAConverter
+
+        more["converters"] = [LoRAConverter.Config(rank=case.lora).build()]
     with mock.patch.object(line, "HEAD_DIM", case.head_dim or line.HEAD_DIM):
         tiny: TinyModel = line.build(
             case.family,
@@ -59,6 +64,7 @@ def build(line: ModuleType, case: Case) -> TinyModel:
             spmd_backend=case.spmd_backend,
             replicate_kv_heads=case.replicate_kv_heads,
             sequence_parallel=bool(case.sp),
+            **more,
         )
     return tiny
 

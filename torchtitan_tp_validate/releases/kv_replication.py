@@ -22,13 +22,18 @@ _ATTENTIONS_0_3 = (
 )
 FUSED = "torchtitan.models.common.attention.FusedQKVLinear.Config"
 _SEPARATE = "torchtitan.models.common.attention.QKVLinear.Config"
-_PLAIN = "torchtitan.models.common.linear.Linear.Config"
-CONVERTED = "torchtitan_tp_validate.kv_replication.torchtitan_0_3.KVHeadLinear.Config"
+_LINEARS = (
+    "torchtitan.models.common.linear.Linear.Config",
+    "torchtitan.components.quantization.float8.Float8Linear.Config",
+    "torchtitan.components.quantization.mx.MXFP8Linear.Config",
+)
+_LORA = "torchtitan.components.lora"
 
 
 def class_name(value: Any) -> str:
-    """Return the full name of an object's class."""
-    return f"{type(value).__module__}.{type(value).__qualname__}"
+    """Return the full name of an object's class; where LoRA extends or freezes one, that of the one."""
+    kind = next(kind for kind in type(value).__mro__ if kind.__module__ != _LORA)
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def supports_args(args: Any) -> bool:
@@ -42,18 +47,28 @@ def supports_args(args: Any) -> bool:
 def problem_with_attention(attention: Any) -> str | None:
     """Return what stands in the way in one layer's attention config of torchtitan 0.3.x, or None.
 
-    Float8, MX and LoRA converters, and the dist-GEMM backend, put other classes in the place of the plain
-    projections.
+    NVFP4 converters and the dist-GEMM backend put other classes in the place of the projections.
     """
     for name, projection in projections(attention).items():
-        if class_name(projection) not in (_PLAIN, CONVERTED):
-            return f"its {name} is a {class_name(projection)}, not a plain Linear"
+        if name == "wqkv" and hasattr(projection, "rank"):
+            return "its wqkv has one LoRA adapter, where three projections would have three: another model"
+        if not hasattr(projection, "n_kv_heads") and class_name(projection) not in _LINEARS:
+            return f"its {name} is a {class_name(projection)}"
     qkv = getattr(attention, "qkv_linear", None)
     if qkv is not None and class_name(qkv) not in (FUSED, _SEPARATE):
         return f"its qkv_linear is a {class_name(qkv)}"
     if class_name(attention) not in _ATTENTIONS_0_3:
         return f"its attention is a {class_name(attention)}"
     return None
+
+
+def what_works() -> str:
+    """Return in which models of torchtitan 0.3.x it can be had."""
+    *most, last = sharing_kv_heads("0.3")
+    return (
+        "separate wq, wk and wv (or ReplicateKVHeads before LoRAConverter), plain, float8 or MXFP8, in "
+        f"{', '.join(most)} and {last}"
+    )
 
 
 def projections(attention: Any) -> dict[str, Any]:
@@ -71,8 +86,7 @@ def raise_if_untried(parallelism: Any, compiling: Any) -> None:
         compiling: the run's ``[compile]``, which holds it in 0.3.x; None where there is none.
 
     Raises:
-        KVReplicationError: asynchronous tensor parallelism, which rewrites the gather before wk and wv, or
-            context parallelism, which nobody tried.
+        KVReplicationError: asynchronous tensor parallelism, which rewrites the gather before wk and wv.
     """
     for name, section in (("parallelism", parallelism), ("compile", compiling)):
         if getattr(section, "enable_async_tensor_parallel", False):
@@ -80,12 +94,6 @@ def raise_if_untried(parallelism: Any, compiling: Any) -> None:
             raise unsupported_error(
                 f"{flag} = true fuses wk and wv with the gather before them", f"{flag} = false"
             )
-    cp = parallelism.context_parallel_degree
-    if cp > 1:
-        raise unsupported_error(
-            f"parallelism.context_parallel_degree = {cp} was never tried with it",
-            "context_parallel_degree = 1",
-        )
 
 
 def raise_if_foreign(parallelize_fn: Any) -> None:

@@ -10,6 +10,7 @@ import pytest
 from torchtitan_tp_validate.releases.kv_replication import problem_with_attention, projections
 
 COMMON = "torchtitan.models.common"
+QUANTIZATION = "torchtitan.components.quantization"
 
 
 def of(name: str, **fields: Any) -> Any:
@@ -21,6 +22,11 @@ def of(name: str, **fields: Any) -> Any:
 
 def linear(name: str = f"{COMMON}.linear.Linear.Config") -> Any:
     return of(name)
+
+
+def adapted(config: Any) -> Any:
+    """The same as LoRA extends it."""
+    return type("Config", (type(config),), {"__module__": "torchtitan.components.lora"})(rank=4)
 
 
 def attention(
@@ -43,8 +49,21 @@ def test_the_projections_of_keys_and_values_are_found_by_name_in_either_place() 
         (attention("FusedQKVLinear", wqkv=linear()), None),
         (of("torchtitan.models.gpt_oss.model.Attention.Config", wk=linear(), wv=linear()), None),
         (
-            attention(wk=linear(), wv=linear("torchtitan.components.Float8Linear.Config")),
-            "its wv is a torchtitan.components.Float8Linear.Config, not a plain Linear",
+            attention(wk=linear(), wv=linear(f"{QUANTIZATION}.nvfp4.NVFP4Linear.Config")),
+            f"its wv is a {QUANTIZATION}.nvfp4.NVFP4Linear.Config",
+        ),
+        (
+            attention(
+                wk=linear(f"{QUANTIZATION}.float8.Float8Linear.Config"),
+                wv=linear(f"{QUANTIZATION}.mx.MXFP8Linear.Config"),
+            ),
+            None,
+        ),
+        (attention(wk=of("anything.KVHead.Config", n_kv_heads=2), wv=linear()), None),
+        (attention(wk=adapted(linear()), wv=adapted(linear())), None),
+        (
+            attention("FusedQKVLinear", wqkv=adapted(linear())),
+            "its wqkv has one LoRA adapter, where three projections would have three: another model",
         ),
         (attention("DistGemmQKV"), f"its qkv_linear is a {COMMON}.attention.DistGemmQKV.Config"),
         (attention(name="mine.Attention.Config"), "its attention is a mine.Attention.Config"),
@@ -53,7 +72,11 @@ def test_the_projections_of_keys_and_values_are_found_by_name_in_either_place() 
         "separate",
         "fused",
         "without a module of its own",
+        "low precision without an emulation",
+        "low precision",
         "converted",
+        "adapted",
+        "one adapter",
         "another module",
         "another attention",
     ],

@@ -28,7 +28,8 @@ from torchtitan.trainer import Trainer
 from tests.core.walks import walk
 from torchtitan_tp_validate import degrees, job, plan, train, validate
 from torchtitan_tp_validate.kv_replication import torchtitan_0_3
-from torchtitan_tp_validate.kv_replication.torchtitan_0_3 import KVHeadLinear, ReplicatingConfig
+from torchtitan_tp_validate.kv_replication.linears import KVHeadLinear
+from torchtitan_tp_validate.kv_replication.torchtitan_0_3 import ReplicatingConfig
 from torchtitan_tp_validate.releases import releases
 from torchtitan_tp_validate.wrappers import guard
 

@@ -3,9 +3,11 @@ from __future__ import annotations
 import copy
 import json
 import os
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace as NS
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -13,18 +15,19 @@ import torchtitan_tp_validate as tpv
 from tests.core.walks import in_the_map
 from tests.forked import ROOT, in_forks, run_module
 from tests.torchtitan.kv_replication.refusals import PERMUTED, assert_refuses_permuted_weights
-from tests.torchtitan.optional import missing_for_qwen3_5, needs_qwen3_5
+from tests.torchtitan.optional import missing_for_qwen3_5, needs_qwen3_5, needs_torchao
 from torchtitan_tp_validate.guards import guards_in_place
 from torchtitan_tp_validate.job import Options, check_job
 
 pytestmark = pytest.mark.requires(torchtitan="0.3")
 
-LORA = """\
-KV-head replication is not supported here: layers[0].attention: its wkv is a \
-torchtitan.components.lora._get_lora_cls.<locals>.LoRALinear.Config, not a plain Linear.
+FUSED_LORA = """\
+KV-head replication is not supported here: layers[0].attention: its wqkv has one LoRA adapter, where three \
+projections would have three: another model.
 Without this check the run might die in its first forward pass, or train wrongly.
-What works: plain projections, in llama3, qwen3, qwen3_5 and gpt_oss, or a tensor parallel degree that \
-divides n_kv_heads without --replicate-kv-heads."""
+What works: separate wq, wk and wv (or ReplicateKVHeads before LoRAConverter), plain, float8 or MXFP8, in \
+llama3, qwen3, qwen3_5 and gpt_oss, or a tensor parallel degree that divides n_kv_heads without \
+--replicate-kv-heads."""
 
 
 def converter() -> Any:
@@ -34,8 +37,6 @@ def converter() -> Any:
 
 
 def registry(package: str, flavor: str, *converters: Any, **more: Any) -> Any:
-    from importlib import import_module
-
     module = import_module(f"torchtitan.models.{package}")
     return module.model_registry(flavor, converters=list(converters), **more).model
 
@@ -142,16 +143,86 @@ def test_a_fused_initializer_that_cannot_be_taken_apart_is_refused() -> None:
         converter().build().convert(config)
 
 
-def test_lora_before_and_after_is_refused() -> None:
+def lora(*modules: str) -> Any:
     from torchtitan.components.lora import LoRAConverter
 
-    plain = ("qwen3", "debugmodel_non_fused_qkv")
+    return LoRAConverter.Config(rank=4, target_modules=list(modules) or None)
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("modules", [(), ("wkv",), ("wq",)])
+def test_the_adapters_of_shared_heads_are_shared_and_what_is_frozen_stays_so(
+    order: str, modules: tuple[str, ...]
+) -> None:
+    import torch
+
+    from torchtitan_tp_validate.kv_replication.linears import KVHeadLinear
+
+    converters = [lora(*modules), converter()] if order == "before" else [converter(), lora(*modules)]
+    config = registry("qwen3", "debugmodel_non_fused_qkv", *converters)
+    assert tpv.valid_tp_degrees(config) == [1, 2, 4, 8, 16]
+    config.update_from_config(config=run_config(16))
+    stock = registry("qwen3", "debugmodel_non_fused_qkv", lora(*modules))
+    with torch.device("meta"):
+        model, plain = config.build(), stock.build()
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    assert trained == {name: parameter.requires_grad for name, parameter in plain.named_parameters()}
+    assert {True, False} == {*trained.values()}
+    for layer in model.layers.values():
+        for linear in (layer.attention.qkv_linear.wk, layer.attention.qkv_linear.wv):
+            assert isinstance(linear, KVHeadLinear)
+            second = getattr(linear, "lora_b", None)
+            assert (second is None) == (modules == ("wq",))
+            assert second is None or (isinstance(second, KVHeadLinear) and second.n_kv_heads == 8)
+        assert not isinstance(layer.attention.qkv_linear.wq, KVHeadLinear)
+
+
+def test_one_adapter_of_a_fused_projection_is_refused_and_three_are_not() -> None:
     with pytest.raises(tpv.KVReplicationError) as caught:
-        registry(*plain, LoRAConverter.Config(target_modules=["wkv"]), converter())
-    assert str(caught.value) == LORA
-    config = registry(*plain, converter(), LoRAConverter.Config(target_modules=["wkv"]))
-    with pytest.raises(tpv.KVReplicationError, match=r"another one has made wkv a .*LoRALinear"):
-        config.update_from_config(config=run_config(2))
+        registry("qwen3", "debugmodel", lora(), converter())
+    assert str(caught.value) == FUSED_LORA
+    for converters in ([converter(), lora()], [lora("w1"), converter()]):
+        config = registry("qwen3", "debugmodel", *converters)
+        config.update_from_config(config=run_config(16))
+        assert tpv.valid_tp_degrees(config) == [1, 2, 4, 8, 16]
+
+
+@needs_torchao
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize(("name", "module"), [("Float8", "float8"), ("MXFP8", "mx")])
+def test_low_precision_is_shared_in_any_order_and_keeps_what_it_is(
+    name: str, module: str, order: str
+) -> None:
+    import torch
+
+    owner = import_module(f"torchtitan.components.quantization.{module}")
+    quantized = getattr(owner, f"{name}Linear")
+    with mock.patch.object(owner, "has_cuda_capability", return_value=True):
+        low = getattr(owner, f"{name}LinearConverter").Config()
+        converters = [low, converter()] if order == "before" else [converter(), low]
+        config = registry("qwen3", "debugmodel", *converters, lora())
+    config.update_from_config(config=run_config(16))
+    with torch.device("meta"):
+        attention = config.build().layers["0"].attention.qkv_linear
+    assert isinstance(attention.wk, quantized)
+    assert (attention.wk.n_kv_heads, attention.wv.n_kv_heads, attention.wk.lora_b.n_kv_heads) == (8, 8, 8)
+    assert (isinstance(attention.wq, quantized), hasattr(attention.wq, "n_kv_heads")) == (True, False)
+
+
+@needs_torchao
+def test_a_precision_that_no_cpu_computes_is_refused() -> None:
+    from torchtitan.components.quantization import nvfp4
+
+    if nvfp4.NVFP4Linear is None:
+        pytest.skip("this torchao has no NVFP4")
+    with mock.patch.object(nvfp4, "has_cuda_capability", return_value=True):
+        low = nvfp4.NVFP4LinearConverter.Config(fqns=["attention"])
+        with pytest.raises(tpv.KVReplicationError) as caught:
+            registry("qwen3", "debugmodel_non_fused_qkv", low, converter())
+    assert str(caught.value).splitlines()[0] == (
+        "KV-head replication is not supported here: layers[0].attention: its wkv is a "
+        "torchtitan.components.quantization.nvfp4.NVFP4Linear.Config."
+    )
 
 
 def test_what_cannot_be_had_is_refused_by_name() -> None:
@@ -165,10 +236,11 @@ def test_what_cannot_be_had_is_refused_by_name() -> None:
         registry("llama3", "debugmodel", converter()).update_from_config(config=config)
 
 
-def test_context_parallelism_was_not_tried() -> None:
-    config = registry("llama3", "debugmodel", converter())
-    with pytest.raises(tpv.KVReplicationError, match="context_parallel_degree = 2 was never tried with it"):
-        config.update_from_config(config=run_config(2, context_parallel_degree=2))
+@pytest.mark.parametrize(("tp", "cp"), [(16, 2), (32, 4)])
+def test_long_sequences_are_no_reason_to_refuse(tp: int, cp: int) -> None:
+    config = registry("llama3", "8B", converter(), attn_backend="flex")
+    config.update_from_config(config=run_config(tp, context_parallel_degree=cp))
+    assert [layer.attention.n_kv_heads for layer in config.layers] == [8] * 32
 
 
 @pytest.mark.parametrize("flag", PERMUTED)
@@ -187,9 +259,7 @@ def test_hugging_face_weights_of_llama_3_are_refused_where_ranks_share_heads(
 
 
 def test_a_model_that_cannot_have_it_is_not_told_of_it() -> None:
-    from torchtitan.components.lora import LoRAConverter
-
-    config = registry("llama3", "8B", LoRAConverter.Config())
+    config = registry("llama3", "8B", lora())
     with pytest.raises(tpv.TPCompatError) as caught:
         tpv.validate_tp_compat(config, 16)
     assert caught.value.replication_degrees == []

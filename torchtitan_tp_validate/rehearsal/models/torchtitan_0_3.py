@@ -20,7 +20,7 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -455,7 +455,7 @@ def _set_number_of_experts(moe: Any, num_experts: int) -> None:
 
 def _attention_with_sizes(attention: Any, n_heads: int, n_kv_heads: int, sizes: Mapping[str, int]) -> Any:
     """Return the same attention with these head counts, on a kernel that the device has."""
-    from torchtitan.models.common.attention import GQAttention, ScaledDotProductAttention
+    from torchtitan.models.common.attention import ScaledDotProductAttention
     from torchtitan.models.deepseek_v3.model import Attention as LatentAttention
     from torchtitan.models.gpt_oss.model import Attention as SinkAttention
 
@@ -466,9 +466,17 @@ def _attention_with_sizes(attention: Any, n_heads: int, n_kv_heads: int, sizes: 
     attention.rope = dataclasses.replace(attention.rope, max_seq_len=sizes.get("seq_len", SEQ_LEN))
     if isinstance(attention, LatentAttention.Config):
         return _latent_attention_with_sizes(attention, n_heads, sizes)
+    return with_heads(attention, n_heads, n_kv_heads)
+
+
+def with_heads(attention: Any, n_heads: int, n_kv_heads: int) -> Any:
+    """Return a config of attention with key-value heads, of so many heads."""
+    from torchtitan.models.common.attention import GQAttention
+    from torchtitan.models.gpt_oss.model import Attention as SinkAttention
+
     if type(attention) is GQAttention.Config:
         return _gqa_with_heads(attention, n_heads, n_kv_heads)
-    if is_sink or isinstance(attention, GQAttention.Config):
+    if isinstance(attention, (SinkAttention.Config, GQAttention.Config)):
         return _extended_gqa_with_heads(attention, n_heads, n_kv_heads)
     return _gated_attention_with_heads(attention, n_heads, n_kv_heads)
 
@@ -787,10 +795,11 @@ def build(
     spmd_backend: str | None = None,
     replicate_kv_heads: bool = False,
     sequence_parallel: bool = True,
+    converters: Sequence[Any] = (),
 ) -> TinyModel:
     """Return a tiny model of this family, configured for a run at these degrees.
 
-    With ``replicate_kv_heads`` its config goes through our converter.
+    Its config goes through the ``converters``, and, with ``replicate_kv_heads``, through ours.
 
     Raises:
         ValueError: if the family has no such size (see `SIZES`), and from torchtitan's own head check,
@@ -804,6 +813,8 @@ def build(
     sizes = {**described.defaults, **sizes}
     spec = _tiny_spec(described, n_heads, n_kv_heads, sizes)
     seq_len = sizes.get("seq_len", SEQ_LEN)
+    for converter in converters:
+        spec.model = converter.convert(spec.model)
     if replicate_kv_heads:
         from torchtitan_tp_validate.kv_replication import ReplicateKVHeads
 

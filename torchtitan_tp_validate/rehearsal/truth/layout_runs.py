@@ -19,7 +19,8 @@ from types import ModuleType
 from typing import Any
 
 from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG, degrees_of_job
-from torchtitan_tp_validate.errors import TPValidateError
+from torchtitan_tp_validate.errors import KVReplicationError, TPValidateError
+from torchtitan_tp_validate.guards import install
 from torchtitan_tp_validate.identity import torchtitan_identity
 from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
 from torchtitan_tp_validate.rehearsal.findings import Rehearsal, judged
@@ -27,9 +28,10 @@ from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line, plain
 from torchtitan_tp_validate.rehearsal.jobs.batch import Batch, read_batch, set_batch
 from torchtitan_tp_validate.rehearsal.shrink import configs_below
 from torchtitan_tp_validate.rehearsal.small_run import SmallRun
-from torchtitan_tp_validate.rehearsal.truth.layouts import Layout, Row
+from torchtitan_tp_validate.rehearsal.truth.layouts import OF_SHARED_LAYOUTS, Layout, Row
 from torchtitan_tp_validate.rehearsal.truth.verdicts import verdict_of
 from torchtitan_tp_validate.rehearsal.world import World
+from torchtitan_tp_validate.releases import kv_replication_of, line_of
 
 _PATIENCE_SECONDS = 40.0
 _LAYERS_PER_RANK = 3
@@ -61,7 +63,7 @@ def judge_layouts(layouts: Iterable[Layout]) -> Iterator[str]:
         job = copy.deepcopy(job)
         with _registry_left_alone(layout):
             put_into_job(job, layout)
-            yield verdict_of(job, degrees_of_job(job).ranks * pp(job))
+            yield _verdict(job, layout)
 
 
 def _jobs(line: ModuleType, layouts: Iterable[Layout]) -> Iterator[tuple[Layout, Any]]:
@@ -129,11 +131,16 @@ def _child(line: ModuleType, job: Any, layout: Layout, used: set[str], out: Path
 def _run(line: ModuleType, job: Any, layout: Layout, used: set[str], out: Path) -> dict[str, str]:
     put_into_job(job, layout)
     degrees = degrees_of_job(job)
-    verdict = verdict_of(job, degrees.ranks * pp(job))
+    verdict = _verdict(job, layout)
     world = World(degrees, pp(job), microbatches=pp(job), cuts=())
     split(job, world)
     left_out = line.make_small(job, world.degrees, out)
-    run = SmallRun(line, job, world, int(layout.batch), out, used, outputs=False)
+    if layout.shared_heads and verdict == "fits":
+        kv_replication_of(line_of(job)).put_into_job(job)
+        install(replicate_kv_heads=True, repair=layout.lora_rank > 0)
+    # Without it the frozen weights are trained, shared heads or not.
+    repairs = ("NUM007",) if layout.lora_rank and layout.backend == "spmd_types" else ()
+    run = SmallRun(line, job, world, int(layout.batch), out, used, outputs=False, repairs=repairs)
     children = Children(out, _PATIENCE_SECONDS)
     try:
         run.run_reference(children)
@@ -151,6 +158,19 @@ def _run(line: ModuleType, job: Any, layout: Layout, used: set[str], out: Path) 
         "runs": [run.run_ranks(children)],
     }
     return _seen(verdict, judged(result))
+
+
+def _verdict(job: Any, layout: Layout) -> str:
+    ranks = degrees_of_job(job).ranks * pp(job)
+    try:
+        return verdict_of(
+            job,
+            ranks,
+            replicate_kv_heads=layout.shared_heads is not None,
+            repair=layout.lora_rank > 0,
+        )
+    except KVReplicationError as error:
+        return str(error).partition("\n")[0]
 
 
 def _seen(verdict: str, rehearsal: Rehearsal) -> dict[str, str]:
@@ -208,14 +228,18 @@ def _put_into_0_2(job: Any, layout: Layout) -> None:
     args = get_train_spec(job.model.name).model_args[job.model.flavor]
     if hasattr(args, "enable_weight_tying"):
         args.enable_weight_tying = layout.tied == "yes"
-    for setting in layout.model.split()[2:]:
-        name, value = setting.split("=")
-        setattr(args, name, int(value))
+    if layout.shared_heads:
+        args.n_heads, args.n_kv_heads = layout.shared_heads
+    for name, value in layout.settings.items():
+        if name not in OF_SHARED_LAYOUTS:
+            setattr(args, name, int(value))
 
 
 def _put_into_0_3(job: Any, layout: Layout) -> None:
     from torchtitan.components.loss import ChunkedLossWrapper
     from torchtitan.distributed.activation_checkpoint import FullAC, SelectiveAC
+
+    from torchtitan_tp_validate.rehearsal.models.torchtitan_0_3 import with_heads
 
     job.parallelism.spmd_backend = layout.backend
     job.training.disable_cuda_graphs = True
@@ -223,11 +247,25 @@ def _put_into_0_3(job: Any, layout: Layout) -> None:
     if layout.loss == "plain":
         assert isinstance(job.loss, ChunkedLossWrapper.Config)
         job.loss = job.loss.loss_fn
-    name, flavor, *settings = layout.model.split()
+    name, flavor, *_ = layout.model.split()
+    settings = {k: value for k, value in layout.settings.items() if k not in OF_SHARED_LAYOUTS}
     if settings:
         registry = import_module(f"torchtitan.models.{name}").model_registry
-        job.model_spec.model = registry(flavor, **dict(one.split("=") for one in settings)).model
+        job.model_spec.model = registry(flavor, **settings).model
     model = job.model_spec.model
+    if layout.shared_heads:
+        for layer in model.layers:
+            if layer.attention is not None:
+                layer.attention = with_heads(layer.attention, *layout.shared_heads)
+    if "balancer" in layout.settings:
+        job.parallelism.context_parallel_load_balancer = layout.settings["balancer"]
+    if layout.lora_rank:
+        from torchtitan.components.lora import LoRAConverter
+
+        adapted = layout.settings["on"].split("+") if "on" in layout.settings else None
+        converter = LoRAConverter.Config(rank=layout.lora_rank, target_modules=adapted)
+        model = converter.build().convert(model)
+        job.model_spec.model = model
     if model.enable_weight_tying:
         # Its embedding would not be initialized otherwise.
         model.tok_embeddings.param_init = model.lm_head.param_init

@@ -111,6 +111,22 @@ class Layout:
         named = {word[:-1]: int(word[-1]) for word in self.mesh.split()}
         return {axis: named.get(axis, 1) for axis in DEGREES}
 
+    @property
+    def settings(self) -> dict[str, str]:
+        """What is set in the model, by name."""
+        return dict(word.split("=") for word in self.model.split()[2:])
+
+    @property
+    def lora_rank(self) -> int:
+        """Of the adapters that linears have, or 0."""
+        return int(self.settings.get("lora", 0))
+
+    @property
+    def shared_heads(self) -> tuple[int, int] | None:
+        """Query and key-value heads where ranks share the latter, see `shared_layouts`."""
+        n_heads, _, n_kv_heads = self.settings.get("shared_heads", "").partition("/")
+        return (int(n_heads), int(n_kv_heads)) if n_kv_heads else None
+
     def __str__(self) -> str:
         return ", ".join(filter(None, asdict(self).values()))
 
@@ -218,6 +234,9 @@ def layouts(line: str) -> tuple[Layout, ...]:
     # Full DTensor takes three times as long: what is stopped has more layouts.
     return tuple(dict.fromkeys(sorted(found, key=lambda layout: layout.backend == "full_dtensor")))
 
+
+OF_SHARED_LAYOUTS = ("shared_heads", "lora", "on", "balancer")
+"""What is set in the model of a layout besides the fields of its config, see `shared_layouts`."""
 
 Pair = tuple[tuple[str, str], tuple[str, str]]
 

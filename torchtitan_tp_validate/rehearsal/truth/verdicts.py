@@ -11,9 +11,9 @@ from torchtitan_tp_validate.wrappers.guard import guardable_functions
 _MOST = 200
 
 
-def verdict_of(job: Any, world_size: int) -> str:
+def verdict_of(job: Any, world_size: int, *, replicate_kv_heads: bool = False, repair: bool = False) -> str:
     """Return ``fits``, the codes of the broken rules, or why a job is not judged."""
-    options = Options(world_size=world_size)
+    options = Options(world_size=world_size, replicate_kv_heads=replicate_kv_heads, repair=repair)
     verdict = judge_job(copy.deepcopy(job), guarded=guardable_functions(), options=options)
     assert verdict is not None
     if verdict.error is None:

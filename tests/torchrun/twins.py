@@ -1,0 +1,134 @@
+"""A rank of `test_low_precision`: ``python -m tests.torchrun.twins PRECISION SPMD_BACKEND``.
+
+A model whose ranks share one key-value head is trained beside its twin: stock, with a head for each rank,
+all of them copies of the one. What the twin's copies add to the gradients is summed: they are one weight.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from torchtitan_tp_validate.rehearsal import parallelize
+from torchtitan_tp_validate.rehearsal.cases import Case
+from torchtitan_tp_validate.rehearsal.models import installed_line
+from torchtitan_tp_validate.rehearsal.training import (
+    LEARNING_RATE,
+    batches,
+    join_process_group,
+    load_weights,
+    named_parameters,
+    whole,
+)
+
+LINE = installed_line()
+FAMILY, N_HEADS, STEPS = "qwen3", 4, 2
+
+
+def converter(precision: str) -> Any:
+    """Return the model-config converter of a low precision, as a CPU can emulate it."""
+    if precision == "mxfp8":
+        from torchtitan.components.quantization import mx
+
+        with mock.patch.object(mx, "has_cuda_capability", return_value=True):
+            return mx.MXFP8LinearConverter.Config(fqns=["attention", "feed_forward"]).build()
+    from torchao.float8 import Float8LinearConfig
+    from torchtitan.components.quantization.float8 import Float8LinearConverter
+
+    # To emulate it, torchtitan takes one scale for a tensor, whatever the recipe is.
+    made = Float8LinearConverter.Config(emulate=True, filter_fqns=["lm_head"]).build()
+    if precision == "rowwise":
+        recipe = Float8LinearConfig.from_recipe_name("rowwise")
+        made.torchao_config = dataclasses.replace(recipe, emulate=True)
+    return made
+
+
+def emulate(model: nn.Module) -> None:
+    """Let MXFP8 linears multiply without a GPU; the gradient of a weight has no emulation."""
+    from torchao.quantization.quantize_.common.kernel_preference import KernelPreference
+
+    for module in model.modules():
+        if hasattr(module, "kernel_preference"):
+            module.kernel_preference, module.wgrad_with_hp = KernelPreference.EMULATED, True
+
+
+class Trained:
+    """One of the two models."""
+
+    def __init__(self, precision: str, backend: str, n_kv_heads: int) -> None:
+        tp = dist.get_world_size()
+        shares = n_kv_heads < tp
+        case = Case(FAMILY, tp=tp, n_heads=N_HEADS, n_kv_heads=n_kv_heads, as_trainer=True)
+        case = dataclasses.replace(case, spmd_backend=backend, replicate_kv_heads=shares)
+        self.tiny = LINE.build(
+            FAMILY,
+            n_heads=N_HEADS,
+            n_kv_heads=n_kv_heads,
+            tp=tp,
+            upstream_check=False,
+            spmd_backend=backend,
+            replicate_kv_heads=shares,
+            converters=[converter(precision)],
+        )
+        device = torch.device("cpu")
+        parallel_dims = parallelize.make_parallel_dims(self.tiny, case)
+        self.model, self._context, _ = parallelize.parallelize(self.tiny, parallel_dims, case, device)
+        self.tiny.initialize(self.model, device)
+        emulate(self.model)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Return all of them, whole."""
+        return {name: whole(parameter) for name, parameter in named_parameters(self.model)}
+
+    def step(self, seed: int) -> tuple[float, dict[str, torch.Tensor]]:
+        """Return the loss of a batch, and the gradients, whole."""
+        self.model.zero_grad()
+        ((tokens, labels),) = batches(self.tiny, torch.device("cpu"), steps=1, seed=seed)
+        with self._context():
+            loss = self.tiny.loss(self.model, tokens, labels)
+            loss.backward()
+        return whole(loss).item(), {name: whole(p.grad) for name, p in named_parameters(self.model)}
+
+    def descend(self) -> None:
+        """Make a step of plain SGD."""
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter -= LEARNING_RATE * parameter.grad
+
+
+def of_heads(name: str) -> bool:
+    """Whether a parameter has the rows of key-value heads."""
+    return ".wk." in name or ".wv." in name
+
+
+def main(precision: str, backend: str) -> None:
+    """Train both, and say how many gradients were the same, bit for bit."""
+    join_process_group(LINE)
+    copies = dist.get_world_size()
+    ours, twin = Trained(precision, backend, 1), Trained(precision, backend, copies)
+    for step in range(STEPS):
+        load_weights(
+            twin.model, {n: w.repeat(copies, 1) if of_heads(n) else w for n, w in ours.weights().items()}
+        )
+        loss, gradients = ours.step(step)
+        wanted_loss, wanted = twin.step(step)
+        wanted = {n: g.unflatten(0, (copies, -1)).sum(0) if of_heads(n) else g for n, g in wanted.items()}
+        assert loss == wanted_loss, (loss, wanted_loss)
+        assert gradients.keys() == wanted.keys()
+        different = [name for name in wanted if not torch.equal(gradients[name], wanted[name])]
+        assert different == [], different
+        assert all(gradient.abs().max() > 0 for gradient in gradients.values())
+        ours.descend()
+    kind = type(ours.model.layers["0"].attention.qkv_linear.wk).__name__
+    print(f"rank {dist.get_rank()}: {kind}: {len(gradients)} equal", flush=True)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
