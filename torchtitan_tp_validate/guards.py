@@ -32,6 +32,7 @@ from torchtitan_tp_validate.wrappers import TARGETS
 from torchtitan_tp_validate.wrappers.guard import Guardable, guardable_functions, parallelize_functions
 
 if TYPE_CHECKING:
+    from torchtitan_tp_validate.releases.contract import Gone
     from torchtitan_tp_validate.transformers_tp.fix import PlanFix
 
 Function = Callable[..., Any]
@@ -451,8 +452,19 @@ def _problems() -> list[str]:
     if strange is not None:
         found = len(entry_points) - len(problems)
         problems.append(f"torchtitan {strange}: {found} entry points were found in it and are guarded.")
-        problems += (f"torchtitan {gone}" for gone in what_is_gone())
+        problems += _told(what_is_gone())
     return problems + native
+
+
+def _told(gone: Sequence[Gone]) -> Iterator[str]:
+    """Say what is read of torchtitan and is not there; of a tree that is like none, the first of it."""
+    yield from (f"torchtitan {part}" for part in gone[:_MOST_TOLD])
+    if len(gone) > _MOST_TOLD:
+        more = len(gone) - _MOST_TOLD
+        yield f"torchtitan has no {more} more of what is read: tp-validate doctor lists them."
+
+
+_MOST_TOLD = 5
 
 
 def _replace(replacements: Mapping[int, Function]) -> None:

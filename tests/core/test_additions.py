@@ -96,6 +96,7 @@ def test_a_line_of_torchtitan_is_a_file_and_its_name_in_the_list(copy: Copy) -> 
         KV_REPLICATION = "torchtitan_tp_validate.kv_replication.torchtitan_9_9"
         TRAINER_MODULE = "torchtitan.run"
         SPMD_BACKENDS = ()
+        CONTRACT = ()
 
         def find_config(model_or_config):
             return getattr(model_or_config, "head_total", None)
@@ -124,10 +125,14 @@ def test_a_line_of_torchtitan_is_a_file_and_its_name_in_the_list(copy: Copy) -> 
     copy.change(listed, "        torchtitan_fork,\n", f"        {file},\n        torchtitan_fork,\n")
     copy.change(listed, "torchtitan_fork, torchtitan_0_2\n", f"torchtitan_fork, {file}, torchtitan_0_2\n")
     copy.change(
-        listed, "import torchtitan_0_2, torchtitan_0_3\n", f"import torchtitan_0_2, torchtitan_0_3, {file}\n"
+        listed,
+        "import torchtitan_0_2, torchtitan_0_3, torchtitan_main\n",
+        f"import torchtitan_0_2, torchtitan_0_3, torchtitan_main, {file}\n",
     )
     copy.change(
-        listed, "return torchtitan_0_3, torchtitan_0_2\n", f"return {file}, torchtitan_0_3, torchtitan_0_2\n"
+        listed,
+        "return torchtitan_main, torchtitan_0_3, torchtitan_0_2\n",
+        f"return {file}, torchtitan_main, torchtitan_0_3, torchtitan_0_2\n",
     )
     assert copy.told_by(test) == ""
     out = copy.expect(

@@ -23,7 +23,8 @@ def content(workflow: Path) -> dict[str, Any]:
 def sessions() -> dict[str, set[str]]:
     """Name of each nox session -> the releases that it can be run for."""
     found = (ROOT / "noxfile.py").read_text(encoding="utf-8")
-    releases = set(re.findall(r'^    "(\d[\d.]+)": TORCH', found, flags=re.MULTILINE))
+    releases = set(re.findall(r'^    "(\d[\d.]+)": TORCH', found, flags=re.MULTILINE)) | {"main"}
+    assert '@nox.parametrize("torchtitan", [*LINES, MAIN])' in found
     names = re.findall(r"@nox\.session.*?\ndef (\w+)\(", found, flags=re.DOTALL)
     return {name: releases if name == "tests" else set() for name in names}
 
