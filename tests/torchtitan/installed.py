@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from torchtitan_tp_validate import registry
-from torchtitan_tp_validate.releases import releases
+from torchtitan_tp_validate.identity import torchtitan_identity
+from torchtitan_tp_validate.releases import nearest_line
+
+RELEASE = torchtitan_identity().name
+"""``0.3.0``, or ``main``."""
 
 HAS_CONFIG_TREES = registry.has_configs()
-"""Models and jobs are trees of configs (0.3.x), and not model args and a ``JobConfig``."""
+"""Models and jobs are trees of configs (0.3.x and main), and not model args and a ``JobConfig``."""
 
-SPMD_BACKENDS = tuple(
-    backend.name
-    for line in releases()
-    if bool(line.CONFIG_REGISTRY) is HAS_CONFIG_TREES
-    for backend in line.SPMD_BACKENDS
-)
+LINE = nearest_line()
+SPMD_BACKENDS = tuple(backend.name for backend in LINE.SPMD_BACKENDS) if LINE else ()

@@ -15,6 +15,7 @@ from tests.core.cli.conftest import Program
 from tests.torchtitan.installed import HAS_CONFIG_TREES
 from tests.torchtitan.optional import missing_for_qwen3_5, needs_qwen3_5
 from torchtitan_tp_validate import registry
+from torchtitan_tp_validate.degrees import token_field
 
 only_0_2 = pytest.mark.requires(torchtitan="0.2")  # reads TOML files
 only_0_3 = pytest.mark.requires(torchtitan="0.3")  # has config registries
@@ -201,7 +202,7 @@ def test_a_flavor_is_judged_without_a_run(tp_validate: Program) -> None:
         0,
         f"{fits}\n" if HAS_CONFIG_TREES else f"{fits} Not validated: {only_built}.\n",
     )
-    assert tp_validate(*flavor, "8").out.endswith("TP009: no seq_len is given.\n")
+    assert tp_validate(*flavor, "8").out.endswith(f"TP009: no {token_field()} is given.\n")
     status, out, _ = tp_validate(*flavor, "16")
     assert (status, out.splitlines()[1]) == (
         1,

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.requires(torchtitan="main")
 
 TP = "--parallelism.tensor_parallel_degree"
 LLAMA3 = ("--", "--module", "llama3", "--config", "llama3_debugmodel")
+PIPELINE = ("--parallelism.pipeline_parallel_degree", "2", "--training.disable_cuda_graphs")
 BUDGET = "--training.num_tokens_per_microbatch_per_dp_rank"
 
 
@@ -41,7 +42,7 @@ def test_the_doctor_says_that_it_is_main_and_that_all_that_is_read_is_there(tp_v
             "RUN001 torchtitan itself refuses this run: Context Parallel requires",
         ),
         (
-            ("--parallelism.pipeline_parallel_degree", "2", "--training.disable_cuda_graphs"),
+            (*PIPELINE, "--parallelism.num_pp_microbatches", "1"),
             "PP005 num_pp_microbatches = 1 microbatches are fewer than the 2 stages",
         ),
         (
@@ -83,7 +84,7 @@ def test_it_is_accused_of_the_faults_that_it_still_has(
         (("llama3", "llama3_debugmodel", TP, "2"), {}, "equal"),
         (("gpt_oss", "gpt_oss_debugmodel", TP, "2"), {"repair": True}, "equal"),
         (("gpt_oss", "gpt_oss_debugmodel", TP, "2"), {}, "differs"),
-        (("qwen3_5", "qwen35_debugmodel", TP, "4"), {"replicate_kv_heads": True}, "equal"),
+        (("qwen3_5", "qwen35_0_8b", TP, "4"), {"replicate_kv_heads": True}, "equal"),
     ],
 )
 def test_its_trainer_is_rehearsed(arguments: tuple[str, ...], options: dict[str, Any], outcome: str) -> None:

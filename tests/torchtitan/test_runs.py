@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import copy
 import warnings
-from importlib.metadata import version
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch.distributed as dist
 
 import torchtitan_tp_validate as tpv
+from tests.torchtitan.installed import HAS_CONFIG_TREES, RELEASE
 from torchtitan_tp_validate.degrees import degrees_of_job
 from torchtitan_tp_validate.errors import RunWarning, UnknownNameError
 from torchtitan_tp_validate.hardware import build_for_its_hardware
 from torchtitan_tp_validate.job import Options, judge_job, parse_command_line
+from torchtitan_tp_validate.rehearsal.jobs.batch import read_batch, set_batch
 from torchtitan_tp_validate.releases import runs
 from torchtitan_tp_validate.wrappers.guard import guardable_functions
 
-OLD = version("torchtitan").startswith("0.2")
+OLD = not HAS_CONFIG_TREES
 only_0_2, only_0_3 = pytest.mark.requires(torchtitan="0.2"), pytest.mark.requires(torchtitan="0.3")
 
 
@@ -32,10 +34,12 @@ def job(model: str = "llama3", flavor: str = "debugmodel", **parallelism: Any) -
     else:
         config = parse_command_line(["--module", model, "--config", f"{model}_{flavor}"])
         config.training.disable_cuda_graphs = True
-    training = {"batch": "local_batch_size", "seq_len": "seq_len", "whole": "global_batch_size"}
+    sizes = {"batch": "local", "seq_len": "seq_len", "whole": "total"}
+    given = {sizes[name]: parallelism.pop(name) for name in sizes if name in parallelism}
     for name, value in parallelism.items():
-        section = config.training if name in training else config.parallelism
-        setattr(section, training.get(name, name), value)
+        setattr(config.parallelism, name, value)
+    if given:
+        set_batch(config, replace(read_batch(config), **given))
     return config
 
 
@@ -86,7 +90,7 @@ def test_a_rule_that_is_allowed_warns() -> None:
     config = job(data_parallel_shard_degree=4, whole=7)
     with pytest.raises(tpv.RunError, match="BATCH001"):
         tpv.validate_job(config, world_size=4)
-    with pytest.warns(RunWarning, match="^BATCH001 global_batch_size"):
+    with pytest.warns(RunWarning, match="^BATCH001 (global_batch_size|num_tokens_per_train_step)"):
         tpv.validate_job(config, world_size=4, allow=("BATCH001",))
     with pytest.raises(UnknownNameError, match="no rule on a run 'BATCH999'"):
         tpv.validate_job(config, allow=("BATCH999",))
@@ -95,7 +99,7 @@ def test_a_rule_that_is_allowed_warns() -> None:
 def test_what_torchtitan_refuses_itself_is_refused_in_its_words() -> None:
     if OLD:
         config = job("gpt_oss", context_parallel_degree=2)
-        if config.model.name not in {"gpt_oss"} or version("torchtitan") != "0.2.2":
+        if config.model.name not in {"gpt_oss"} or RELEASE != "0.2.2":
             pytest.skip("gpt_oss is an experiment before 0.2.2")
         words = "torchtitan itself refuses this run: CP support for gpt-oss model is still in progress"
     else:

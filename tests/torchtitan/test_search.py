@@ -7,12 +7,12 @@ import copy
 import itertools
 import json
 from importlib import resources
-from importlib.metadata import version
 from typing import Any
 
 import jsonschema
 import pytest
 
+from tests.torchtitan.installed import RELEASE
 from tests.torchtitan.test_runs import OLD, codes, job
 from torchtitan_tp_validate.cli import main
 from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG
@@ -29,7 +29,8 @@ RUN = (
     if OLD
     else ["--module", "llama3", "--config", "llama3_debugmodel", "--training.disable_cuda_graphs"]
 )
-RELEASE = version("torchtitan")
+in_sequences = pytest.mark.requires(torchtitan="0.")
+"""With the flags of a batch, which main does not have."""
 DENSE = ("llama3", "muse_glimmer")
 MODELS = [
     ("llama3", "debugmodel", 12),
@@ -142,6 +143,7 @@ def test_an_allowed_rule_excludes_nothing() -> None:
     assert not search(config, 4, options={"allow": ("PP005",)}).excluded["PP005"]
 
 
+@in_sequences
 def test_the_command_prints_layouts_and_what_to_say(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["layouts", "--world-size", "8", "--limit", "2", "--near", "--", *RUN]
     words += ["--parallelism.tensor_parallel_degree", "32", "--training.local_batch_size", "8"]
@@ -163,6 +165,7 @@ def test_the_document_follows_its_schema(capsys: pytest.CaptureFixture[str]) -> 
     assert document["considered"] >= document["left_by_arithmetic"] >= document["judged"]
 
 
+@in_sequences
 def test_nothing_that_works_is_exit_status_1(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["layouts", "--world-size", "2", "--keep", "tp,pp,cp", "--", *RUN]
     words += ["--parallelism.pipeline_parallel_schedule", "1F1B"]
