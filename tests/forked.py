@@ -83,6 +83,14 @@ def run_module(
     return _run(module, arguments, out, cwd, env, timeout)
 
 
+def run_script(name: str, *arguments: str, out: Path) -> list[str]:
+    """Run a script of ``scripts/`` to its good end; return the lines that it prints."""
+    told = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    ended = run_module(name, arguments, out=out, cwd=ROOT / "scripts", env=told)
+    assert ended.returncode == 0, ended
+    return ended.output.splitlines()
+
+
 def run_torchrun(
     module: str,
     arguments: Sequence[str],

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.forked import in_forks, run_module
+from tests.forked import in_forks, run_script
 from torchtitan_tp_validate.rehearsal.truth import explained
 from torchtitan_tp_validate.rehearsal.truth.explained import AGREES, UNEXPLAINED, count_kinds, explain
 from torchtitan_tp_validate.rehearsal.truth.layouts import Row, axes_of, pairs, pairs_of, read_rows
@@ -95,27 +95,20 @@ def test_what_is_refused_and_trains_all_the_same_has_no_explanation() -> None:
     assert explain("0.3", Row(verdict="TP001", **values)) == UNEXPLAINED
 
 
-def script(out: Path, *arguments: str) -> list[str]:
-    told = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    ended = run_module("truth_layouts", arguments, out=out, cwd=ROOT / "scripts", env=told)
-    assert ended.returncode == 0, ended
-    return ended.output.splitlines()
-
-
 @in_forks
 @pytest.mark.requires(torchtitan=("0.2.2", "0.3.0"))
 @pytest.mark.parametrize("more", [(), ("--shared",)])
 def test_the_rules_say_of_every_layout_what_is_recorded(more: tuple[str, ...], tmp_path: Path) -> None:
     table = (SHARED if more else TABLES)["0.2" if version("torchtitan").startswith("0.2") else "0.3"]
     shutil.copy(table, tmp_path)
-    script(tmp_path / "ended", "--judge", *more, "--out", str(tmp_path))
+    run_script("truth_layouts", "--judge", *more, "--out", str(tmp_path), out=tmp_path / "ended")
     assert (tmp_path / table.name).read_text() == table.read_text()
 
 
 @in_forks
 @pytest.mark.requires(torchtitan=("0.2.2", "0.3.0"))
 def test_layouts_come_out_as_recorded(tmp_path: Path) -> None:
-    lines = script(tmp_path, "--again", "2")
-    lines += script(tmp_path / "shared", "--again", "1", "--shared")
+    lines = run_script("truth_layouts", "--again", "2", out=tmp_path)
+    lines += run_script("truth_layouts", "--again", "1", "--shared", out=tmp_path / "shared")
     assert len(lines) >= 5
     assert all(line.startswith("as recorded: ") for line in lines), (version("torchtitan"), lines)

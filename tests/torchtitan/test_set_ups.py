@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.forked import in_forks, run_module
+from tests.forked import in_forks, run_script
 from torchtitan_tp_validate.identity import torchtitan_identity
 from torchtitan_tp_validate.rehearsal.truth.set_ups import SETS_UP, draw, read
 from torchtitan_tp_validate.rules import RUN_RULES
@@ -36,21 +36,14 @@ def test_there_are_a_thousand_of_them_and_every_rule_decides_some() -> None:
     assert set(RUN_RULES) - broken == {"NODE001", "PP008"}
 
 
-def script(out: Path, *arguments: str) -> list[str]:
-    told = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    ended = run_module("truth_set_ups", arguments, out=out, cwd=ROOT / "scripts", env=told)
-    assert ended.returncode == 0, ended
-    return ended.output.splitlines()
-
-
 @in_forks
 def test_the_rules_say_of_every_run_what_is_recorded(tmp_path: Path) -> None:
     table = TABLES[torchtitan_identity().name]
     shutil.copy(table, tmp_path)
-    script(tmp_path / "ended", "--judge", "--out", str(tmp_path))
+    run_script("truth_set_ups", "--judge", "--out", str(tmp_path), out=tmp_path / "ended")
     assert (tmp_path / table.name).read_text() == table.read_text()
 
 
 @in_forks
 def test_runs_come_out_as_recorded(tmp_path: Path) -> None:
-    assert script(tmp_path, "--again", "4") == ["as recorded"] * 8
+    assert run_script("truth_set_ups", "--again", "4", out=tmp_path) == ["as recorded"] * 8
