@@ -38,6 +38,7 @@ class Mark:
 
 _JOB, _CONFIGS = "config/job_config.py", "config/configs.py"
 MARKS = (
+    Mark("2025-10", "0.2.0", _JOB, "save_config_file:"),
     Mark("2025-11", "0.2.0", _JOB, '"local_tensor"'),
     Mark("2025-12", "0.2.0", _JOB, "pipeline_parallel_expert_parallel_overlap:"),
     Mark("2026-01", "0.2.1", _JOB, "context_parallel_load_balancer:"),

@@ -14,7 +14,9 @@ from torchtitan_tp_validate.releases.runs import PIPELINE_FIELDS
 from torchtitan_tp_validate.rules import RULES, RUN_RULES
 
 _HEADS = ("TP001", "TP002")
-_EXPERTS = ("EP001", "TP011", "TP013", "FSDP001")
+_EXPERTS = ("EP001", "TP011", "FSDP001")
+# Heads are kept whole whatever the backend.
+_BY_BACKEND = tuple(code for code, rule in RULES.items() if not rule.dim.endswith("heads"))
 _PIPELINE = tuple(code for code in RUN_RULES if code.startswith("PP"))
 _BATCH = ("BATCH001", "PP004", "PP005")
 _SEQUENCE = ("TP009", "SEQ001", "CP003")
@@ -81,7 +83,7 @@ def of_config_trees(sizes: Sizes, *, gated_delta: str, absent: tuple[str, ...]) 
         ),
         Reads("protocols/model_spec.py", ("ModelSpec.pipelining_fn",), ("PP006",)),
         *_of_degrees(configs, "ParallelismConfig", absent),
-        Reads(configs, ("ParallelismConfig.spmd_backend",), tuple(RULES)),
+        Reads(configs, ("ParallelismConfig.spmd_backend",), _BY_BACKEND),
         Reads(configs, ("ParallelismConfig.enable_sequence_parallel",), ("TP009",)),
         *_of_batches(configs, "TrainingConfig", sizes),
         Reads(configs, ("CommConfig.mode",), ("MESH001",)),
@@ -97,10 +99,11 @@ def of_config_trees(sizes: Sizes, *, gated_delta: str, absent: tuple[str, ...]) 
             "models/common/moe.py",
             (
                 *("MoE.Config.num_experts", "GroupedExperts.Config.num_experts"),
-                *("GroupedExperts.Config.hidden_dim", "GroupedExperts._grouped_mm"),
+                "GroupedExperts.Config.hidden_dim",
             ),
             _EXPERTS,
         ),
+        Reads("models/common/moe.py", ("GroupedExperts._grouped_mm",), ("TP013",)),
         Reads("components/optimizer/optimizer.py", ("ParamGroupConfig.pattern",), ("OPT001",)),
     )
 
