@@ -4,8 +4,8 @@
     scripts/history.py --repository CHECKOUT [--commits 60] [--since 2025-10-17] [--out docs/history.md]
 
 The commits of main are spread evenly over their number. Of each it is looked up in its files, none of which
-is imported, what it is told to be, which line reads it, what is read and is not there, and how many entry points
-are guarded. The exit status is 1 where a commit is told to be newer than it is.
+is imported, what it is told to be, which line reads it, what is read and is not there, and how many entry
+points are guarded. The exit status is 1 where a commit is told to be newer than it is.
 """
 
 from __future__ import annotations
