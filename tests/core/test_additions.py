@@ -131,8 +131,8 @@ def test_a_line_of_torchtitan_is_a_file_and_its_name_in_the_list(copy: Copy) -> 
     )
     copy.change(
         listed,
-        "return torchtitan_main, torchtitan_0_3, torchtitan_0_2\n",
-        f"return {file}, torchtitan_main, torchtitan_0_3, torchtitan_0_2\n",
+        "return torchtitan_0_3, torchtitan_main, torchtitan_0_2\n",
+        f"return {file}, torchtitan_0_3, torchtitan_main, torchtitan_0_2\n",
     )
     assert copy.told_by(test) == ""
     out = copy.expect(

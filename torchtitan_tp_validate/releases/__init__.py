@@ -40,10 +40,10 @@ def readers() -> tuple[Reader, ...]:
 
 
 def releases() -> tuple[Release, ...]:
-    """Return the lines of torchtitan, the newest first."""
+    """Return the lines of torchtitan, in the order of recognition."""
     from torchtitan_tp_validate.releases import torchtitan_0_2, torchtitan_0_3, torchtitan_main
 
-    return torchtitan_main, torchtitan_0_3, torchtitan_0_2
+    return torchtitan_0_3, torchtitan_main, torchtitan_0_2
 
 
 def nearest_line(source: Path | None = None) -> Release | None:

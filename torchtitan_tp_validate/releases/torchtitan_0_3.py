@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
-from torchtitan_tp_validate.degrees import Axis, Degrees, token_field
+from torchtitan_tp_validate.degrees import TOKEN_BUDGET, Axis, Degrees, token_field
 from torchtitan_tp_validate.layout import Run
 from torchtitan_tp_validate.plan import Plan, PlanBuilder, ShardedDim
 from torchtitan_tp_validate.releases import config_tree, contracts, declarations, rows, runs
@@ -60,8 +60,8 @@ _EXPERTS = "routed_experts.inner_experts"
 
 
 def is_job(job: Any) -> bool:
-    """Return whether this is a ``Trainer.Config``."""
-    return hasattr(job, "model_spec")
+    """Return whether this is a ``Trainer.Config`` that counts its batches in sequences."""
+    return hasattr(job, "model_spec") and not hasattr(getattr(job, "training", None), TOKEN_BUDGET)
 
 
 def named_model(job: Any) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.core.fake_torchtitan import FakeTorchtitan, make
-from torchtitan_tp_validate.releases import releases
+from torchtitan_tp_validate.releases import releases, torchtitan_main
 from torchtitan_tp_validate.releases.contract import Gone, Reads, gone_from, missing_names
 from torchtitan_tp_validate.rules import RULES, RUN_RULES
 
@@ -78,7 +78,7 @@ def without_manager(tmp_path: Path) -> FakeTorchtitan:
     """A torchtitan with every file and name of the newest contract but one."""
     fake = make(tmp_path, "9.0", {"llama3": "parallelize_llama"}, infra=False)
     names: dict[str, list[str]] = {}
-    for reads in releases()[0].CONTRACT:
+    for reads in torchtitan_main.CONTRACT:
         names.setdefault(reads.file, []).extend(reads.names)
     for file, all_names in names.items():
         text = "\n".join(_defined(name) for name in all_names if name != "CommConfig.mode")
