@@ -42,7 +42,7 @@ def test_the_doctor_says_that_it_is_main_and_that_all_that_is_read_is_there(tp_v
             "RUN001 torchtitan itself refuses this run: Context Parallel requires",
         ),
         (
-            (*PIPELINE, "--parallelism.num_pp_microbatches", "1"),
+            (*PIPELINE, "--parallelism.pipeline_parallel_schedule", "1F1B"),
             "PP005 num_pp_microbatches = 1 microbatches are fewer than the 2 stages",
         ),
         (
