@@ -65,9 +65,12 @@ def what_is_gone(source: Path | None = None) -> tuple[Gone, ...]:
     Args:
         source: the root of a checkout, instead of the installed torchtitan.
     """
-    folder, line = package_folder("torchtitan", source), nearest_line(source)
-    if folder is None or line is None or torchtitan_identity(source).release is not None:
+    folder = package_folder("torchtitan", source)
+    # A release has everything, and is sooner told than read.
+    if folder is None or torchtitan_identity(source).release is not None:
         return ()
+    line = nearest_line(source)
+    assert line is not None, "there is a folder"
     return gone_from(line.CONTRACT, folder)
 
 
