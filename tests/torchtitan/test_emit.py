@@ -22,6 +22,9 @@ from torchtitan_tp_validate.job import parse_command_line
 
 only_0_2 = pytest.mark.requires(torchtitan="0.2")
 only_0_3 = pytest.mark.requires(torchtitan="0.3")
+pytestmark = pytest.mark.requires(torchtitan="0.")
+"""With the flags of a batch, which main does not have."""
+
 MORE = ["--training.seq_len", "256", "--training.max_norm", "inf", "--metrics.enable_tensorboard"]
 TP = f"--parallelism.{FLAGS['tp']}"
 NEAR = ["layouts", "--world-size", "8", "--near"]
