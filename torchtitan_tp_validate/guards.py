@@ -461,7 +461,7 @@ def _told(gone: Sequence[Gone]) -> Iterator[str]:
     yield from (f"torchtitan {part}" for part in gone[:_MOST_TOLD])
     if len(gone) > _MOST_TOLD:
         more = len(gone) - _MOST_TOLD
-        yield f"torchtitan has no {more} more of what is read: tp-validate doctor lists them."
+        yield f"torchtitan lacks {more} more names that are read: tp-validate doctor lists them."
 
 
 _MOST_TOLD = 5

@@ -12,7 +12,7 @@ from torchtitan_tp_validate import registry
 from torchtitan_tp_validate.cli import files
 from torchtitan_tp_validate.cli.torchtitan import TOML_FLAGS, parsed, value_of
 from torchtitan_tp_validate.errors import UsageError
-from torchtitan_tp_validate.locate import torchtitan_version
+from torchtitan_tp_validate.identity import torchtitan_identity
 from torchtitan_tp_validate.search import Layout, Search
 
 _Path = tuple[str, ...]
@@ -33,8 +33,8 @@ def raise_if_not_read(form: str) -> None:
         else ("recipe", "has no config functions", "toml")
     )
     if form == unread:
-        release = f"torchtitan {torchtitan_version() or 'that is installed'}"
-        raise UsageError(f"--emit {form}: {release} {what}; choose {other} or cli.")
+        release = torchtitan_identity().name
+        raise UsageError(f"--emit {form}: torchtitan {release} {what}; choose {other} or cli.")
 
 
 def emitted(form: str, arguments: Sequence[str], search: Search, layout: Layout, flags: Sequence[str]) -> str:
