@@ -1,4 +1,4 @@
-"""Shared heads in low precision: bit for bit what stock computes from as many copies of the heads as ranks.
+"""Shared heads in low precision: what stock computes from as many copies of the heads as ranks, bit for bit.
 
 One process proves little there: stock at TP 2 is itself far from it, as it rounds by the rows of a rank.
 """
@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.requires(torchtitan="0.3"), needs_torchao]
         ("mxfp8", "spmd_types", "KVHeadMXFP8Linear"),
     ],
 )
-def test_shared_heads_are_bit_for_bit_their_duplicated_twin(
+def test_shared_heads_are_the_same_as_their_duplicated_twin(
     precision: str, backend: str, kind: str, tmp_path: Path
 ) -> None:
     result = run_torchrun(
