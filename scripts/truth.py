@@ -25,6 +25,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from torchtitan_tp_validate import __version__
 from torchtitan_tp_validate.rehearsal.cases import Case
 from torchtitan_tp_validate.rehearsal.models import installed_line
 from torchtitan_tp_validate.rehearsal.reports import INVALID
@@ -41,7 +42,8 @@ def main() -> None:
     # torchrun and its ranks are cleaned up by what an exception unwinds, which a plain SIGTERM does not.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     release = version("torchtitan")
-    versions = {name: version(name) for name in ("torchtitan", "torch", "torchtitan-tp-validate")}
+    versions = {name: version(name) for name in ("torchtitan", "torch")}
+    versions["torchtitan-tp-validate"] = __version__
     options.out.mkdir(parents=True, exist_ok=True)
     record = options.out / f"results-{release}.jsonl"
     keep = options.resume or options.rejudge

@@ -228,7 +228,7 @@ def test_each_unit_test_fails_before_and_passes_after(checkout: Path, mended: Pa
 def sources() -> dict[str, Source]:
     """The faults in the source of the installed line's releases."""
     line = importlib.import_module(f"torchtitan_tp_validate.releases.torchtitan_{RELEASE[0]}_{RELEASE[2]}")
-    faults: dict[str, Source] = line._FAULTS
+    faults: dict[str, Source] = line.FAULT_SOURCES
     return {code: source for code, source in faults.items() if source.package == "torchtitan"}
 
 

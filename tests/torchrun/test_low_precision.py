@@ -11,35 +11,38 @@ from pathlib import Path
 import pytest
 
 from tests.torchtitan.optional import needs_torchao
-from torchtitan_tp_validate.rehearsal.torchrun import run_torchrun
+from torchtitan_tp_validate.rehearsal.torchrun import Torchrun, run_torchrun
 
 ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = [pytest.mark.requires(torchtitan="0.3"), needs_torchao]
 
 
-@pytest.mark.parametrize(
-    ("precision", "backend", "kind"),
-    [
-        ("rowwise", "spmd_types", "KVHeadFloat8Linear"),
-        ("rowwise", "partial_dtensor", "KVHeadFloat8Linear"),
-        ("tensorwise", "spmd_types", "KVHeadFloat8Linear"),
-        ("mxfp8", "spmd_types", "KVHeadMXFP8Linear"),
-    ],
-)
-def test_shared_heads_are_the_same_as_their_duplicated_twin(
-    precision: str, backend: str, kind: str, tmp_path: Path
-) -> None:
-    result = run_torchrun(
-        [precision, backend],
+KINDS = {
+    "rowwise:spmd_types": "KVHeadFloat8Linear",
+    "rowwise:partial_dtensor": "KVHeadFloat8Linear",
+    "tensorwise:spmd_types": "KVHeadFloat8Linear",
+    "mxfp8:spmd_types": "KVHeadMXFP8Linear",
+}
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Torchrun:
+    folder = tmp_path_factory.mktemp("twins")
+    return run_torchrun(
+        list(KINDS),
         nproc=2,
-        timeout=300,
-        out=tmp_path,
-        cwd=tmp_path,
+        timeout=400,
+        out=folder,
+        cwd=folder,
         module="tests.torchrun.twins",
         env={"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
     )
-    assert result.returncode == 0, result
+
+
+@pytest.mark.xdist_group("twins")
+@pytest.mark.parametrize("pair", KINDS)
+def test_shared_heads_are_the_same_as_their_duplicated_twin(compared: Torchrun, pair: str) -> None:
     # 11 weights of each of two layers, the embedding and the last norm; the head is that of the embedding.
-    said = [f"rank {rank}: {kind}: 24 equal" for rank in range(2)]
-    assert [result.output.count(line) for line in said] == [1, 1], result
+    said = [f"rank {rank}: {pair}: {KINDS[pair]}: 24 equal" for rank in range(2)]
+    assert [compared.output.count(line) for line in said] == [1, 1], compared

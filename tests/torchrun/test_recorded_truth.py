@@ -55,6 +55,7 @@ def _result(row: dict[str, str]) -> Result:
         int(row["seed"]),
         int(row["dp"]),
         int(row["ep"]),
+        etp=int(row["etp"]),
     )
     return Result(
         case, row["verdict"], tuple(row["codes"].split()), "", row["truth"], versions={"torchtitan": RELEASE}

@@ -14,7 +14,6 @@ from tests.torchrun.conftest import ResultOf
 from torchtitan_tp_validate.rehearsal.cases import Case
 from torchtitan_tp_validate.rehearsal.models import installed_line
 from torchtitan_tp_validate.rehearsal.runner import Result, run_cases
-from torchtitan_tp_validate.rehearsal.truth.kv_replication import stock_differs
 
 LINE = installed_line()
 FAMILIES = LINE.SHARED_KV_HEADS
@@ -39,15 +38,13 @@ VARIANTS = [
             "llama3:8/1:tp=2,dp_replicate=2",
             "llama3:8/2:compile=aot_eager",
             "qwen3_5_moe:8/2:ep=4",
+            "qwen3_moe:8/2:tp=2,backend=partial_dtensor",
         ]
         if "qwen3_5" in FAMILIES
         else ["llama3:8/1:ac=selective"]
     ),
 ]
 TRAINED = SHARED + VARIANTS
-
-LEFT_OUT = ["qwen3_moe:8/2:tp=2,backend=partial_dtensor"] if "qwen3_5" in FAMILIES else []
-"""What no case here can be compared with: stock differs."""
 
 REFUSED = {
     "llama3:12/6": "TP002 n_kv_heads = 6 is neither a multiple nor a divisor of 4",
@@ -60,19 +57,15 @@ LONG = [
     for family in FAMILIES
     for backend in LINE.BACKENDS[family]
     for heads, tp, ac in (("8/2", 4, "none"), ("8/1", 4, "full"), ("8/1", 4, "selective"), ("8/1", 2, "none"))
-    if not stock_differs(family, backend, tp, LINE)
 ]
 
 
-def shared(text: str, *, replicate_kv_heads: bool = True) -> Case:
+def shared(text: str) -> Case:
     settings: dict[str, Any] = {"guard": "install", "upstream_check": True, "as_trainer": True, "ac": "none"}
-    return Case.parse(text, 4, **{**settings, "replicate_kv_heads": replicate_kv_heads})
+    return Case.parse(text, 4, replicate_kv_heads=True, **settings)
 
 
-CASES = [
-    *map(shared, [*TRAINED, *REFUSED]),
-    *(shared(text, replicate_kv_heads=False) for text in LEFT_OUT),
-]
+CASES = [*map(shared, [*TRAINED, *REFUSED])]
 
 
 def assert_trains_like_one_process(result: Result) -> None:
@@ -90,15 +83,6 @@ def assert_trains_like_one_process(result: Result) -> None:
 @pytest.mark.parametrize("case", TRAINED)
 def test_shared_heads_train_like_one_process(result_of: ResultOf, case: str) -> None:
     assert_trains_like_one_process(result_of(shared(case)))
-
-
-@pytest.mark.parametrize("case", LEFT_OUT)
-def test_what_is_left_out_differs_without_replication_too(result_of: ResultOf, case: str) -> None:
-    stock = shared(case, replicate_kv_heads=False)
-    assert stock_differs(stock.family, stock.spmd_backend, stock.tp, LINE)
-    result = result_of(stock)
-    assert result.truth == "different", result
-    assert all(report["gradient_difference"] > 0.1 for report in result.reports), result
 
 
 @pytest.mark.parametrize("case", SHARED)

@@ -1,4 +1,4 @@
-"""A rank of `test_low_precision`: ``python -m tests.torchrun.twins PRECISION SPMD_BACKEND``.
+"""A rank of `test_low_precision`: ``python -m tests.torchrun.twins PRECISION:SPMD_BACKEND...``.
 
 A model whose ranks share one key-value head is trained beside its twin: stock, with a head for each rank,
 all of them copies of the one. What the twin's copies add to the gradients is summed: they are one weight.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
@@ -119,9 +120,16 @@ def same(gradient: torch.Tensor, wanted: torch.Tensor, backend: str, name: str) 
     return torch.equal(gradient, wanted)
 
 
-def main(precision: str, backend: str) -> None:
-    """Train both, and say how many gradients were the same."""
+def main(pairs: Sequence[str]) -> None:
+    """Compare the two in every precision, on the backend beside it."""
     join_process_group(LINE)
+    for pair in pairs:
+        print(f"rank {dist.get_rank()}: {pair}: {compare(*pair.split(':'))}", flush=True)
+    dist.destroy_process_group()
+
+
+def compare(precision: str, backend: str) -> str:
+    """Train both, and say how many gradients were the same."""
     torch.manual_seed(SEED)
     copies = dist.get_world_size()
     ours, twin = Trained(precision, backend, 1), Trained(precision, backend, copies)
@@ -139,9 +147,8 @@ def main(precision: str, backend: str) -> None:
         assert all(gradient.abs().max() > 0 for gradient in gradients.values())
         ours.descend()
     kind = type(ours.model.layers["0"].attention.qkv_linear.wk).__name__
-    print(f"rank {dist.get_rank()}: {kind}: {len(gradients)} equal", flush=True)
-    dist.destroy_process_group()
+    return f"{kind}: {len(gradients)} equal"
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1:])

@@ -1,14 +1,13 @@
-"""A repair of what one process shows: which parameters are trained."""
+"""What one process shows of repairs: which of them are made, and which parameters are trained then."""
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from tests.forked import in_forks, run_module
-
-pytestmark = pytest.mark.requires(torchtitan="0.3")
 
 _COUNT = """
 import torch
@@ -52,7 +51,42 @@ print(stock, mended, trained() == stock)
 """
 
 
+_APPLY_ALL = """
+from torchtitan_tp_validate import repairs
+from torchtitan_tp_validate.repairs.patching import _standing
+
+repairs.apply_all()
+assert all(vars(owner)[name] is mended for owner, name, _, mended in _standing)
+print(*sorted({f"{getattr(owner, '__name__', owner)}.{name}" for owner, name, *_ in _standing}))
+"""
+_REPAIRED = {
+    "0.2.2": [
+        "GptOssGroupedExperts.forward",
+        "TokenChoiceTopKRouter.init_weights",
+        "torchtitan.models.gpt_oss.infra.parallelize.apply_moe_ep_tp",
+        "torchtitan.models.llama4.infra.parallelize.apply_moe_ep_tp",
+    ],
+    "0.3.0": [
+        "AsyncCollectiveTensor.wait",
+        "GptOssGroupedExperts.forward",
+        "HFTransformerModel.init_states",
+        "Module._spmd_distribute_state",
+        "ScaledBiasRowwiseLinear.forward",
+    ],
+}
+
+
 @in_forks
+@pytest.mark.requires(torchtitan=tuple(_REPAIRED))
+def test_all_that_a_release_trains_wrong_is_repaired_at_once(tmp_path: Path) -> None:
+    (tmp_path / "apply_all.py").write_text(_APPLY_ALL, encoding="utf-8")
+    ended = run_module("apply_all", [], out=tmp_path, cwd=tmp_path)
+    assert ended.returncode == 0, ended
+    assert ended.output.splitlines()[-1].split() == _REPAIRED[version("torchtitan")]
+
+
+@in_forks
+@pytest.mark.requires(torchtitan="0.3")
 def test_frozen_weights_under_lora_stay_frozen(tmp_path: Path) -> None:
     (tmp_path / "count_trained.py").write_text(_COUNT, encoding="utf-8")
     ended = run_module("count_trained", [], out=tmp_path, cwd=tmp_path)

@@ -34,6 +34,7 @@ class Case:
         as_trainer: three steps as torchtitan's Trainer makes them: each data rank on rows of its own, and
             gradients clipped; otherwise two, with the whole batch on every rank.
         lora: rank of the adapters that torchtitan 0.3.x's converter gives every linear, or 0.
+        etp: ``expert_tensor_parallel_degree`` of 0.2.x.
         checkpoints: the TP degrees to move checkpoints between instead of comparing gradients, as ``1-2-4``.
     """
 
@@ -58,6 +59,7 @@ class Case:
     replicate_kv_heads: bool = False
     as_trainer: bool = False
     lora: int = 0
+    etp: int = 1
     checkpoints: str = ""
 
     @classmethod
@@ -86,9 +88,9 @@ class Case:
         return self.tp * self.dp * self.dp_replicate * self.pp
 
     @property
-    def meshes(self) -> tuple[int, int, int, int, int, str]:
+    def meshes(self) -> tuple[int, int, int, int, int, int, str]:
         """What cases must have in common to share their process groups."""
-        return self.tp, self.dp, self.ep, self.dp_replicate, self.pp, self.spmd_backend or ""
+        return self.tp, self.dp, self.ep, self.etp, self.dp_replicate, self.pp, self.spmd_backend or ""
 
     @property
     def key(self) -> str:

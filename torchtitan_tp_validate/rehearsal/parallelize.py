@@ -47,7 +47,9 @@ class Guards:
 
 def build(line: ModuleType, case: Case) -> TinyModel:
     """Return the case's model, on meta, configured for its degrees."""
-    more = {}
+    more: dict[str, Any] = {}
+    if case.etp > 1:
+        more["etp"] = case.etp
     if case.lora:
         from torchtitan.components.lora import LoRAConverter
 

@@ -15,6 +15,7 @@ from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.layout import Run
 from torchtitan_tp_validate.plan import Plan
 from torchtitan_tp_validate.releases.contract import Reads
+from torchtitan_tp_validate.releases.sources import Source
 
 
 class Reader(Protocol):
@@ -81,6 +82,7 @@ class Release(Reader, Protocol):
         KV_REPLICATION: the name of the module that is its `KVReplication`, loaded when it is asked for.
         SPMD_BACKENDS: what ``parallelism.spmd_backend`` may name; nothing where there is no such field.
         CONTRACT: every name of its source that is read.
+        FAULT_SOURCES: code of `rules.FAULTS` -> the fault in the source of the releases that have it.
     """
 
     CONFIG_REGISTRY: str
@@ -88,6 +90,7 @@ class Release(Reader, Protocol):
     KV_REPLICATION: str
     SPMD_BACKENDS: tuple[SpmdBackend, ...]
     CONTRACT: tuple[Reads, ...]
+    FAULT_SOURCES: Mapping[str, Source]
     __name__: str
 
     def is_job(self, job: Any) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from types import ModuleType
@@ -128,7 +128,7 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
         has_experts=_has_experts(model.config),
         mask_block=_MASK_BLOCK if getattr(model.config, "attn_type", "") == "flex" else None,
         shares_with_fsdp=getattr(model.config, "enable_weight_tying", False) and _ONE_GROUP.is_installed,
-        faults=installed_faults(_FAULTS, _possible_faults(model, job)),
+        faults=installed_faults(FAULT_SOURCES, _possible_faults(model, job)),
         **runs.read_batches(job),
     )
     refusal = ""
@@ -166,7 +166,7 @@ _ONE_GROUP = Source(
 """torch refuses a parameter that two FSDP groups share; torchtitan of 0.2.x makes two of a tie."""
 
 _GATE = Source("models/llama4/infra/parallelize.py", '"moe.router.gate": NoParallel(),')
-_FAULTS = {
+FAULT_SOURCES: Mapping[str, Source] = {
     "NUM001": _GATE,
     "NUM002": _GATE,
     "NUM003": Source("models/gpt_oss/model/moe.py", 'if "tp" in mesh_dim_names:'),

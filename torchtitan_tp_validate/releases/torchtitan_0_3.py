@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
@@ -138,7 +138,7 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
     run = replace(
         run,
         has_experts=_is_tree(config) and _has_experts(config),
-        faults=installed_faults(_FAULTS, _possible_faults(model, degrees, classes)),
+        faults=installed_faults(FAULT_SOURCES, _possible_faults(model, degrees, classes)),
         gathers_by_local_map=degrees.spmd_backend == "full_dtensor",
         mask_block=_mask_block(config),
     )
@@ -228,7 +228,7 @@ def _names_rope_init_fn() -> bool:
     return source.is_installed
 
 
-_FAULTS = {
+FAULT_SOURCES: Mapping[str, Source] = {
     "NUM004": Source(
         "models/gpt_oss/moe.py",
         "tp_degree = 1 if isinstance(self.mlp1_weight_EGD, DTensor): mesh_dim_names",

@@ -17,6 +17,7 @@ from torchtitan_tp_validate.releases import contracts, runs
 from torchtitan_tp_validate.releases.rows import SPMD_BACKENDS as _OF_0_3
 from torchtitan_tp_validate.releases.torchtitan_0_3 import (
     CONFIG_REGISTRY,
+    FAULT_SOURCES,
     KV_REPLICATION,
     TRAINER_MODULE,
     find_config,
@@ -31,6 +32,7 @@ from torchtitan_tp_validate.releases.torchtitan_0_3 import (
 __all__ = [
     "CONFIG_REGISTRY",
     "CONTRACT",
+    "FAULT_SOURCES",
     "KV_REPLICATION",
     "SPMD_BACKENDS",
     "TRAINER_MODULE",

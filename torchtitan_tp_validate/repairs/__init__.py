@@ -11,6 +11,8 @@ import importlib
 from collections.abc import Iterable
 
 from torchtitan_tp_validate.errors import RepairError
+from torchtitan_tp_validate.releases import nearest_line
+from torchtitan_tp_validate.releases.sources import installed_faults
 
 REPAIRS = {
     "NUM001": "router_gradients",
@@ -45,6 +47,13 @@ def apply(codes: Iterable[str]) -> None:
         patch.check()
     for patch in patches:
         patch.apply()
+
+
+def apply_all() -> None:
+    """Mend every known fault that is in the installed torchtitan and can be mended, whatever the model."""
+    line = nearest_line()
+    sources = line.FAULT_SOURCES if line is not None else {}
+    apply(sorted(installed_faults(sources, sources.keys() & REPAIRS.keys())))
 
 
 def undo() -> None:

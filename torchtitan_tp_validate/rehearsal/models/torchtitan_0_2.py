@@ -77,6 +77,8 @@ def prepare(device_type: str) -> None:
     from torch.distributed.tensor.experimental import implicit_replication
     from torch.distributed.tensor.parallel import loss_parallel
 
+    from torchtitan_tp_validate import repairs
+
     # The logits leave the model sharded over the vocabulary, torchtitan's default. The Trainer keeps
     # this context open over forward and backward; the worker calls backward after `loss` returned.
     _until_exit.enter_context(loss_parallel())
@@ -86,6 +88,7 @@ def prepare(device_type: str) -> None:
     atexit.register(_until_exit.close)
     if device_type == "cpu":
         stand_in_for_gpu_kernels()
+    repairs.apply_all()
 
 
 def build(
@@ -95,6 +98,7 @@ def build(
     n_kv_heads: int,
     tp: int,
     ep: int = 1,
+    etp: int = 1,
     upstream_check: bool = True,
     sizes: Mapping[str, int] = _NO_SIZES,
     spmd_backend: str | None = None,
@@ -122,9 +126,9 @@ def build(
     spec = get_train_spec(name)
     flavor = _FLAVORS.get(family, "debugmodel")
     seq_len = sizes.get("seq_len", SEQ_LEN)
-    job_config = partial(_job_config, name, flavor, seq_len=seq_len)
+    job_config = partial(_job_config, name, flavor, ep=ep, etp=etp, seq_len=seq_len)
     model_args = _tiny(family, spec.model_args[flavor], n_heads, n_kv_heads, sizes)
-    model_args.update_from_config(job_config(tp=tp, ep=ep))
+    model_args.update_from_config(job_config(tp=tp))
     with torch.device("meta"):
         model = spec.model_cls(model_args)
         _resize(family, model, sizes)
@@ -134,8 +138,8 @@ def build(
         parallelize_fn=spec.parallelize_fn,
         entry_point=(f"torchtitan.models.{name}.infra.parallelize", _FUNCTIONS[name]),
         wrapper=name,
-        make_parallel_dims=partial(_parallel_dims, ep=ep),
-        arguments=lambda dims: ((dims, job_config(tp=dims.tp, ep=dims.ep)), {}),
+        make_parallel_dims=partial(_parallel_dims, ep=ep, etp=etp),
+        arguments=lambda dims: ((dims, job_config(tp=dims.tp)), {}),
         initialize=_initialize,
         loss=partial(_loss, tp=tp),
         vocab_size=model_args.vocab_size,
@@ -171,9 +175,6 @@ def _tiny(family: str, args: Any, n_heads: int, n_kv_heads: int, sizes: Mapping[
             args.moe_args,
             num_experts=sizes.get("num_experts", NUM_EXPERTS),
             top_k=2,
-            # False (the flavors' own value but for llama4's) gives the router wrong gradients under any
-            # tensor parallel degree in torchtitan 0.2.x: an upstream fault that no size has to do with.
-            score_before_experts=True,
             # The grouped kernel rounds to bfloat16.
             use_grouped_mm=False,
         )
@@ -246,7 +247,7 @@ def _resize_experts(module: nn.Module, hidden: int | None) -> None:
         module.w2 = nn.Parameter(torch.empty(experts, dim, hidden))
 
 
-def _job_config(name: str, flavor: str, *, tp: int, ep: int, seq_len: int) -> Any:
+def _job_config(name: str, flavor: str, *, tp: int, ep: int, etp: int, seq_len: int) -> Any:
     from torchtitan.config import JobConfig
 
     config = JobConfig()
@@ -256,20 +257,15 @@ def _job_config(name: str, flavor: str, *, tp: int, ep: int, seq_len: int) -> An
     config.training.mixed_precision_param = "float32"
     config.parallelism.tensor_parallel_degree = tp
     config.parallelism.expert_parallel_degree = ep
-    config.parallelism.expert_tensor_parallel_degree = _etp(tp, ep)
+    config.parallelism.expert_tensor_parallel_degree = etp
     return config
 
 
-def _parallel_dims(tp: int, world_size: int, *, ep: int) -> Any:
+def _parallel_dims(tp: int, world_size: int, *, ep: int, etp: int) -> Any:
     from torchtitan.distributed import ParallelDims
 
     fixed = {"dp_replicate": 1, "dp_shard": -1, "cp": 1, "pp": 1}
-    return ParallelDims(**fixed, tp=tp, ep=ep, etp=_etp(tp, ep), world_size=world_size)
-
-
-def _etp(tp: int, ep: int) -> int:
-    """Tensor parallelism within experts: with 1, TP and EP together give the router wrong gradients."""
-    return tp if ep > 1 else 1
+    return ParallelDims(**fixed, tp=tp, ep=ep, etp=etp, world_size=world_size)
 
 
 def _initialize(model: nn.Module, device: torch.device) -> None:
@@ -280,10 +276,6 @@ def _initialize(model: nn.Module, device: torch.device) -> None:
         sum_gradients_without_nccl(model)
     with torch.no_grad():
         model.init_weights()
-        for name, parameter in model.named_parameters():
-            if name.endswith("router.gate.bias"):
-                # Upstream leaves this one (gpt_oss) as it came from the allocator.
-                parameter.zero_()
 
 
 def _loss(model: nn.Module, tokens: torch.Tensor, labels: torch.Tensor, *, tp: int) -> torch.Tensor:

@@ -176,12 +176,15 @@ BACKENDS = {name: family.backends for name, family in _ALL_FAMILIES.items()}
 
 def prepare(device_type: str) -> None:
     """Set this process up for models on ``device_type``; to be called before the first process group."""
+    from torchtitan_tp_validate import repairs
+
     # torchtitan does the same in init_distributed: its current mesh is thread-local.
     torch.autograd.set_multithreading_enabled(False)
     if device_type == "cpu":
         run_on_cpu()
         _run_flex_attention_without_gpu_kernels()
         _run_gated_delta_without_gpu_kernels()
+    repairs.apply_all()
 
 
 def run_on_cpu() -> None:
@@ -683,7 +686,6 @@ class _Run:
         model.init_states(buffer_device=None)
         for name, weight in drawn.items():
             copy_whole(model.get_parameter(name), weight)
-        _leave_out_upstream_faults(model)
 
     def loss(self, model: nn.Module, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the mean cross entropy of this rank's tokens; gradients are means over all ranks' tokens."""
@@ -752,24 +754,6 @@ class _Run:
             "grid_thw": torch.tensor([IMAGE_GRID] * tokens.shape[0], device=tokens.device),
             "special_tokens": {"image_id": placeholder, "video_id": placeholder},
         }
-
-
-@torch.no_grad()  # type: ignore[untyped-decorator]
-def _leave_out_upstream_faults(model: nn.Module) -> None:
-    """Take parameters out of training that torchtitan 0.3.0 gets wrong at every degree above 1.
-
-    - The bias of a projection that is split by rows has a gradient divided by the degree with the
-      DTensor backends.
-    - gpt_oss: with spmd_types, the bias of the experts is added once per rank.
-    """
-    from torchtitan.models.common.linear import ScaledBiasRowwiseLinear
-    from torchtitan.models.gpt_oss.moe import GptOssGroupedExperts
-
-    for module in model.modules():
-        if isinstance(module, ScaledBiasRowwiseLinear):
-            module.bias.zero_().requires_grad_(False)
-        elif isinstance(module, GptOssGroupedExperts):
-            module.mlp2_bias_ED.zero_().requires_grad_(False)
 
 
 def _parallelism(tp: int, ep: int, backend: str) -> ParallelismConfig:

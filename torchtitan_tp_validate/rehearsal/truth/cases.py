@@ -1,6 +1,7 @@
 """The cases of the truth suite: which tiny models are run, and what about them is broken.
 
-Every size in a tiny model divides by 2 and by 4 until a case says otherwise.
+Every size in a tiny model divides by 2 and by 4 until a case says otherwise. All else is as the flavor has
+it: what the release trains wrong at any size is repaired, see `rules.FAULTS`.
 """
 
 from __future__ import annotations
@@ -15,58 +16,6 @@ from torchtitan_tp_validate.rehearsal.cases import HEADS, SEED, Case
 PAIRS_PER_LINE = 36
 MLA_FAMILIES = ("deepseek_v3", "kimi_k2_7")
 """Latent attention: no KV heads."""
-
-
-@dataclass(frozen=True)
-class UpstreamFault:
-    """Something that is wrong in torchtitan at every TP degree, and how the cases stay clear of it.
-
-    Attributes:
-        release: how the versions that have it begin.
-        families: the models that have it; spmd_backends: and under which backends (empty: all).
-        reason: what is wrong, and what the cases do about it.
-    """
-
-    release: str
-    families: tuple[str, ...]
-    reason: str
-    spmd_backends: tuple[str, ...] = ()
-
-
-UPSTREAM_FAULTS = (
-    UpstreamFault(
-        "0.2.",
-        ("qwen3_moe", "deepseek_v3", "gpt_oss"),
-        "score_before_experts=False (these flavors' own setting) gives the router wrong gradients under TP; "
-        "the cases set it to True",
-    ),
-    UpstreamFault(
-        "0.2.",
-        ("llama4", "qwen3_moe", "deepseek_v3", "gpt_oss"),
-        "expert parallelism with expert_tensor_parallel_degree=1 gives the router wrong gradients under TP; "
-        "no case uses it",
-    ),
-    UpstreamFault(
-        "0.2.",
-        ("gpt_oss",),
-        "expert parallelism with expert_tensor_parallel_degree=tp gives another loss (off by 7.5e-4) and the "
-        "experts other gradients (by 48 %) where everything divides; no case has both TP and EP",
-    ),
-    UpstreamFault(
-        "0.3.",
-        ("gpt_oss",),
-        "the experts' second bias is added once per TP rank when experts are not parallel; it is zero here, "
-        "and not trained",
-        ("spmd_types",),
-    ),
-    UpstreamFault(
-        "0.3.",
-        ("gpt_oss",),
-        "the gradient of the attention output's bias is 1/tp of what it should be; it is zero here, and not "
-        "trained",
-        ("partial_dtensor", "full_dtensor"),
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -219,9 +168,9 @@ def _with_experts(family: str, line: ModuleType, backends: Sequence[str | None])
         replace(control, dimension=fsdp, dp=4, sizes={"num_experts": 2, "expert_hidden": 66}),
         replace(control, dimension=fsdp, tp=2, ep=1, sizes={"num_experts": 3, "expert_hidden": 68}),
     ]
-    if family == "gpt_oss" and None in backends:
-        # Wrong in torchtitan 0.2.x itself, see UPSTREAM_FAULTS.
-        variants = [case for case in variants if not case.tp == case.ep == 2]
+    if None in backends:
+        # Only 0.2.x can split experts over TP besides EP.
+        variants += [replace(case, etp=2) for case in variants if case.tp == case.ep == 2]
     for turn, case in enumerate(variants[:: len(backends)]):
         yield replace(case, spmd_backend=backends[turn % len(backends)])
 
