@@ -24,6 +24,20 @@ def subject(patch: Path) -> str:
     return message_from_string(patch.read_text("ascii"))["Subject"].removeprefix("[PATCH] ")
 
 
+def told() -> dict[str, set[str]]:
+    """Number of a patch that mends a fault -> its code, as the readme has it."""
+    readme = (ROOT / "patches" / "README.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\d{4})` \| (NUM\d{3}|-) \|", readme, flags=re.MULTILINE))
+    assert list(rows) == [patch.name[:4] for patch in PATCHES]
+    return {number: {code} for number, code in rows.items() if code != "-"}
+
+
+def test_the_page_of_faults_names_those_that_mend_one() -> None:
+    page = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (NUM\d{3}) \|.*\| [^|]*?main: (\d{4}) \|$", page, flags=re.MULTILINE)
+    assert {number: {code} for code, number in rows} == told()
+
+
 def test_each_has_its_text_and_its_reproduction() -> None:
     assert [patch.name[:4] for patch in PATCHES] == [f"{n:04}" for n in range(1, len(PATCHES) + 1)]
     stems = [*(patch.stem for patch in PATCHES), REPORT.stem]
