@@ -19,9 +19,9 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).parents[2]
 RELEASE = metadata.version("torchtitan")
 COMMITTED = ROOT / "patches" / f"torchtitan-{RELEASE}"
-(PATCH,) = COMMITTED.glob("0001-*.patch")
-MENDS = sorted(set(COMMITTED.glob("*.patch")) - {PATCH})
-"""The patches of faults, which are written by hand."""
+# Main may have the number of no release: what is for releases is skipped there.
+PATCH, *MENDS = sorted(COMMITTED.glob("*.patch")) or [COMMITTED / "0001-none.patch"]
+"""The check, and the patches of faults, which are written by hand."""
 GIT_AM = ["git", "-c", "user.name=x", "-c", "user.email=x@example.com", "am"]
 TOOLS = {"git am": GIT_AM, "git apply": ["git", "apply", "--verbose"], "patch": ["patch", "-p1", "--input"]}
 
