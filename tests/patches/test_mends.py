@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import importlib
-import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from shutil import which
-from xml.etree import ElementTree
 
 import apply_patches
 import pytest
 from apply_patches import CannotApplyError
 
-from tests.patches.trees import COMMITTED, MENDS, PATCH, RELEASE, ROOT, commit_all, git, snapshot
+from tests.patches.trees import (
+    COMMITTED,
+    MENDS,
+    PATCH,
+    RELEASE,
+    ROOT,
+    TOOLS,
+    commit_all,
+    git,
+    outcomes,
+    run_tool,
+    snapshot,
+)
 from torchtitan_tp_validate.locate import KNOWN_RELEASES
 from torchtitan_tp_validate.releases.sources import Source
 from torchtitan_tp_validate.rules import FAULTS
@@ -24,16 +34,6 @@ from torchtitan_tp_validate.rules import FAULTS
 UNIT_TESTS = "tests/unit_tests"
 README = (ROOT / "patches" / "README.md").read_text(encoding="utf-8")
 one_by_one = pytest.mark.parametrize("patch", MENDS, ids=lambda path: path.name[:4])
-GIT_AM = ["git", "-c", "user.name=x", "-c", "user.email=x@example.com", "am"]
-TOOLS = {"git am": GIT_AM, "git apply": ["git", "apply", "--verbose"], "patch": ["patch", "-p1", "--input"]}
-
-
-def run_tool(tool: str, checkout: Path, patch: Path, *flags: str) -> str:
-    """Run a tool on a patch; what it says."""
-    command = [*TOOLS[tool], str(patch), *flags]
-    result = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout + result.stderr
 
 
 def mend(checkout: Path, *numbers: str, check: bool = False, reverse: bool = False) -> list[str]:
@@ -181,24 +181,7 @@ def unit_tests(patch: Path) -> list[str]:
     return [c.path for c in apply_patches.read_changes(patch) if c.path.startswith(f"{UNIT_TESTS}/")]
 
 
-def outcomes(checkout: Path, out: Path) -> dict[str, set[str]]:
-    """Run the unit tests of the mends in a checkout; file -> what became of its tests."""
-    path = os.pathsep.join([str(checkout), *filter(None, [os.environ.get("PYTHONPATH")])])
-    env = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    files = [file for patch in MENDS for file in unit_tests(patch)]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={out}", *files]
-    result = subprocess.run(command, cwd=checkout, env=env, capture_output=True, text=True)
-    assert out.exists(), result.stdout + result.stderr
-    seen: dict[str, set[str]] = {file: set() for file in files}
-    for case in ElementTree.parse(out).iter("testcase"):
-        file = "/".join(case.attrib["classname"].split(".")[:3]) + ".py"
-        failure = case.find("failure")
-        text = "" if failure is None else f"{failure.attrib['message']}\n{failure.text}"
-        assert case.find("error") is None, text
-        # Not for a mistake of the test's own.
-        assert failure is None or "AssertionError" in text, text
-        seen[file].add("passed" if failure is None else "failed")
-    return seen
+FILES = [file for patch in MENDS for file in unit_tests(patch)]
 
 
 @pytest.fixture(scope="module")
@@ -214,8 +197,8 @@ def test_each_unit_test_fails_before_and_passes_after(checkout: Path, mended: Pa
         for file in unit_tests(patch):
             (checkout / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(mended / file, checkout / file)
-    before = outcomes(checkout, tmp_path / "before.xml")
-    after = outcomes(mended, tmp_path / "after.xml")
+    before = outcomes(checkout, FILES, tmp_path / "before.xml")
+    after = outcomes(mended, FILES, tmp_path / "after.xml")
     assert len(after) == len(MENDS)
     for file, seen in after.items():
         assert "failed" in before[file], file
@@ -234,13 +217,7 @@ def sources() -> dict[str, Source]:
 
 def faults_in(tree: Path) -> set[str]:
     """The faults that are in a tree's source, by the texts that this package goes by."""
-
-    def has(source: Source) -> bool:
-        file = tree / "torchtitan" / source.file
-        text = file.read_text(encoding="utf-8") if file.is_file() else ""
-        return " ".join(source.text.split()) in " ".join(text.split())
-
-    return {code for code, source in sources().items() if has(source)}
+    return {code for code, source in sources().items() if source.is_in(tree / "torchtitan")}
 
 
 def rows(head: str) -> list[list[str]]:

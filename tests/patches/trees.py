@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import subprocess
 import sys
 import textwrap
 from importlib import metadata
 from pathlib import Path
+from xml.etree import ElementTree
 
 ROOT = Path(__file__).parents[2]
 RELEASE = metadata.version("torchtitan")
 COMMITTED = ROOT / "patches" / f"torchtitan-{RELEASE}"
-(PATCH,) = COMMITTED.glob("0001-*.patch")
-MENDS = sorted(set(COMMITTED.glob("*.patch")) - {PATCH})
-"""The patches of faults, which are written by hand."""
+# Main may have the number of no release: what is for releases is skipped there.
+PATCH, *MENDS = sorted(COMMITTED.glob("*.patch")) or [COMMITTED / "0001-none.patch"]
+"""The check, and the patches of faults, which are written by hand."""
+GIT_AM = ["git", "-c", "user.name=x", "-c", "user.email=x@example.com", "am"]
+TOOLS = {"git am": GIT_AM, "git apply": ["git", "apply", "--verbose"], "patch": ["patch", "-p1", "--input"]}
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
@@ -60,11 +64,39 @@ def git(folder: Path, *arguments: str) -> str:
     return result.stdout
 
 
+def run_tool(tool: str, checkout: Path, patch: Path, *flags: str) -> str:
+    """Run a tool on a patch; what it says."""
+    command = [*TOOLS[tool], str(patch), *flags]
+    result = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
 def commit_all(folder: Path) -> None:
     """Make a folder a clean git checkout."""
     git(folder, "init", "--quiet", ".")
     git(folder, "add", "--all", "--force")
     git(folder, "commit", "--quiet", "--message", "as it is")
+
+
+def outcomes(checkout: Path, files: list[str], out: Path) -> dict[str, set[str]]:
+    """Run files of unit tests in a checkout; file -> what became of its tests."""
+    python_path = os.pathsep.join([str(checkout), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = {**os.environ, "PYTHONPATH": python_path, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={out}", *files]
+    result = subprocess.run(command, cwd=checkout, env=env, capture_output=True, text=True)
+    assert out.exists(), result.stdout + result.stderr
+    seen: dict[str, set[str]] = {file: set() for file in files}
+    for case in ElementTree.parse(out).iter("testcase"):
+        module = f"{case.attrib['classname']}."
+        (file,) = [file for file in files if module.startswith(file.removesuffix("py").replace("/", "."))]
+        failure = case.find("failure")
+        text = "" if failure is None else f"{failure.attrib['message']}\n{failure.text}"
+        assert case.find("error") is None, text
+        # Not for a mistake of the test's own.
+        assert failure is None or "AssertionError" in text, text
+        seen[file].add("passed" if failure is None else "failed")
+    return seen
 
 
 # --- made trees --------------------------------------------------------------------------------------

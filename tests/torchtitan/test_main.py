@@ -64,6 +64,7 @@ def test_its_own_fields_are_judged(arguments: tuple[str, ...], words: str, tp_va
         (("gpt_oss", "gpt_oss_20b", TP, "2", "--parallelism.expert_parallel_degree", "1"), "NUM004"),
         (("gpt_oss", "gpt_oss_20b", TP, "2", "--parallelism.spmd_backend", "partial_dtensor"), "NUM005"),
         (("qwen3", "qwen3_30b_a3b", TP, "2", "--parallelism.spmd_backend", "partial_dtensor"), "NUM006"),
+        (("transformers_modeling_backend", "transformers_modeling_backend_debugmodel"), "NUM011"),
         (("qwen3", "qwen3_30b_a3b", TP, "2"), ""),
         (("muse_glimmer", "muse_glimmer_debugmodel", TP, "2"), ""),
     ],

@@ -30,8 +30,10 @@ class Source:
     def is_installed(self) -> bool:
         """Whether the installed package has it."""
         folder = package_folder(self.package)
-        if folder is None:
-            return False
+        return folder is not None and self.is_in(folder)
+
+    def is_in(self, folder: Path) -> bool:
+        """Return whether a package in this folder has it."""
         text = _text(folder / self.file)
         return _joined(self.text) in text or (
             bool(self.later) and all(_joined(piece) in text for piece in self.later)

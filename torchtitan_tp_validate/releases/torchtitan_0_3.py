@@ -237,7 +237,10 @@ FAULT_SOURCES: Mapping[str, Source] = {
             "# Don't scale the gradient - pass it through as-is return grad_output, None, None",
         ),
     ),
-    "NUM005": Source("models/common/linear.py", "bias = bias / self.tp_degree"),
+    "NUM005": Source(
+        "models/common/linear.py",
+        "self.bias.to_local() if isinstance(self.bias, DTensor) else self.bias bias = bias / self.tp_degree",
+    ),
     "NUM006": Source(
         "distributed/tensor/experimental/_func_map.py",
         "if isinstance(local_arg, AsyncCollectiveTensor): local_arg = local_arg.wait()",

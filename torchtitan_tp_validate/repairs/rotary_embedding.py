@@ -1,4 +1,4 @@
-"""NUM011: compute the rotary frequencies of the transformers backend of torchtitan 0.3.0 with transformers 5.
+"""NUM011: compute the rotary frequencies of torchtitan's transformers backend with transformers 5.
 
 torchtitan builds the model on meta, where a rotary embedding computes nothing, and asks it later for the
 function that does, under a name that transformers 5 no longer has.
@@ -35,10 +35,15 @@ def _with_frequencies(init_states: Callable[..., None]) -> Callable[..., None]:
 def _compute(rotary: Any) -> None:
     """Fill the frequencies of a rotary embedding, as its own class would."""
     import torch
+    from torch.distributed.tensor import DTensor
 
     with torch.device(rotary.inv_freq.device):
         fresh = type(rotary)(rotary.config)
     for name in ("inv_freq", "original_inv_freq"):
-        if hasattr(rotary, name):
-            getattr(rotary, name).copy_(getattr(fresh, name).to(getattr(rotary, name).dtype))
+        buffer = getattr(rotary, name, None)
+        if isinstance(buffer, DTensor):
+            # Main replicates it under TP.
+            buffer = buffer.to_local()
+        if buffer is not None:
+            buffer.copy_(getattr(fresh, name).to(buffer.dtype))
     rotary.attention_scaling = fresh.attention_scaling
