@@ -96,6 +96,23 @@ def test_a_sequence_of_no_whole_blocks_dies_and_is_refused(tmp_path: Path) -> No
             assert codes == []
 
 
+@pytest.mark.requires(torchtitan="0.2.2")
+def test_what_upstream_issues_are_about_dies_and_is_refused(tmp_path: Path) -> None:
+    two = ["--parallelism.tensor_parallel_degree", "2"]
+    under_cp = [*run_of("qwen3", "debugmodel_moe"), *two, "--parallelism.context_parallel_degree", "2"]
+    async_tp = [*RUNS["dense"], *two, "--parallelism.enable_async_tensor_parallel"]
+    runs = [
+        (under_cp, 4, "CP004", "sdpa_input_fn"),
+        (async_tp, 2, "RUN002", "RuntimeError: Async TP requires"),
+    ]
+    outcomes = train([(job, ranks) for job, ranks, _, _ in runs], tmp_path)
+    for (job, ranks, code, words), outcome in zip(runs, outcomes, strict=True):
+        assert words in outcome
+        error = judge_run(job, Options(world_size=ranks, allow=ALLOWED)).judgements[0].error
+        assert error is not None
+        assert [problem.code for problem in error.problems] == [code]
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_real_ranks_train_what_is_found_and_hold_and_send_what_is_measured(name: str, tmp_path: Path) -> None:
     arguments = RUNS[name]
