@@ -44,6 +44,16 @@ RUNS = {
 }
 ALLOWED = ("NUM001", "NUM002", "NUM008", "NUM009") if OLD else ("NUM006",)
 MOST = {"dense": 5, "experts": 3}
+TOO = {
+    "dense": (
+        {"dp_replicate": 2, "dp_shard": 2},
+        {"tp": 2, "dp_shard": 2},
+        {"cp": 2, "dp_replicate": 2},
+        {"tp": 2, "dp_replicate": 2},
+    ),
+    "experts": ({"ep": 2, "dp_replicate": 2, "dp_shard": 2},),
+}
+"""Kinds of layouts that are looked at beside some of all: the last dense one is 0.3.x's alone."""
 
 
 def spread(layouts: Sequence[Layout], most: int) -> list[Layout]:
@@ -56,6 +66,11 @@ def found(arguments: Sequence[str]) -> tuple[Search, list[Layout]]:
     options = Options(world_size=RANKS, allow=ALLOWED)
     search, _ = search_layouts(arguments, options, (), near=False)
     return search, list(search.confirmed())
+
+
+def above_one(search: Search, layout: Layout) -> dict[str, int]:
+    """The degrees of a layout that are more than 1."""
+    return {axis: layout.of(axis) for axis in search.axes if layout.of(axis) > 1}
 
 
 def train(jobs: list[tuple[list[str], int]], out: Path) -> list[Any]:
@@ -118,6 +133,7 @@ def test_real_ranks_train_what_is_found_and_hold_and_send_what_is_measured(name:
     arguments = RUNS[name]
     search, layouts = found(arguments)
     some = spread(layouts, MOST[name])
+    some += [one for one in layouts if one not in some and above_one(search, one) in TOO[name]]
     jobs = [([*arguments, *search.arguments(layout)], RANKS) for layout in some]
     held = train(jobs, tmp_path)
     counted = 0
