@@ -133,6 +133,8 @@ class Run:
         wraps_attention: whether context parallelism wraps the attention of each stage, which must have some.
         mask_block: how many tokens a block of the masks has that context parallelism cuts, or None where it
             cuts none.
+        uncut: what of the model context parallelism does not cut, or empty.
+        uncut_beside_tp: whether that is so beside tensor parallelism only.
         whole_sequence: the attention of the model that takes no part of a sequence, where its backend asks.
         patterns: of the optimizer's groups of parameters, in their order.
         parameters: the names of all of them; empty where the patterns take whatever there is.
@@ -158,6 +160,8 @@ class Run:
     shards_with_experts: bool = False
     wraps_attention: bool = False
     mask_block: int | None = None
+    uncut: str = ""
+    uncut_beside_tp: bool = False
     whole_sequence: tuple[str, ...] = ()
     patterns: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
@@ -493,6 +497,13 @@ def _mask_blocks(run: Run) -> _Found:
         )
 
 
+def _uncut(run: Run) -> _Found:
+    degrees = run.degrees
+    if degrees.cp > 1 and run.uncut and (degrees.tp > 1 or not run.uncut_beside_tp):
+        beside = f" beside {FLAGS['tp']} {degrees.tp}" if run.uncut_beside_tp else ""
+        yield f"{FLAGS['cp']} is {degrees.cp}{beside}, and {run.uncut}", ""
+
+
 def _optimizer_groups(run: Run) -> _Found:
     stages_of = _names_of_stages(run) if run.parameters else []
     for index, names in enumerate(stages_of):
@@ -600,6 +611,7 @@ _CONDITIONS: dict[str, Callable[[Run], _Found]] = {
     "CP001": _layers_for_cp,
     "CP002": _attention,
     "CP003": _mask_blocks,
+    "CP004": _uncut,
     "TIE001": _tied,
     "BATCH001": _global_batch,
     "OPT001": _optimizer_groups,

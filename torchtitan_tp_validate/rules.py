@@ -684,6 +684,25 @@ RUN_RULES: dict[str, RunRule] = {
             "(_create_cp_block_mask)",
         ),
         RunRule(
+            code="CP004",
+            about="qwen3 under CP",
+            must="context parallelism cuts all that a model computes of a sequence: of qwen3, 0.2.0 and "
+            "0.2.1 do not, and 0.2.2 does without tensor parallelism only",
+            otherwise={
+                Line.TORCHTITAN_0_2: Otherwise(
+                    "dies in step 1 or trains silently wrong",
+                    "0.2.0 stops every rank in the first step with \"object has no attribute 'freqs_cis'\"; "
+                    "0.2.1 gives every rank the positions of the first one, SILENTLY; 0.2.2 stops every rank "
+                    "in the first forward pass with an AssertionError without words.",
+                    silent=True,
+                )
+            },
+            instead="set context_parallel_degree to 1 (with 0.2.2 tensor_parallel_degree will do), or take "
+            "0.3.x",
+            source="torchtitan train.py of 0.2.0 and 0.2.1, models/qwen3/infra/parallelize.py of 0.2.2; "
+            "torch/distributed/tensor/experimental/_context_parallel/_attention.py (sdpa_input_fn)",
+        ),
+        RunRule(
             code="TIE001",
             about="tied weights under FSDP",
             must="a model whose embedding and output are tied is not sharded over data",

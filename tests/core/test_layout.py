@@ -183,6 +183,13 @@ CASES: dict[str, list[tuple[Run, Run]]] = {
         (run(cp=2, seq_len=128, mask_block=128), run(cp=2, seq_len=128)),
         (run(cp=2, seq_len=96, mask_block=64), run(seq_len=96, mask_block=64)),
     ],
+    "CP004": [
+        (run(OLD, cp=2, uncut="it"), run(OLD, uncut="it")),
+        (
+            run(OLD, cp=2, tp=2, uncut="it", uncut_beside_tp=True),
+            run(OLD, cp=2, uncut="it", uncut_beside_tp=True),
+        ),
+    ],
     "TIE001": [
         (run(OLD, dp_shard=2, shares_with_fsdp=True), run(OLD, shares_with_fsdp=True)),
         (run(OLD, cp=2, seq_len=64, shares_with_fsdp=True), run(OLD, cp=2, seq_len=64)),

@@ -44,6 +44,16 @@ RUNS = {
 }
 ALLOWED = ("NUM001", "NUM002", "NUM008", "NUM009") if OLD else ("NUM006",)
 MOST = {"dense": 5, "experts": 3}
+TOO = {
+    "dense": (
+        {"dp_replicate": 2, "dp_shard": 2},
+        {"tp": 2, "dp_shard": 2},
+        {"cp": 2, "dp_replicate": 2},
+        {"tp": 2, "dp_replicate": 2},
+    ),
+    "experts": ({"ep": 2, "dp_replicate": 2, "dp_shard": 2},),
+}
+"""Kinds of layouts that are looked at beside some of all: the last dense one is 0.3.x's alone."""
 
 
 def spread(layouts: Sequence[Layout], most: int) -> list[Layout]:
@@ -56,6 +66,11 @@ def found(arguments: Sequence[str]) -> tuple[Search, list[Layout]]:
     options = Options(world_size=RANKS, allow=ALLOWED)
     search, _ = search_layouts(arguments, options, (), near=False)
     return search, list(search.confirmed())
+
+
+def above_one(search: Search, layout: Layout) -> dict[str, int]:
+    """The degrees of a layout that are more than 1."""
+    return {axis: layout.of(axis) for axis in search.axes if layout.of(axis) > 1}
 
 
 def train(jobs: list[tuple[list[str], int]], out: Path) -> list[Any]:
@@ -96,11 +111,29 @@ def test_a_sequence_of_no_whole_blocks_dies_and_is_refused(tmp_path: Path) -> No
             assert codes == []
 
 
+@pytest.mark.requires(torchtitan="0.2.2")
+def test_what_upstream_issues_are_about_dies_and_is_refused(tmp_path: Path) -> None:
+    two = ["--parallelism.tensor_parallel_degree", "2"]
+    under_cp = [*run_of("qwen3", "debugmodel_moe"), *two, "--parallelism.context_parallel_degree", "2"]
+    async_tp = [*RUNS["dense"], *two, "--parallelism.enable_async_tensor_parallel"]
+    runs = [
+        (under_cp, 4, "CP004", "sdpa_input_fn"),
+        (async_tp, 2, "RUN002", "RuntimeError: Async TP requires"),
+    ]
+    outcomes = train([(job, ranks) for job, ranks, _, _ in runs], tmp_path)
+    for (job, ranks, code, words), outcome in zip(runs, outcomes, strict=True):
+        assert words in outcome
+        error = judge_run(job, Options(world_size=ranks, allow=ALLOWED)).judgements[0].error
+        assert error is not None
+        assert [problem.code for problem in error.problems] == [code]
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_real_ranks_train_what_is_found_and_hold_and_send_what_is_measured(name: str, tmp_path: Path) -> None:
     arguments = RUNS[name]
     search, layouts = found(arguments)
     some = spread(layouts, MOST[name])
+    some += [one for one in layouts if one not in some and above_one(search, one) in TOO[name]]
     jobs = [([*arguments, *search.arguments(layout)], RANKS) for layout in some]
     held = train(jobs, tmp_path)
     counted = 0

@@ -24,15 +24,20 @@ OLD = not HAS_CONFIG_TREES
 only_0_2, only_0_3 = pytest.mark.requires(torchtitan="0.2"), pytest.mark.requires(torchtitan="0.3")
 
 
-def job(model: str = "llama3", flavor: str = "debugmodel", **parallelism: Any) -> Any:
-    """A job of a model, with fields of ``[parallelism]``, and ``batch``, ``seq_len`` and ``whole``."""
+def job(
+    model: str = "llama3", flavor: str = "debugmodel", *, config_name: str = "", **parallelism: Any
+) -> Any:
+    """A job of a model, with fields of ``[parallelism]``, and ``batch``, ``seq_len`` and ``whole``.
+
+    A config that is not named after its model has a name of its own.
+    """
     if OLD:
         from torchtitan.config import JobConfig
 
         config = JobConfig()
         config.model.name, config.model.flavor = model, flavor
     else:
-        config = parse_command_line(["--module", model, "--config", f"{model}_{flavor}"])
+        config = parse_command_line(["--module", model, "--config", config_name or f"{model}_{flavor}"])
         config.training.disable_cuda_graphs = True
     sizes = {"batch": "local", "seq_len": "seq_len", "whole": "total"}
     given = {sizes[name]: parallelism.pop(name) for name in sizes if name in parallelism}
@@ -43,11 +48,16 @@ def job(model: str = "llama3", flavor: str = "debugmodel", **parallelism: Any) -
     return config
 
 
-def codes(config: Any, **options: Any) -> list[str]:
-    """The codes of everything that speaks against a job."""
+def refusal_of(config: Any, **options: Any) -> tpv.TPCompatError | None:
+    """What a job is refused with."""
     verdict = judge_job(config, guarded=guardable_functions(), options=Options(**options))
     assert verdict is not None
-    error = verdict.error
+    return verdict.error
+
+
+def codes(config: Any, **options: Any) -> list[str]:
+    """The codes of everything that speaks against a job."""
+    error = refusal_of(config, **options)
     return [one.code for one in (*error.violations, *error.problems)] if error else []
 
 

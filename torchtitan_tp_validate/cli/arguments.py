@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from torchtitan_tp_validate.cli import formats
@@ -136,6 +138,21 @@ def add_repairs(parser: Any) -> None:
     )
 
 
+_UNITS = {"": 1, "MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def size(text: str) -> int:
+    """Return a number of bytes.
+
+    Raises:
+        argparse.ArgumentTypeError: it is something else.
+    """
+    number = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?([a-zA-Z]*)", text, re.ASCII)
+    if number is None or number[2].upper() not in _UNITS or not (count := float(number[1])):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no size: write 80GiB, 141GB or a number of bytes")
+    return int(count * _UNITS[number[2].upper()])
+
+
 def codes(text: str) -> tuple[str, ...]:
     """Return the codes of rules on a run as a whole.
 
@@ -183,13 +200,16 @@ def degrees(options: argparse.Namespace, tp: int) -> Degrees:
     )
 
 
-def add_output(parser: Parser, without: Sequence[str] = ()) -> None:
+def add_output(
+    parser: Parser, without: Sequence[str] = (), more: Mapping[str, formats.Format] = MappingProxyType({})
+) -> None:
     """Format and place of the result.
 
     Args:
         without: the formats that say nothing of what this command finds.
+        more: those that it alone has.
     """
-    offered = {name: found for name, found in formats.FORMATS.items() if name not in without}
+    offered = {name: found for name, found in formats.FORMATS.items() if name not in without} | dict(more)
     group = parser.add_argument_group("output")
     group.add_argument(
         "--output-format",

@@ -13,6 +13,7 @@ import contextlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from torchtitan_tp_validate.cli import files, output
@@ -61,12 +62,14 @@ class Findings(Generic[_T]):
 
     Attributes:
         columns: the headings of a table.
+        formats: those that the command alone has, by name.
         array: the member of the JSON document that the things are the items of, one by one; where they are
             none, the command has all of them and `document` holds them.
         written: how many have been written.
     """
 
     columns: Sequence[str] = ()
+    formats: Mapping[str, Format] = MappingProxyType({})
     array: str = ""
     written: int = 0
 
@@ -164,7 +167,7 @@ def writing(options: Any, findings: Findings[_T]) -> Iterator[Callable[[_T], Non
         UnreadableError: the output file cannot be written.
         OutputError: nor can standard output.
     """
-    chosen = FORMATS[options.output_format]
+    chosen = {**FORMATS, **findings.formats}[options.output_format]
     with place(options.output_file) as put:
 
         def write(thing: _T) -> None:

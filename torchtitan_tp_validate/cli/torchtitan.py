@@ -149,6 +149,7 @@ def judge_job(config: Any, name: str, location: Location | None, options: Option
         UnavailableError: the model needs a package that is not here.
     """
     try:
+        line_of(config).requested_model(config)  # imported, its function can be guarded
         verdict = job.judge_job(config, guarded=guardable_functions(), options=options)
         if verdict is None:
             if named := line_of(config).named_model(config):  # say what there is instead

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torchtitan_tp_validate.cli.files import visible
 from torchtitan_tp_validate.cli.formats import BAD, GOOD, QUIET, Annotation, Findings, Line, Location
@@ -13,6 +13,9 @@ from torchtitan_tp_validate.degrees import Axis, Degrees
 from torchtitan_tp_validate.errors import Problem, RunError
 from torchtitan_tp_validate.plan import Plan, ranges
 from torchtitan_tp_validate.validate import compat_error, raise_if_unread
+
+if TYPE_CHECKING:
+    from torchtitan_tp_validate.rehearsal.memory import State
 
 SCHEMA_VERSION = 1
 """Version of the JSON output; a field that changes its meaning or goes away raises it."""
@@ -40,12 +43,21 @@ class Judgement:
         error: what is wrong with it, or None.
         in_world: whether its TP degree divides the number of ranks, where that was given.
         warnings: what is told of it, and does not speak against it.
+        state: what its fullest rank holds, where that was asked for.
     """
 
     degrees: Degrees
     error: RunError | None
     in_world: bool = True
     warnings: tuple[Problem, ...] = ()
+    state: State | None = None
+
+    @property
+    def mark(self) -> str:
+        """In a few letters: `-` where it does not work, else the GiB of its fullest rank, or `yes`."""
+        if self.error is not None:
+            return "-"
+        return self.state.gib if self.state is not None else "yes"
 
 
 @dataclass(frozen=True)
@@ -141,6 +153,7 @@ def unexpected(error: Exception) -> str:
 
 
 _LEVELS = {Status.INCOMPATIBLE: "error", Status.NOT_VALIDATED: "error", Status.SKIPPED: "notice"}
+_GIB = ("GiB per rank",)
 _SUMMARY = {
     Status.INCOMPATIBLE: "do not fit",
     Status.NOT_VALIDATED: "could not be judged",
@@ -155,20 +168,24 @@ class Verdicts(Findings[Report]):
 
     array = "results"
 
-    def __init__(self, command: str, requested: Sequence[int] = (), *, many: bool = True) -> None:
+    def __init__(
+        self, command: str, requested: Sequence[int] = (), *, many: bool = True, memory: bool = False
+    ) -> None:
         """Begin to speak for a command.
 
         Args:
             command: its name.
             requested: the TP degrees that it looks at.
             many: whether there is more than one report.
+            memory: whether what a rank holds was asked for.
         """
         self._command = command
         self._by_degree = requested if len(requested) > 1 else ()
         self._many = many
         self._found = dict.fromkeys(Status, 0)
         self._skipped: list[str] = []
-        heads = [f"TP {tp}" for tp in self._by_degree] or ["asked for", "verdict"]
+        heads = [f"TP {tp}" for tp in self._by_degree] or ["asked for", "verdict", *_GIB[: int(memory)]]
+        self._heads = len(heads)
         self.columns = ["name", *heads, "binding constraint", "degrees that work"]
 
     def note(self, thing: Report) -> None:
@@ -235,20 +252,23 @@ class Verdicts(Findings[Report]):
         yield thing.name, ""
         if thing.note:
             yield _words(thing.status), ""
-            yield from [("", "")] * ((len(self._by_degree) or 2) - 1)
+            yield from [("", "")] * (self._heads - 1)
             yield _in_one_line(thing.note), ""
             yield "", ""
             return
         if self._by_degree:
-            fits = {j.degrees.tp: "yes" if j.error is None else "no" for j in thing.judgements}
+            fits = {j.degrees.tp: "no" if j.error else j.mark for j in thing.judgements}
             yield from ((fits.get(tp, ""), "") for tp in self._by_degree)
         elif not thing.judgements:
             yield "", ""
             yield _words(thing.status), ""
+            yield from [("", "")] * (self._heads - 2)
         else:
             (judgement,) = thing.judgements
             yield _requested(thing, judgement), ""
             yield ("fits", "") if judgement.error is None else ("does not fit", BAD)
+            held = judgement.state.gib if judgement.state else ""
+            yield from [(held, "")] * (self._heads - 2)
         yield thing.binding, ""
         yield ", ".join(map(str, thing.plan.valid_degrees())) if thing.plan else "", ""
 
@@ -305,6 +325,7 @@ def _judgement(judgement: Judgement) -> dict[str, Any]:
         "degrees": dict(vars(judgement.degrees)),
         "compatible": error is None,
         "in_world": judgement.in_world,
+        "bytes_per_rank": None if judgement.state is None else asdict(judgement.state),
         "message": str(error) if error else None,
         "violations": [
             {**vars(violation), "layers": list(violation.layers)}
@@ -330,6 +351,7 @@ def concise(report: Report) -> str:
         if judgement.error is None:
             model = f" {report.plan.model}" if report.plan else ", which splits nothing"
             told = "".join(f" Warning: {problem.warning}" for problem in judgement.warnings)
+            told = f" {judgement.state.gib} GiB per rank.{told}" if judgement.state else told
             if report.repairs:
                 told = f" Repaired: {', '.join(report.repairs)}.{told}"
             verdict = f"{report.name}: {_requested(report, judgement)} fits{model}{by}."

@@ -45,6 +45,11 @@ class State:
         """All of it."""
         return self.parameters + self.gradients + self.optimizer
 
+    @property
+    def gib(self) -> str:
+        """All of it in GiB, for people."""
+        return f"{self.total / 2**30:.2f}"
+
 
 @dataclass(frozen=True)
 class Sent:
@@ -141,8 +146,13 @@ class LayoutMeter:
 
 
 @contextmanager
-def layout_meter(arguments: Sequence[str], *, replicate_kv_heads: bool = False) -> Iterator[LayoutMeter]:
-    """Give what measures layouts of the job that torchtitan makes of these arguments."""
+def layout_meter(
+    arguments: Sequence[str], *, replicate_kv_heads: bool = False, model: str = "", flavor: str = ""
+) -> Iterator[LayoutMeter]:
+    """Give what measures layouts of the job that torchtitan makes of these arguments.
+
+    Without arguments, of a plain job of a model: its name and flavor.
+    """
     with tempfile.TemporaryDirectory(prefix="tp-validate-memory-") as folder:
         output = Path(folder) / "output.txt"
         reader, writer = os.pipe()
@@ -164,6 +174,8 @@ def layout_meter(arguments: Sequence[str], *, replicate_kv_heads: bool = False) 
             try:
                 request: dict[str, Any] = {
                     "arguments": list(arguments),
+                    "model": model,
+                    "flavor": flavor,
                     "replicate_kv_heads": replicate_kv_heads,
                 }
                 assert process.stdin is not None

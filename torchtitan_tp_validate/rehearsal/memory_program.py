@@ -43,7 +43,8 @@ def main(answers: int, folder: str) -> None:
         line, job, problem = installed_line(), None, ""
         line.prepare(False)
         try:
-            job = plain_job(line.parse(Request(tuple(request["arguments"]))))
+            named = Request(tuple(request["arguments"]), request["model"], request["flavor"])
+            job = plain_job(line.parse(named))
             if request["replicate_kv_heads"]:
                 kv_replication_of(line_of(job)).put_into_job(job)
                 install(replicate_kv_heads=True)

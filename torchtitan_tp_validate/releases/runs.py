@@ -143,16 +143,41 @@ def _untouchable(known: Mapping[str, Any]) -> Any:
     return Model()
 
 
+_MESHES = ("pp", "dp_replicate", "cp", "tp", "ep")
+"""Axes that a ``ParallelDims`` has a mesh of under their own name, and none where their degree is 1."""
+
+
 def _without_mesh(parallel_dims: type, degrees: Degrees, pp: int) -> Any:
-    """Return a ``ParallelDims`` of these degrees that gives nobody a mesh."""
+    """Return a ``ParallelDims`` of these degrees that gives nobody a mesh, and says so where it has none."""
 
     def reached(*_: Any, **__: Any) -> Any:
         raise _Reached
 
-    methods = dict.fromkeys(("build_mesh", "get_mesh", "get_optional_mesh"), reached)
+    def get_optional_mesh(self: Any, dims: Any) -> None:
+        if dims not in _MESHES or self._mesh_exist(dims, getattr(self, dims)):
+            raise _Reached
+
+    methods = {"build_mesh": reached, "get_optional_mesh": get_optional_mesh}
     fields = inspect.signature(parallel_dims).parameters
     named = {field: getattr(degrees, field) for field in (*FLAGS, "spmd_backend") if field in fields}
     return type("Dims", (parallel_dims,), methods)(**named, pp=pp, world_size=degrees.ranks * pp)
+
+
+def async_refusal(function: Callable[..., Any], job: Any) -> str:
+    """Return what a parallelize function of 0.2.x says of async tensor parallelism, once the model is split.
+
+    Empty where it has nothing to say, or where the model is compiled, as async tensor parallelism wants.
+    """
+    ask = inspect.unwrap(function).__globals__.get("maybe_enable_async_tp")
+    section = getattr(job, "compile", None)
+    is_compiled = getattr(section, "enable", False) and "model" in getattr(section, "components", ())
+    if ask is None or is_compiled:
+        return ""
+    try:
+        ask(job, None)
+    except RuntimeError as error:
+        return own_words(error)
+    return ""
 
 
 def updated_args(args: Any, job: Any) -> Any:

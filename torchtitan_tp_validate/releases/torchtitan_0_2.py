@@ -127,6 +127,7 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
         shards_with_experts=_SHARDS_WITH_EXPERTS in _source(model.parallelize_fn),
         has_experts=_has_experts(model.config),
         mask_block=_MASK_BLOCK if getattr(model.config, "attn_type", "") == "flex" else None,
+        **_uncut(model),
         shares_with_fsdp=getattr(model.config, "enable_weight_tying", False) and _ONE_GROUP.is_installed,
         faults=installed_faults(FAULT_SOURCES, _possible_faults(model, job)),
         **runs.read_batches(job),
@@ -141,7 +142,32 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
     if not refusal and degrees.makes_a_mesh and degrees.etp in (1, degrees.tp) and "TP009" not in broken:
         known = {"model_args": model.config}
         late = runs.refusal_of(model.parallelize_fn, known, degrees, pipeline.degree, {"job_config": job})
+    if not late and degrees.tp > 1:
+        late = runs.async_refusal(model.parallelize_fn, job)
     return replace(run, refusal=refusal, late_refusal=late)
+
+
+def _uncut(model: RequestedModel) -> dict[str, Any]:
+    """Return what of a model context parallelism does not cut, by field of `Run`."""
+    if model.parallelize_fn.__module__.startswith("torchtitan.models.qwen3."):
+        for source, uncut in _UNCUT.items():
+            if source.is_installed:
+                return {"uncut": uncut, "uncut_beside_tp": source is _DTENSORS}
+    return {}
+
+
+_DTENSORS = Source(
+    "models/qwen3/infra/parallelize.py", "apply_cp_to_attention_module( # pyrefly: ignore [missing-attribute"
+)
+_UNCUT = {
+    Source(
+        "train.py", "cp_buffers=[inputs, labels] + [m.freqs_cis for m in model_parts]"
+    ): "the Trainer asks the model for freqs_cis, which it does not have",
+    Source(
+        "train.py", 'if hasattr(model_parts[0], "freqs_cis"):'
+    ): "the model's rope_cache stays whole, from the first position on",
+    _DTENSORS: "the model's attention gets DTensors, which tensor parallelism has cut",
+}
 
 
 def _possible_faults(model: RequestedModel, job: Any) -> Iterator[str]:

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torchtitan_tp_validate.cli import files, formats, output
-from torchtitan_tp_validate.cli.arguments import Parser, add_output, add_repairs, add_replication, run_options
+from torchtitan_tp_validate.cli.arguments import (
+    Parser,
+    add_output,
+    add_repairs,
+    add_replication,
+    positive,
+    run_options,
+)
+from torchtitan_tp_validate.cli.memory import add_memory, check_memory, with_memory
 from torchtitan_tp_validate.cli.verdicts import Report, Verdicts, unexpected
 from torchtitan_tp_validate.errors import UnavailableError
 
@@ -22,6 +30,7 @@ examples:
   tp-validate audit qwen3_5 gpt_oss --output-format markdown
   tp-validate audit my_package.configs --output-format github
   tp-validate audit train_configs/                     (TOML files, torchtitan 0.2.x)
+  tp-validate audit llama3 --world-size 64 --memory 80GiB
 """
 
 
@@ -33,11 +42,13 @@ class _Job:
         name: of the config, or of the file.
         judge: gives the verdict.
         file: what it is read from, where that is known.
+        arguments: torchtitan's own.
     """
 
     name: str
     judge: Callable[[], Report]
     file: str | None = None
+    arguments: tuple[str, ...] = ()
 
     def report(self) -> Report:
         """Return the verdict, whatever happens: the other jobs are judged all the same."""
@@ -63,6 +74,14 @@ def add_parser(commands: Any) -> None:
         help="torchtitan 0.3.x: a module as for --module, torchtitan's or your own; "
         "0.2.x: a TOML file, or a folder of them",
     )
+    parser.add_argument(
+        "--world-size", type=positive, action="once", metavar="N", help="judge each as started on N ranks"
+    )
+    add_memory(
+        parser,
+        more="every config that fits out on these ranks, which takes a while, and what the fullest then "
+        "holds of parameters, gradients and optimizer state (Adam) is told; more than that does not fit",
+    )
     add_replication(parser)
     add_repairs(parser)
     add_output(parser)
@@ -73,14 +92,18 @@ def run(options: Any) -> int:
     """Run the subcommand; the exit status."""
     from torchtitan_tp_validate.cli import torchtitan
 
+    check_memory(options)
     with torchtitan.installed():
         jobs = _jobs(options)
         if not jobs:
             options.parser.error(f"no training config in {', '.join(options.what)}")
         files.check_not_an_input(options.output_file, [job.file for job in jobs if job.file])
         with output.progress("Judging configs") as track:
-            found = [job.report() for job in track(jobs)]
-    verdicts = Verdicts("audit", many=len(found) > 1)
+            found = [
+                with_memory(job.report(), options, lambda _: {}, arguments=job.arguments)
+                for job in track(jobs)
+            ]
+    verdicts = Verdicts("audit", many=len(found) > 1, memory=options.memory is not None)
     with formats.writing(options, verdicts) as write:
         for report in found:
             write(report)
@@ -113,7 +136,8 @@ def _toml_jobs(path: str, how: RunOptions) -> Iterator[_Job]:
             note = "this torchtitan does not read TOML files: its configs are Python functions."
             yield _Job(file, functools.partial(Report, file, note=note), file)
         else:
-            yield _Job(file, functools.partial(torchtitan.judge_toml, file, how), file)
+            judge = functools.partial(torchtitan.judge_toml, file, how)
+            yield _Job(file, judge, file, (torchtitan.TOML_FLAGS[0], file))
 
 
 def _toml_files(path: str) -> list[str]:
@@ -138,4 +162,5 @@ def _module_jobs(name: str, how: RunOptions, *, named: bool) -> Iterator[_Job]:
     for config, build in configs.items():
         judge = functools.partial(torchtitan.judge_config, config, build, name, how)
         code = getattr(build, "__code__", None)
-        yield _Job(config, judge, code.co_filename if code else None)
+        file = code.co_filename if code else None
+        yield _Job(config, judge, file, ("--module", name, "--config", config))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import logging
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from torchtitan_tp_validate.cli import formats, output
@@ -21,7 +20,9 @@ from torchtitan_tp_validate.cli.arguments import (
     positive,
     run_options,
 )
-from torchtitan_tp_validate.cli.formats import BAD, GOOD, QUIET, Findings, Line
+from torchtitan_tp_validate.cli.formats import BAD, GOOD, QUIET, Findings, Format, Line
+from torchtitan_tp_validate.cli.memory import MEMORY, add_memory
+from torchtitan_tp_validate.cli.picture import Bar, Column, svg
 
 if TYPE_CHECKING:
     from torchtitan_tp_validate.rehearsal.memory import LayoutMeter, Sent, State, Traffic
@@ -33,11 +34,7 @@ FORMS = ("cli", "toml", "recipe")
 SCHEMA_VERSION = 1
 """Of the JSON output, which ``cli/schema-layouts.json`` describes."""
 
-MEMORY = "MEMORY"
-"""In the place of a code: a rank would hold more than it has."""
-
-_UNITS = {"": 1, "MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-_GIB = _UNITS["GIB"]
+_MIB = 2**20
 _CODE = len("NODE001")
 _EXAMPLES = """\
 examples:
@@ -70,14 +67,10 @@ def add_parser(commands: Any) -> None:
         metavar="N",
         help="how many of them share a node: layouts whose TP or EP crosses nodes come last, and say so",
     )
-    ranks.add_argument(
-        "--memory",
-        type=_bytes,
-        action="once",
-        metavar="SIZE",
-        help="what a rank has, e.g. 80GiB: torchtitan lays every layout out without memory, and those whose "
-        "parameters, gradients and optimizer state (Adam) alone take more are left out; activations come on "
-        "top",
+    add_memory(
+        ranks,
+        more="every layout out without memory, and those whose parameters, gradients and optimizer state "
+        "(Adam) alone take more are left out",
     )
     ranks.add_argument(
         "--traffic",
@@ -101,7 +94,7 @@ def add_parser(commands: Any) -> None:
     )
     add_repairs(wanted)
     add_replication(wanted)
-    add_output(parser)
+    add_output(parser, more=_Layouts.formats)
     parser.add_argument(
         "--emit",
         choices=FORMS,
@@ -110,18 +103,6 @@ def add_parser(commands: Any) -> None:
         "of 0.2.x, or as a module with a config function of 0.3.x",
     )
     parser.set_defaults(run=run, parser=parser, command="layouts", hint="a run's arguments follow --")
-
-
-def _bytes(text: str) -> int:
-    """Return a number of bytes.
-
-    Raises:
-        argparse.ArgumentTypeError: it is something else.
-    """
-    number = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?([a-zA-Z]*)", text, re.ASCII)
-    if number is None or number[2].upper() not in _UNITS or not (size := float(number[1])):
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no size: write 80GiB, 141GB or a number of bytes")
-    return int(size * _UNITS[number[2].upper()])
 
 
 def _axes(text: str) -> tuple[str, ...]:
@@ -136,6 +117,8 @@ def run(options: Any) -> int:
         options.parser.error("--world-size is missing: how many ranks are there?")
     if options.emit and options.output_format != next(iter(formats.FORMATS)):
         options.parser.error("--emit writes no list: leave --output-format out")
+    if options.output_format == "svg" and options.memory is None and not options.traffic:
+        options.parser.error("--output-format svg draws what --memory and --traffic tell: give one of them")
     from torchtitan_tp_validate.cli import torchtitan
 
     with output.status() as progress, ExitStack() as stack:
@@ -256,10 +239,28 @@ def _followed(
         yield replace(one, traffic=meter.follow_step(search.fields(one.layout), options.world_size))
 
 
+def _picture(findings: Findings[Found]) -> Iterator[str]:
+    assert isinstance(findings, _Layouts)
+    return findings.picture()
+
+
+def _gather(findings: Findings[Found], thing: Found) -> Iterable[str]:
+    assert isinstance(findings, _Layouts)
+    findings.shown.append(thing)
+    return ()
+
+
 class _Layouts(Findings[Found]):
-    """What is said of layouts."""
+    """What is said of layouts.
+
+    Attributes:
+        shown: those of a picture, which is drawn when all are there.
+    """
 
     array = "layouts"
+    formats = MappingProxyType(
+        {"svg": Format(_gather, "a picture of --memory and --traffic", lambda _: (), _picture)}
+    )
 
     def __init__(self, search: Search, name: str, options: Any) -> None:
         self._search, self._name, self._options = search, name, options
@@ -268,6 +269,31 @@ class _Layouts(Findings[Found]):
         self.columns = (*search.axes, *state, "told", "repairs", *traffic)
         self._first: Found | None = None
         self._uncounted: dict[str, None] = {}
+        self.shown: list[Found] = []
+
+    def picture(self) -> Iterator[str]:
+        """Yield what is drawn: a row for each layout, of what its ranks hold and send."""
+        columns = []
+        states = [one.state for one in self.shown if one.state is not None]
+        if states:
+            held = [Bar(tuple((name, size / 2**30) for name, size in asdict(one).items())) for one in states]
+            columns.append(Column("held by the fullest rank", "GiB", held))
+        if any(one.traffic is not None for one in self.shown):
+            sent = [self._sent_bar(one.traffic) for one in self.shown if one.traffic is not None]
+            columns.append(Column("sent by the first rank in a step", "MiB", sent))
+        title = f"{self._name} on {self._options.world_size} ranks"
+        return svg(title, [self._degrees(one.layout) for one in self.shown], columns)
+
+    def _sent_bar(self, traffic: Traffic) -> Bar:
+        if traffic.uncounted:
+            return Bar(instead="not counted")
+        return Bar(
+            tuple((_named(axes, across), count / _MIB) for axes, across, count in self._by_axes(traffic.sent))
+        )
+
+    def _degrees(self, layout: Layout) -> str:
+        degrees = [f"{axis} {layout.of(axis)}" for axis in self._search.axes if layout.of(axis) > 1]
+        return ", ".join(degrees) or "one rank"
 
     def opening(self) -> Iterator[Line]:
         yield f"{self._name} on {self._options.world_size} ranks:", "bold"
@@ -317,18 +343,17 @@ class _Layouts(Findings[Found]):
 
     def line(self, thing: Found) -> str:
         layout = thing.layout
-        degrees = [f"{axis} {layout.of(axis)}" for axis in self._search.axes if layout.of(axis) > 1]
-        state = f": {_gib(thing.state)} GiB per rank" if thing.state else ""
+        state = f": {thing.state.gib} GiB per rank" if thing.state else ""
         told = "".join(f" ({problem.code})" for problem in layout.warnings)
         sent = f"; {self._sent(thing.traffic)}" if thing.traffic is not None else ""
-        return f"{', '.join(degrees) or 'one rank'}{state}{told}{sent}"
+        return f"{self._degrees(layout)}{state}{told}{sent}"
 
     def _sent(self, traffic: Traffic) -> str:
         """Return what is sent, in a few words."""
         if traffic.uncounted:
             return "not counted"
         parts = [
-            f"{' x '.join(axes)} {count / _UNITS['MIB']:.2f} MiB{' across nodes' if across else ''}"
+            f"{_named(axes, False)} {count / _MIB:.2f} MiB{' across nodes' if across else ''}"
             for axes, across, count in self._by_axes(traffic.sent)
         ]
         return ", ".join(parts) or "nothing"
@@ -346,7 +371,7 @@ class _Layouts(Findings[Found]):
         layout = thing.layout
         cells = [(str(layout.of(axis)), "") for axis in self._search.axes]
         if thing.state is not None:
-            cells.append((_gib(thing.state), ""))
+            cells.append((thing.state.gib, ""))
         told = ", ".join(dict.fromkeys(problem.code for problem in layout.warnings))
         traffic = [(self._sent(thing.traffic), "")] if thing.traffic is not None else []
         return [*cells, (told, ""), (", ".join(layout.repairs), ""), *traffic]
@@ -365,13 +390,7 @@ class _Layouts(Findings[Found]):
             "arguments": self._search.arguments(layout),
             "warnings": [problem.code for problem in layout.warnings],
             "repairs": list(layout.repairs),
-            "bytes_per_rank": None
-            if state is None
-            else {
-                "parameters": state.parameters,
-                "gradients": state.gradients,
-                "optimizer": state.optimizer,
-            },
+            "bytes_per_rank": None if state is None else asdict(state),
             "sent": None
             if traffic is None or traffic.uncounted
             else [
@@ -390,5 +409,5 @@ class _Layouts(Findings[Found]):
         }
 
 
-def _gib(state: State) -> str:
-    return f"{state.total / _GIB:.2f}"
+def _named(axes: Iterable[str], across: bool | None) -> str:
+    return f"{' x '.join(axes)}{' across nodes' if across else ''}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -17,8 +18,9 @@ from torchtitan_tp_validate.cli.arguments import (
     tp_degrees,
 )
 from torchtitan_tp_validate.cli.formats import QUIET, Line, terminal
+from torchtitan_tp_validate.cli.memory import add_memory, check_memory, with_memory
 from torchtitan_tp_validate.cli.verdicts import Report, Verdicts, unexpected
-from torchtitan_tp_validate.degrees import Degrees
+from torchtitan_tp_validate.degrees import FLAGS, Degrees
 from torchtitan_tp_validate.errors import UnavailableError
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ examples:
   tp-validate table
   tp-validate table --model llama3 --model qwen3 --tp 1-16
   tp-validate table --all --world-size 64 --output-format markdown
+  tp-validate table --model llama3 --world-size 64 --memory 80GiB
 """
 _DEFAULT = (2, 4, 8, 16, 32, 64)
 
@@ -58,6 +61,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--world-size", type=positive, metavar="N", help="grey out the degrees that do not divide N ranks"
     )
+    add_memory(
+        parser,
+        more="every flavor out at every degree that works, and what the fullest rank then holds stands in "
+        "the place of yes, in GiB of parameters, gradients and optimizer state (Adam), unless it is more",
+    )
     add_degrees(parser)
     add_output(parser)
     parser.set_defaults(run=run, parser=parser, command="table")
@@ -65,6 +73,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: Any) -> int:
     """Run the subcommand; the exit status."""
+    check_memory(options)
     options.tp = options.tp or _DEFAULT
     found = list(survey(options))
     table = _Table(options, found)
@@ -111,7 +120,15 @@ def survey(options: Any) -> Iterator[Report]:
                 yield Report(name, group=name, note=str(error), skipped=options.model is None)
                 continue
             for flavor in flavors:
-                yield _in_world(_judged(name, flavor, choices), options.world_size)
+                report = _in_world(_judged(name, flavor, choices), options.world_size)
+                fields = functools.partial(_fields, world_size=options.world_size)
+                yield with_memory(report, options, fields, model=name, flavor=flavor)
+
+
+def _fields(degrees: Degrees, world_size: int) -> dict[str, int]:
+    """Return the degrees of a plain run: what they leave of the ranks is shards of the data."""
+    named = {FLAGS[axis]: getattr(degrees, axis) for axis in ("tp", "ep", "cp")}
+    return {**named, FLAGS["dp_shard"]: world_size // (degrees.tp * degrees.cp)}
 
 
 def _judged(name: str, flavor: str, choices: Sequence[Degrees]) -> Report:
@@ -127,7 +144,9 @@ def _judged(name: str, flavor: str, choices: Sequence[Degrees]) -> Report:
 def _in_world(report: Report, world_size: int | None) -> Report:
     if world_size is None:
         return report
-    judgements = (replace(j, in_world=world_size % j.degrees.tp == 0) for j in report.judgements)
+    judgements = (
+        replace(j, in_world=world_size % (j.degrees.tp * j.degrees.cp) == 0) for j in report.judgements
+    )
     return replace(report, judgements=tuple(judgements))
 
 
@@ -158,7 +177,8 @@ def matrix(reports: Sequence[Report], asked: Sequence[int], world_size: int | No
         marks = []
         for judgement in report.judgements:
             style = ("green" if judgement.error is None else "red") if judgement.in_world else "bright_black"
-            marks.append(Text("\u25cf" if judgement.error is None else "\u25cb", style=style))
+            mark = judgement.state.gib if judgement.state and judgement.error is None else "\u25cf"
+            marks.append(Text(mark if judgement.error is None else "\u25cb", style=style))
         group, flavor = map(terminal, names)
         table.add_row(Text("" if report.group == previous else group), Text(flavor), *sizes, *marks, *behind)
         previous = report.group
@@ -170,7 +190,7 @@ def _plain(reports: Sequence[Report], asked: Sequence[int], world_size: int | No
     headings, rows = _cells(reports, asked)
     texts = [headings]
     for report, names, sizes, behind in rows:
-        marks = ["yes" if j.error is None else "-" for j in report.judgements]
+        marks = [j.mark for j in report.judgements]
         marks = [m if j.in_world else f"({m})" for m, j in zip(marks, report.judgements, strict=True)]
         texts.append([*names, *sizes, *marks, *behind])
     yield from ((line, "") for line in formats.aligned(texts))

@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
+from pathlib import Path
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import jsonschema
 import pytest
@@ -21,6 +23,7 @@ from torchtitan_tp_validate.rehearsal.memory import Sent, State, Traffic
 from torchtitan_tp_validate.search import Layout
 
 GIB = 2**30
+SVG = "{http://www.w3.org/2000/svg}"
 SCHEMA = json.loads(resources.files("torchtitan_tp_validate.cli").joinpath("schema-layouts.json").read_text())
 LAYOUTS = [
     Layout(Degrees(tp=1, dp_shard=8)),
@@ -37,6 +40,7 @@ class Meter:
 
     def __init__(self) -> None:
         self.measured: list[int] = []
+        self.name = "debug 8B"
 
     def measure(self, degrees: Mapping[str, int], world_size: int) -> State:
         assert world_size == 8
@@ -72,7 +76,7 @@ def meter(monkeypatch: pytest.MonkeyPatch) -> Meter:
         arguments=lambda layout: [],
     )
     monkeypatch.setattr(torchtitan, "installed", contextlib.nullcontext)
-    monkeypatch.setattr(torchtitan, "search_layouts", lambda *_, **__: (search, "debug 8B"))
+    monkeypatch.setattr(torchtitan, "search_layouts", lambda *_, **__: (search, meter.name))
     monkeypatch.setattr(memory, "layout_meter", layout_meter)
     return meter
 
@@ -125,6 +129,33 @@ def test_what_is_sent_is_data(tp_validate: Program, meter: Meter) -> None:
     assert (first["uncounted"], last["sent"], last["uncounted"]) == ("", None, "it cannot be followed.")
     document = json.loads(tp_validate(*TRAFFIC, "--gpus-per-node", "4", *words).out)
     assert [one["across_nodes"] for one in document["layouts"][0]["sent"]] == [False, False, True]
+
+
+def test_a_picture_has_a_bar_for_each_layout(tp_validate: Program, meter: Meter, tmp_path: Path) -> None:
+    words = [*TRAFFIC, "--memory", "5GiB", "--output-format", "svg", "--output-file", tmp_path / "a.svg"]
+    assert tp_validate(*words, "--", "--config", "8b").status == 0
+    drawn = ElementTree.parse(tmp_path / "a.svg").getroot()
+    said = [one.text for one in drawn.iter(f"{SVG}text")]
+    assert said[:3] == ["debug 8B on 8 ranks", "dp_shard 8", "tp 2, dp_shard 4"]
+    assert said[3:6] == ["held by the fullest rank, GiB", "5.00", "5.00"]
+    assert said[9:12] == ["sent by the first rank in a step, MiB", "3.50", "not counted"]
+    assert (said[6:9], said[12:]) == (["parameters", "gradients", "optimizer"], ["ep", "dp_shard"])
+    bars = [(one[0].text, float(one.attrib["width"])) for one in drawn.iter(f"{SVG}rect") if len(one)]
+    one = [("parameters: 1.00 GiB", 64.0), ("gradients: 1.00 GiB", 64.0), ("optimizer: 3.00 GiB", 192.0)]
+    assert bars == [*one, *one, ("ep: 2.00 MiB", 182.9), ("dp_shard: 1.50 MiB", 137.1)]
+    # Alone it is drawn too; and foreign text is text.
+    rest = ["--memory", "5GiB", "--limit", "1", "--output-format", "svg", "--", "--config", "8b"]
+    meter.name = "<8B> & more"
+    alone = ElementTree.fromstring(tp_validate("layouts", "--world-size", "8", *rest).out)
+    assert next(alone.iter(f"{SVG}text")).text == "<8B> & more on 8 ranks"
+    assert float(alone.attrib["width"]) < float(drawn.attrib["width"])
+
+
+def test_a_picture_of_nothing_is_not_drawn(tp_validate: Program, meter: Meter) -> None:
+    words = ["layouts", "--world-size", "8", "--output-format", "svg", "--", "--config", "8b"]
+    status, out, err = tp_validate(*words)
+    assert (status, out) == (2, "")
+    assert "--output-format svg draws what --memory and --traffic tell: give one of them" in err
 
 
 def test_the_list_is_as_long_as_it_may_be(tp_validate: Program, meter: Meter) -> None:
