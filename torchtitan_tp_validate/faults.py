@@ -1,4 +1,4 @@
-"""The layouts in which a known fault of the installed torchtitan trains wrong, without any error.
+"""The layouts in which a known fault of the installed torchtitan trains wrong, or kills what fits.
 
 Which faults a model has in the installed torchtitan is the release's to say (`Run.faults`): by what is in its
 source, not by its number. Here is in which layouts each shows. What it does, and the way out, is in `FAULTS`.
@@ -20,19 +20,34 @@ from torchtitan_tp_validate.rules import FAULTS
 def find_faults(run: Run) -> tuple[Problem, ...]:
     """Return the known faults that a run suffers from, in the order of `FAULTS`."""
     return tuple(
-        Problem.of(rule, run.line, _told(run))
+        Problem.of(rule, run.line, _TOLD.get(code, _trains_wrong)(run))
         for code, rule in FAULTS.items()
         if code in run.faults and run.line in rule.otherwise and _SHOWS[code](run)
     )
 
 
-def _told(run: Run) -> str:
-    """Return the run's degrees in words."""
+def _trains_wrong(run: Run) -> str:
+    """Return what is said of most of them: the run's degrees in words."""
     degrees = run.degrees
     named = {FLAGS[axis]: getattr(degrees, axis) for axis in ("tp", "ep", "cp", "dp_replicate", "dp_shard")}
     named[PIPELINE_FLAG] = run.pipeline.degree
     told = [f"{name} {degree}" for name, degree in named.items() if degree > 1]
     return f"the installed torchtitan trains this model wrong at {', '.join(told) or 'any degree'}"
+
+
+def _holders(run: Run) -> int:
+    """Return over how many ranks the rows of a weight are split, as far as that is known."""
+    return run.degrees.tp * run.degrees.dp_shard * run.degrees.cp
+
+
+def _splits_permuted_heads(run: Run) -> bool:
+    return run.permuted_heads is not None and run.permuted_heads % _holders(run) != 0
+
+
+def _splits_heads(run: Run) -> str:
+    """Return over how many ranks a run splits heads that are permuted."""
+    heads, ranks = run.permuted_heads, _holders(run)
+    return f"Hugging Face weights of {heads} key-value heads are split over {ranks} ranks"
 
 
 def _microbatch(run: Run) -> int | None:
@@ -57,6 +72,9 @@ def _is_ddp(run: Run) -> bool:
     return degrees.dp_replicate > 1 and degrees.dp_shard * degrees.cp == 1 and degrees.dp_shard_is_known
 
 
+_TOLD: dict[str, Callable[[Run], str]] = {"CKPT001": _splits_heads}
+"""Code -> what is said of a run that suffers from it, where that is not that it trains wrong."""
+
 _SHOWS: dict[str, Callable[[Run], bool]] = {
     "NUM001": _splits_experts_over_tp,
     "NUM002": lambda run: run.degrees.tp > 1 and run.degrees.ep > 1 and run.degrees.etp == 1,
@@ -71,6 +89,7 @@ _SHOWS: dict[str, Callable[[Run], bool]] = {
     "NUM011": lambda run: True,
     "NUM012": lambda run: run.degrees.tp > 1 and run.pipeline.degree > 1 and run.degrees.sequence_parallel,
     "NUM013": lambda run: run.degrees.tp > 1 and run.degrees.cp > 1,
+    "CKPT001": _splits_permuted_heads,
     "NUM014": lambda run: (
         run.degrees.tp > 1
         and run.pipeline.degree > 1

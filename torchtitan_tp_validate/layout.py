@@ -141,6 +141,8 @@ class Run:
         has_experts: whether the model has routed experts.
         shares_with_fsdp: whether the embedding and the output are one weight that FSDP would have to share.
         gathers_by_local_map: whether context parallelism gathers keys and values by ``local_map``.
+        permuted_heads: the key-value heads whose rows are permuted as Hugging Face weights are loaded or
+            saved, or None where none are.
         faults: the codes of the known faults that the model has in the installed torchtitan, see `faults`.
         refusal: what torchtitan's own checks say of the model's config in this run, or empty.
         objection: what something else than these checks says there, or empty.
@@ -168,6 +170,7 @@ class Run:
     has_experts: bool = False
     shares_with_fsdp: bool = False
     gathers_by_local_map: bool = False
+    permuted_heads: int | None = None
     faults: frozenset[str] = frozenset()
     refusal: str = ""
     objection: str = ""

@@ -972,6 +972,24 @@ FAULTS: dict[str, RunRule] = {
             source="torch/distributed/pipelining/stage.py of torch 2.15; measured on the CPU, where tensors "
             "are sent as NCCL sends them",
         ),
+        RunRule(
+            code="CKPT001",
+            about="Hugging Face weights of Llama 3",
+            must="where Hugging Face weights of Llama 3 are loaded or saved, n_kv_heads is a multiple of "
+            "data_parallel_shard_degree x context_parallel_degree x tensor_parallel_degree",
+            otherwise=_everywhere(
+                "dies as it loads or saves",
+                'the adapter permutes the rows of each head, and stops with "Cannot unflatten unevenly '
+                'sharded tensor" or "Sharding propagation failed": before the first step '
+                "(initial_load_in_hf), or as the weights are saved after the last (last_save_in_hf).",
+            ),
+            instead="repair it (--repair), move ranks from data_parallel_shard_degree to "
+            "data_parallel_replicate_degree, or convert the weights by torchtitan's "
+            "scripts/checkpoint_conversion before or after the run",
+            source="torchtitan models/llama3/**/state_dict_adapter.py; "
+            "https://github.com/pytorch/torchtitan/pull/4797, in no release",
+            can_be_repaired=True,
+        ),
     )
 }
-"""Faults of released torchtitan that train wrong although everything divides."""
+"""Faults of released torchtitan that train wrong, or die, although everything divides."""

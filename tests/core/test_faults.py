@@ -73,7 +73,28 @@ CASES: dict[str, tuple[Run, list[Run]]] = {
         ],
     ),
 }
+CASES["CKPT001"] = (
+    run(dp_shard=4, permuted_heads=2),
+    [
+        run(dp_shard=4, permuted_heads=4),
+        run(dp_shard=2, permuted_heads=2),
+        run(dp_shard=4),
+        run(dp_shard=4, dp_replicate=2, permuted_heads=4),
+        run(tp=2, dp_shard=2, permuted_heads=4),
+        run(dp_replicate=4, permuted_heads=2),
+        run(OLD, dp_shard=2, tp=2, permuted_heads=8),
+        run(DTENSOR, cp=4, permuted_heads=8),
+        run(pipeline=TWO_STAGES, dp_shard=2, permuted_heads=2),
+        run(dp_shard=1, permuted_heads=1),
+    ],
+)
 MORE = {
+    "CKPT001": [
+        run(OLD, dp_shard=2, tp=2, permuted_heads=2),
+        run(DTENSOR, cp=4, permuted_heads=2),
+        run(dp_shard=16, permuted_heads=8),
+        run(tp=4, permuted_heads=2),
+    ],
     "NUM001": [run(OLD, tp=2, ep=2, etp=2, dp_shard=2)],
     "NUM006": [
         run(DTENSOR, ONE, tp=2, local_batch_size=4, has_experts=True),
@@ -118,9 +139,29 @@ def test_the_way_out_is_in_the_text() -> None:
     assert str(error) == TEXT
 
 
-def test_every_fault_trains_wrong_and_says_how_to_go_on() -> None:
-    for rule in FAULTS.values():
-        assert all(otherwise.silent for otherwise in rule.otherwise.values())
+SPLIT_HEADS = """\
+This run cannot work: Hugging Face weights of 8 key-value heads are split over 16 ranks.
+
+  CKPT001 Hugging Face weights of 8 key-value heads are split over 16 ranks:
+        where Hugging Face weights of Llama 3 are loaded or saved, n_kv_heads is a multiple of
+        data_parallel_shard_degree x context_parallel_degree x tensor_parallel_degree.
+
+Without this check: the adapter permutes the rows of each head, and stops with
+  "Cannot unflatten unevenly sharded tensor" or "Sharding propagation failed": before the first step
+  (initial_load_in_hf), or as the weights are saved after the last (last_save_in_hf).
+To change it: repair it (--repair), move ranks from data_parallel_shard_degree to
+  data_parallel_replicate_degree, or convert the weights by torchtitan's scripts/checkpoint_conversion
+  before or after the run."""
+
+
+def test_heads_of_hugging_face_weights_are_counted_with_the_ranks() -> None:
+    split = suffering(run(dp_shard=16, permuted_heads=8), "CKPT001")
+    assert str(run_error(None, run().degrees, find_faults(split))) == SPLIT_HEADS
+
+
+def test_every_fault_says_how_to_go_on_and_all_but_one_train_wrong() -> None:
+    for code, rule in FAULTS.items():
+        assert all(otherwise.silent is (code != "CKPT001") for otherwise in rule.otherwise.values())
         assert rule.instead.startswith("repair it (--repair)") is rule.can_be_repaired
         assert not rule.warns
 

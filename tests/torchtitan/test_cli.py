@@ -276,31 +276,28 @@ def test_a_run_with_shared_kv_heads_is_judged_as_the_launcher_would(tp_validate:
     assert tp_validate("audit", "qwen3_5", "--replicate-kv-heads").status == 0
 
 
-def test_hugging_face_weights_of_a_llama_3_with_shared_heads_are_refused_as_by_the_launcher(
+def test_hugging_face_weights_of_split_heads_are_refused_unless_the_adapter_is_repaired(
     tp_validate: Program, tmp_path: Path
 ) -> None:
     job = tmp_path / "job.toml"
     job.write_text(toml("llama3", "8B", 8192, {}))
-    run = (
-        ["--module", "llama3", "--config", "llama3_8b"]
-        if HAS_CONFIG_TREES
-        else ["--job.config_file", str(job)]
-    )
-    run += ["--parallelism.tensor_parallel_degree", "16"]
-    command = ("check", "--replicate-kv-heads", "--", *run, "--checkpoint.last_save_in_hf")
-    assert (
-        tp_validate(
-            *command, "--checkpoint.no-enable" if HAS_CONFIG_TREES else "--checkpoint.no_enable"
-        ).status
-        == 0
-    )
-    status, out, _ = tp_validate(*command, "--checkpoint.enable")
-    assert status == 2
-    assert "checkpoint.last_save_in_hf = true permutes wk by whole heads" in out
-    # A degree that does not fit at all comes first.
-    run[-1] = "24"
-    status, out, _ = tp_validate(*command[:3], *run, *command[-1:], "--checkpoint.enable")
-    assert (status, "permutes" in out) == (1, False)
+    run = ["--module", "llama3", "--config", "llama3_8b"]
+    run = run if HAS_CONFIG_TREES else ["--job.config_file", str(job)]
+    off = "--checkpoint.no-enable" if HAS_CONFIG_TREES else "--checkpoint.no_enable"
+    split = "CKPT001 Hugging Face weights of 8 key-value heads are split over 16 ranks:"
+
+    def check(*flags: str, tp: int, checkpoint: str = "--checkpoint.enable") -> tuple[int, str]:
+        degree = ("--parallelism.tensor_parallel_degree", str(tp), checkpoint)
+        command = ("check", "--world-size", "16", *flags, "--", *run, *degree, "--checkpoint.last_save_in_hf")
+        status, out, _ = tp_validate(*command)
+        return status, out
+
+    for flags, tp in (((), 1), (("--replicate-kv-heads",), 16)):
+        assert check(*flags, tp=tp, checkpoint=off)[0] == 0
+        status, out = check(*flags, tp=tp)
+        assert (status, split in out) == (1, True), out
+        status, out = check(*flags, "--repair", tp=tp)
+        assert (status, "Repaired: CKPT001." in out) == (0, True), out
 
 
 def test_the_table_of_everything_reads_what_is_guarded(tp_validate: Program) -> None:

@@ -21,7 +21,6 @@ from torchtitan_tp_validate.releases.kv_replication import (
     class_name,
     raise_if_foreign,
     raise_if_untried,
-    raise_if_weights_are_permuted,
     supports_args,
     unsupported_error,
 )
@@ -71,8 +70,7 @@ def put_into_job(job: Any) -> None:
 def accept(model: RequestedModel, job: Any) -> None:
     """Let a job start that fits its degrees; see `releases.base.KVReplication`."""
     raise_if_foreign(model.parallelize_fn)
-    args, tp = model.config, job.parallelism.tensor_parallel_degree
-    raise_if_weights_are_permuted(args, [args], tp, job.checkpoint, job.job.dump_folder)
+    del job
 
 
 def put_into_call(function: Callable[..., Any], arguments: Mapping[str, Any], tp: int) -> None:

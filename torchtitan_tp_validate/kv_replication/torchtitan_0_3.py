@@ -34,7 +34,6 @@ from torchtitan_tp_validate.releases.kv_replication import (
     projections,
     raise_if_foreign,
     raise_if_untried,
-    raise_if_weights_are_permuted,
     unsupported_error,
     what_works,
 )
@@ -59,7 +58,6 @@ def accept(model: RequestedModel, job: Any) -> None:
     """
     raise_if_foreign(model.parallelize_fn)
     degrees = degrees_of_job(job)
-    _raise_if_weights_are_permuted(model.config, degrees.tp, job)
     model.config.accept(degrees)
 
 
@@ -76,13 +74,6 @@ def put_into_call(function: Callable[..., Any], arguments: Mapping[str, Any], tp
             f"{type(model).__name__} was built from a config without it",
             "model_registry(..., converters=[ReplicateKVHeads.Config()])",
         )
-
-
-def _raise_if_weights_are_permuted(config: Any, tp: int, run: Any) -> None:
-    attentions = (attention for _, attention in _attentions(config))
-    raise_if_weights_are_permuted(
-        config, attentions, tp, getattr(run, "checkpoint", None), getattr(run, "dump_folder", "")
-    )
 
 
 class ReplicateKVHeads(ModelConfigConverter):  # type: ignore[misc]
@@ -156,7 +147,6 @@ class ReplicatingConfig:
         degrees = degrees_of_job(config)
         if tp > 1 and not self._was_accepted(degrees):
             judge(line_of(self).in_run(self, config), degrees)
-            _raise_if_weights_are_permuted(self, tp, config)
         self.update_unjudged(config=config, **kwargs)
 
     def update_unjudged(self, *, config: Any, **kwargs: Any) -> None:

@@ -40,7 +40,6 @@ class _Seen:
         resumed: ``"4->2"`` -> the loss of the next step.
         weights: ``"4->stock"`` -> how many weights were loaded by or from stock TP 2, where QKV is fused.
         exported: TP degree -> how many tensors the Hugging Face adapter made of the sharded model.
-        export_errors: TP degree -> why it could not, and made them of whole tensors.
         exported_differently: those that are not those of TP 1, which `hugging_face` holds until the end, and
             the weights that the adapter does not make of them again.
     """
@@ -50,7 +49,6 @@ class _Seen:
     resumed: dict[str, float] = field(default_factory=dict)
     weights: dict[str, int] = field(default_factory=dict)
     exported: dict[int, int] = field(default_factory=dict)
-    export_errors: dict[int, str] = field(default_factory=dict)
     exported_differently: list[str] = field(default_factory=list)
     hugging_face: dict[str, Any] = field(default_factory=dict)
 
@@ -176,12 +174,7 @@ def _export(run: _Run, seen: _Seen) -> None:
         return
     adapter = run.tiny.hf_adapter()
     state = get_model_state_dict(run.model)
-    try:
-        exported = adapter.to_hf(state)
-    except RuntimeError as error:
-        seen.export_errors[run.case.tp] = str(error)
-        state = {name: _copy(value) for name, value in state.items()}
-        exported = adapter.to_hf(state)
+    exported = adapter.to_hf(state)
     imported = adapter.from_hf(exported)
     seen.exported_differently += [
         f"TP {run.case.tp}: {name} back again"

@@ -141,8 +141,7 @@ class KVReplication(Protocol):
         """Let a job start whose model fits its degrees, or refuse what it loads and saves.
 
         Raises:
-            KVReplicationError: another function than torchtitan's own parallelizes the model, or Hugging Face
-                weights are loaded or saved that would be permuted.
+            KVReplicationError: another function than torchtitan's own parallelizes the model.
         """
 
     def put_into_call(self, function: Callable[..., Any], arguments: Mapping[str, Any], tp: int) -> None:

@@ -6,8 +6,6 @@ without loading what replicates.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from torchtitan_tp_validate.errors import KVReplicationError
@@ -104,46 +102,6 @@ def raise_if_foreign(parallelize_fn: Any) -> None:
     """
     if not parallelize_fn.__module__.startswith("torchtitan.models."):
         raise unsupported_error(f"{parallelize_fn.__module__} parallelizes this model", "torchtitan.models")
-
-
-def raise_if_weights_are_permuted(
-    model: Any, attentions: Iterable[Any], tp: int, checkpoint: Any, dump_folder: str
-) -> None:
-    """Refuse to load or save Hugging Face weights of a Llama 3 whose ranks share heads.
-
-    Its state-dict adapter, unlike those of the other supported models, permutes the rows of each head of wk,
-    for which DTensor wants whole heads on every rank. The run ends with ``Cannot unflatten unevenly sharded
-    tensor``, at its start or after its last step.
-
-    Args:
-        model: the model's args (0.2.x) or config (0.3.x).
-        attentions: what tells the head counts of its layers.
-        tp: tensor parallel degree.
-        checkpoint: the run's ``[checkpoint]``, or None.
-        dump_folder: where it keeps its checkpoints. One of its own is loaded in the place of initial weights.
-
-    Raises:
-        KVReplicationError: the run does that.
-
-    Source: ``models/llama3/**/state_dict_adapter.py`` of torchtitan.
-    """
-    if checkpoint is None or not checkpoint.enable:
-        return
-    if not class_name(model).startswith("torchtitan.models.llama3."):
-        return
-    if all((attention.n_kv_heads or attention.n_heads) % tp == 0 for attention in attentions):
-        return
-    resumes = any(Path(dump_folder, checkpoint.folder).glob("step-*"))
-    for asked, flag, when in (
-        (checkpoint.initial_load_in_hf and not resumes, "initial_load_in_hf", "before its first"),
-        (checkpoint.last_save_in_hf, "last_save_in_hf", "after its last"),
-    ):
-        if asked:
-            raise unsupported_error(
-                f"checkpoint.{flag} = true permutes wk by whole heads, and a rank holds a part of one",
-                f"{flag} = false with torchtitan's scripts/checkpoint_conversion before or after the run",
-                otherwise=f'would die {when} step with "Cannot unflatten unevenly sharded tensor"',
-            )
 
 
 def unsupported_error(

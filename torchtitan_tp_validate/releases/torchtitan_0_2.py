@@ -24,6 +24,7 @@ from torchtitan_tp_validate.plan import Plan, PlanBuilder, Split
 from torchtitan_tp_validate.releases import contracts, runs
 from torchtitan_tp_validate.releases.base import RequestedModel, SpmdBackend
 from torchtitan_tp_validate.releases.experts import Experts, note_experts, row_shards
+from torchtitan_tp_validate.releases.hf_weights import permuted_heads
 from torchtitan_tp_validate.releases.kv_replication import supports_args
 from torchtitan_tp_validate.releases.reading import (
     Heads,
@@ -129,6 +130,7 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
         mask_block=_MASK_BLOCK if getattr(model.config, "attn_type", "") == "flex" else None,
         **_uncut(model),
         shares_with_fsdp=getattr(model.config, "enable_weight_tying", False) and _ONE_GROUP.is_installed,
+        permuted_heads=permuted_heads(model.config, model.config, job.checkpoint, job.job.dump_folder),
         faults=installed_faults(FAULT_SOURCES, _possible_faults(model, job)),
         **runs.read_batches(job),
     )
@@ -172,7 +174,7 @@ _UNCUT = {
 
 def _possible_faults(model: RequestedModel, job: Any) -> Iterator[str]:
     """Yield the codes of the faults that a model can have, by its flags and its function."""
-    yield from ("NUM008", "NUM009")
+    yield from ("CKPT001", "NUM008", "NUM009")
     moe = getattr(model.config, "moe_args", None)
     if not _has_experts(model.config) or moe is None:
         return
@@ -193,6 +195,10 @@ _ONE_GROUP = Source(
 
 _GATE = Source("models/llama4/infra/parallelize.py", '"moe.router.gate": NoParallel(),')
 FAULT_SOURCES: Mapping[str, Source] = {
+    "CKPT001": Source(
+        "models/llama3/model/state_dict_adapter.py",
+        "# HuggingFace permutation function (exact copy from their conversion script) def _permute(",
+    ),
     "NUM001": _GATE,
     "NUM002": _GATE,
     "NUM003": Source("models/gpt_oss/model/moe.py", 'if "tp" in mesh_dim_names:'),

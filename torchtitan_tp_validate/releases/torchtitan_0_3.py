@@ -24,6 +24,7 @@ from torchtitan_tp_validate.plan import Plan, PlanBuilder, ShardedDim
 from torchtitan_tp_validate.releases import config_tree, contracts, declarations, rows, runs
 from torchtitan_tp_validate.releases.base import RequestedModel
 from torchtitan_tp_validate.releases.experts import Experts, note_experts, row_shards
+from torchtitan_tp_validate.releases.hf_weights import permuted_heads
 from torchtitan_tp_validate.releases.kv_replication import problem_with_attention
 from torchtitan_tp_validate.releases.reading import (
     Heads,
@@ -135,9 +136,14 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
         **runs.read_batches(job),
     )
     classes = _class_names(config)
+    heads = None
+    if _is_tree(config) and config.layers:
+        checkpoint, folder = getattr(job, "checkpoint", None), getattr(job, "dump_folder", "")
+        heads = permuted_heads(config, getattr(config.layers[0], "attention", None), checkpoint, folder)
     run = replace(
         run,
         has_experts=_is_tree(config) and _has_experts(config),
+        permuted_heads=heads,
         faults=installed_faults(FAULT_SOURCES, _possible_faults(model, degrees, classes)),
         gathers_by_local_map=degrees.spmd_backend == "full_dtensor",
         mask_block=_mask_block(config),
@@ -200,7 +206,7 @@ def _possible_faults(model: RequestedModel, degrees: Degrees, classes: Collectio
     layers = getattr(model.config, "layers", ())
     layer_classes = {name for layer in layers for name in _class_names(layer)}
     function = model.parallelize_fn.__module__
-    yield "NUM006"
+    yield from ("CKPT001", "NUM006")
     if "GptOssGroupedExperts.Config" in classes:
         yield "NUM004"
         if degrees.spmd_backend == "full_dtensor":
@@ -229,6 +235,10 @@ def _names_rope_init_fn() -> bool:
 
 
 FAULT_SOURCES: Mapping[str, Source] = {
+    "CKPT001": Source(
+        "models/llama3/state_dict_adapter.py",
+        "# HuggingFace permutation function (exact copy from their conversion script) def _permute(",
+    ),
     "NUM004": Source(
         "models/gpt_oss/moe.py",
         "tp_degree = 1 if isinstance(self.mlp1_weight_EGD, DTensor): mesh_dim_names",

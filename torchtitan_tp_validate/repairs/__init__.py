@@ -1,4 +1,4 @@
-"""Opt-in: mend faults of released torchtitan that train wrong, at run time, by the codes of `rules.FAULTS`.
+"""Opt-in: mend faults of released torchtitan at run time, by the codes of `rules.FAULTS`.
 
 ``install(repair=True)`` and the launcher's ``--repair`` apply those that a run needs, before its model is
 built. Each proves first that the code it mends is the code it knows. What each does is measured by
@@ -15,6 +15,7 @@ from torchtitan_tp_validate.releases import nearest_line
 from torchtitan_tp_validate.releases.sources import installed_faults
 
 REPAIRS = {
+    "CKPT001": "permuted_heads",
     "NUM001": "router_gradients",
     "NUM002": "router_gradients",
     "NUM003": "expert_bias",

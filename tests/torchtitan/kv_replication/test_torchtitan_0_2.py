@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace as NS
 from typing import Any
 
 import pytest
 
 import torchtitan_tp_validate as tpv
-from tests.torchtitan.kv_replication.refusals import PERMUTED, assert_refuses_permuted_weights
 from torchtitan_tp_validate.guards import _guards, guards_in_place
 from torchtitan_tp_validate.job import Options, check_job
 
@@ -131,22 +129,6 @@ def test_a_job_with_what_does_not_go_with_it_is_refused_at_startup() -> None:
     check(job(tensor_parallel_degree=16))
     with pytest.raises(tpv.TPCompatError, match=r"must divide n_kv_heads \(8\)"), tpv.installed():
         check_job(job(tensor_parallel_degree=16), guarded=guards_in_place())
-
-
-@pytest.mark.parametrize("flag", PERMUTED)
-def test_hugging_face_weights_of_llama_3_are_refused_where_ranks_share_heads(
-    flag: str, tmp_path: Path
-) -> None:
-    def check(model: str, flavor: str, tp: int) -> None:
-        config = job(tensor_parallel_degree=tp)
-        config.model.name, config.model.flavor = model, flavor
-        config.job.dump_folder = str(tmp_path)
-        config.checkpoint.enable = True
-        setattr(config.checkpoint, flag, True)
-        with tpv.installed():
-            check_job(config, guarded=guards_in_place(), options=Options(replicate_kv_heads=True))
-
-    assert_refuses_permuted_weights(check, flag, tmp_path)
 
 
 def test_a_job_that_nothing_guards_is_refused_rather_than_left_without() -> None:

@@ -14,7 +14,6 @@ import pytest
 import torchtitan_tp_validate as tpv
 from tests.core.walks import in_the_map
 from tests.forked import ROOT, in_forks, run_module
-from tests.torchtitan.kv_replication.refusals import PERMUTED, assert_refuses_permuted_weights
 from tests.torchtitan.optional import missing_for_qwen3_5, needs_qwen3_5, needs_torchao
 from torchtitan_tp_validate.guards import guards_in_place
 from torchtitan_tp_validate.job import Options, check_job
@@ -241,21 +240,6 @@ def test_long_sequences_are_no_reason_to_refuse(tp: int, cp: int) -> None:
     config = registry("llama3", "8B", converter(), attn_backend="flex")
     config.update_from_config(config=run_config(tp, context_parallel_degree=cp))
     assert [layer.attention.n_kv_heads for layer in config.layers] == [8] * 32
-
-
-@pytest.mark.parametrize("flag", PERMUTED)
-def test_hugging_face_weights_of_llama_3_are_refused_where_ranks_share_heads(
-    flag: str, tmp_path: Path
-) -> None:
-    from torchtitan.components.checkpointer import CheckpointManager
-
-    def update(package: str, flavor: str, tp: int) -> None:
-        config = run_config(tp)
-        config.checkpoint = CheckpointManager.Config(enable=True, **{flag: True})
-        config.dump_folder = str(tmp_path)
-        registry(package, flavor, converter()).update_from_config(config=config)
-
-    assert_refuses_permuted_weights(update, flag, tmp_path)
 
 
 def test_a_model_that_cannot_have_it_is_not_told_of_it() -> None:

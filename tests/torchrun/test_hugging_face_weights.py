@@ -1,0 +1,51 @@
+"""Hugging Face weights of Llama 3 whose heads are split: stock dies, the repair is right."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from torchtitan_tp_validate.rehearsal.torchrun import Torchrun, run_torchrun
+
+ROOT = Path(__file__).resolve().parents[2]
+LAYOUTS = {
+    # FSDP : TP : heads
+    "4:1:4": True,
+    "4:1:8": True,
+    "2:2:4": True,
+    "2:2:8": True,
+    "1:4:4": True,
+    "4:1:2": False,
+    "4:1:6": False,
+    "2:2:2": False,
+    "2:2:6": False,
+}
+"""Layout of four ranks -> whether stock can save and load; in one place where the rule's condition is."""
+
+
+@pytest.fixture(scope="module")
+def exchanged(tmp_path_factory: pytest.TempPathFactory) -> Torchrun:
+    folder = tmp_path_factory.mktemp("weights")
+    return run_torchrun(
+        [str(folder), *LAYOUTS],
+        nproc=4,
+        timeout=300,
+        out=folder,
+        cwd=folder,
+        module="tests.torchrun.permuting",
+        env={"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+    )
+
+
+@pytest.mark.xdist_group("weights")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_repair_saves_and_loads_what_stock_cannot(exchanged: Torchrun, layout: str) -> None:
+    fsdp, tp, heads = map(int, layout.split(":"))
+    assert LAYOUTS[layout] is (heads % (fsdp * tp) == 0)
+    for rank in range(4):
+        assert f"rank {rank}: repaired {layout} right\n" in exchanged.output, exchanged
+        stock = f"rank {rank}: stock {layout} "
+        assert (f"{stock}right\n" in exchanged.output) is LAYOUTS[layout], exchanged
+        assert (f"{stock}wrong\n" in exchanged.output) is False, exchanged
