@@ -12,6 +12,7 @@ import jsonschema
 import pytest
 
 from tests.core.cli.conftest import Program
+from tests.forked import in_forks, run_module
 from tests.torchtitan.installed import HAS_CONFIG_TREES
 from tests.torchtitan.optional import missing_for_qwen3_5, needs_qwen3_5
 from torchtitan_tp_validate import registry
@@ -274,6 +275,15 @@ def test_a_run_with_shared_kv_heads_is_judged_as_the_launcher_would(tp_validate:
     assert status == 1
     assert "Context Parallel is not yet supported for Qwen3.5." in out
     assert tp_validate("audit", "qwen3_5", "--replicate-kv-heads").status == 0
+
+
+@in_forks
+@only_0_2
+def test_a_toml_job_is_judged_in_a_process_that_has_imported_no_model(shipped: Path, tmp_path: Path) -> None:
+    job = ["--job.config_file", str(shipped / "llama3_8b.toml"), "--parallelism.tensor_parallel_degree", "16"]
+    ended = run_module("torchtitan_tp_validate", ["check", "--", *job], out=tmp_path)
+    assert ended.returncode == 1, ended
+    assert "Tensor parallel degree (16) must divide n_kv_heads (8)." in ended.output, ended
 
 
 def test_hugging_face_weights_of_split_heads_are_refused_unless_the_adapter_is_repaired(
