@@ -286,6 +286,15 @@ def test_a_toml_job_is_judged_in_a_process_that_has_imported_no_model(shipped: P
     assert "Tensor parallel degree (16) must divide n_kv_heads (8)." in ended.output, ended
 
 
+@in_forks
+@pytest.mark.requires(torchtitan=("0.2.0", "0.2.1"))
+def test_the_older_releases_are_rehearsed_as_well(tmp_path: Path) -> None:
+    model = ["--model", "llama3", "--flavor", "debugmodel", "--tp", "2"]
+    ended = run_module("torchtitan_tp_validate", ["rehearse", *model], out=tmp_path)
+    assert ended.returncode == 0, ended
+    assert "llama3 debugmodel at tp 2, dp_shard 2: equal to one process" in ended.output, ended
+
+
 def test_hugging_face_weights_of_split_heads_are_refused_unless_the_adapter_is_repaired(
     tp_validate: Program, tmp_path: Path
 ) -> None:

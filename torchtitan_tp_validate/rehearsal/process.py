@@ -313,7 +313,10 @@ def _copies_differ(parameter: nn.Parameter, parallel_dims: Any) -> bool:
         mesh, local = parameter.device_mesh, parameter.to_local().detach()
         named = mesh.mesh_dim_names or ()
         meshes = [mesh.get_group(i) for i, p in enumerate(parameter.placements) if p.is_replicate()]
-    tp = parallel_dims.get_optional_mesh("tp")
+    if hasattr(parallel_dims, "get_optional_mesh"):
+        tp = parallel_dims.get_optional_mesh("tp")
+    else:  # 0.2.0
+        tp = parallel_dims.world_mesh["tp"] if parallel_dims.tp_enabled else None
     # Tensor parallelism of a layer that it knows nothing of, and experts that are dealt out over its ranks.
     if tp is not None and not {"tp", "ep"} & set(named):
         meshes.append(tp.get_group())
