@@ -16,7 +16,7 @@ import pytest
 from tests.core.test_upstream import PATCHES, REPORT, each_patch, told
 from tests.docs.pages import assert_shows
 from tests.patches.trees import commit_all, git, outcomes, run_tool, snapshot
-from torchtitan_tp_validate.releases.torchtitan_0_3 import _FAULTS
+from torchtitan_tp_validate.releases.torchtitan_0_3 import FAULT_SOURCES
 
 of_main = pytest.mark.requires(torchtitan="main")
 # They take turns: two ranks each, and main is imported by all of them.
@@ -136,7 +136,7 @@ def test_the_reproduction_for_torch_shows_the_fault() -> None:
 
 def faults_in(tree: Path) -> set[str]:
     """The faults of torchtitan that are in a tree's source."""
-    own = {code: source for code, source in _FAULTS.items() if source.package == "torchtitan"}
+    own = {code: source for code, source in FAULT_SOURCES.items() if source.package == "torchtitan"}
     return {code for code, source in own.items() if source.is_in(tree / "torchtitan")}
 
 

@@ -91,7 +91,9 @@ class _OutOfStepError(Exception):
 
 
 def main() -> None:
-    """Run all cases of the command line."""
+    """Run all cases of the command line, repaired of what the installed torchtitan trains wrong."""
+    from torchtitan_tp_validate import repairs
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--cases", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -100,6 +102,7 @@ def main() -> None:
     line = models.installed_line()
     device = choose_device()
     line.prepare(device.type)
+    repairs.apply_all()
 
     def run(cases: Sequence[Case], attempt: int) -> NoReturn:
         open_process_group(device, attempt)

@@ -10,8 +10,7 @@ One file per line (`torchtitan_0_2`, `torchtitan_0_3`), each with the same names
 - ``HAS_HEAD_CHECK``: whether torchtitan itself refuses head counts when the model is configured.
 - ``FUSED_QKV``: the families whose stock model has a fused QKV projection.
 - ``prepare(device_type)``: called once per process, before the first process group; on ``"cpu"`` it
-  puts the few pure-torch stand-ins in place that torchtitan's GPU kernels need there. Known faults of the
-  installed torchtitan are repaired, so that the models keep their own settings.
+  puts the few pure-torch stand-ins in place that torchtitan's GPU kernels need there.
 - ``build(family, *, n_heads, n_kv_heads, tp, ep=1, upstream_check=True, ...)``: a `TinyModel` at debug size,
   set up for a run at the degrees ``tp`` and ``ep`` (and, on 0.2.x, ``etp``). ``upstream_check=False`` takes
   torchtitan's own head check out of the way, so that the failure behind it is seen.

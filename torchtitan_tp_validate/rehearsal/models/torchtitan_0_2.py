@@ -77,8 +77,6 @@ def prepare(device_type: str) -> None:
     from torch.distributed.tensor.experimental import implicit_replication
     from torch.distributed.tensor.parallel import loss_parallel
 
-    from torchtitan_tp_validate import repairs
-
     # The logits leave the model sharded over the vocabulary, torchtitan's default. The Trainer keeps
     # this context open over forward and backward; the worker calls backward after `loss` returned.
     _until_exit.enter_context(loss_parallel())
@@ -88,7 +86,6 @@ def prepare(device_type: str) -> None:
     atexit.register(_until_exit.close)
     if device_type == "cpu":
         stand_in_for_gpu_kernels()
-    repairs.apply_all()
 
 
 def build(

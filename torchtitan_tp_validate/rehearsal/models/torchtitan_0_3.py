@@ -176,15 +176,12 @@ BACKENDS = {name: family.backends for name, family in _ALL_FAMILIES.items()}
 
 def prepare(device_type: str) -> None:
     """Set this process up for models on ``device_type``; to be called before the first process group."""
-    from torchtitan_tp_validate import repairs
-
     # torchtitan does the same in init_distributed: its current mesh is thread-local.
     torch.autograd.set_multithreading_enabled(False)
     if device_type == "cpu":
         run_on_cpu()
         _run_flex_attention_without_gpu_kernels()
         _run_gated_delta_without_gpu_kernels()
-    repairs.apply_all()
 
 
 def run_on_cpu() -> None:
