@@ -43,7 +43,9 @@ RUNS = {
     "experts": run_of("deepseek_v3", "debugmodel", "deepseek_v3_debugmodel"),
 }
 ALLOWED = ("NUM001", "NUM002", "NUM008", "NUM009") if OLD else ("NUM006",)
-MOST = {"dense": 5, "experts": 3}
+MOST = {"dense": 2, "experts": 1}
+MORE = {"dense": 5, "experts": 3}
+"""Of how many layouts it is shown, and of how many where there is time."""
 TOO = {
     "dense": (
         {"dp_replicate": 2, "dp_shard": 2},
@@ -128,11 +130,15 @@ def test_what_upstream_issues_are_about_dies_and_is_refused(tmp_path: Path) -> N
         assert [problem.code for problem in error.problems] == [code]
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_real_ranks_train_what_is_found_and_hold_and_send_what_is_measured(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "most"), [*MOST.items(), *(pytest.param(*more, marks=pytest.mark.long) for more in MORE.items())]
+)
+def test_real_ranks_train_what_is_found_and_hold_and_send_what_is_measured(
+    name: str, most: int, tmp_path: Path
+) -> None:
     arguments = RUNS[name]
     search, layouts = found(arguments)
-    some = spread(layouts, MOST[name])
+    some = spread(layouts, most)
     some += [one for one in layouts if one not in some and above_one(search, one) in TOO[name]]
     jobs = [([*arguments, *search.arguments(layout)], RANKS) for layout in some]
     held = train(jobs, tmp_path)

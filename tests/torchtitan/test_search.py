@@ -76,7 +76,13 @@ def in_other_degrees(config: Any, degrees: dict[str, int]) -> Any:
     return changed
 
 
-@pytest.mark.parametrize(("model", "flavor", "replicates", "world_size"), CASES)
+def in_its_time(case: tuple[Any, ...]) -> Any:
+    """A case, which most worlds of 8 ranks and more make a long one."""
+    is_long = case[-1] >= 8 and case[0] != "llama3"
+    return pytest.param(*case, marks=pytest.mark.long if is_long else ())
+
+
+@pytest.mark.parametrize(("model", "flavor", "replicates", "world_size"), map(in_its_time, CASES))
 def test_the_layouts_that_work_are_those_of_brute_force(
     model: str, flavor: str, replicates: bool, world_size: int
 ) -> None:
