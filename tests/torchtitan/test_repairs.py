@@ -62,6 +62,8 @@ print(*sorted({f"{getattr(owner, '__name__', owner)}.{name}" for owner, name, *_
 _REPAIRED = {
     "0.2.2": [
         "GptOssGroupedExperts.forward",
+        "Llama3StateDictAdapter._permute",
+        "Llama3StateDictAdapter._reverse_permute",
         "TokenChoiceTopKRouter.init_weights",
         "torchtitan.models.gpt_oss.infra.parallelize.apply_moe_ep_tp",
         "torchtitan.models.llama4.infra.parallelize.apply_moe_ep_tp",
@@ -70,6 +72,8 @@ _REPAIRED = {
         "AsyncCollectiveTensor.wait",
         "GptOssGroupedExperts.forward",
         "HFTransformerModel.init_states",
+        "Llama3StateDictAdapter._permute",
+        "Llama3StateDictAdapter._reverse_permute",
         "Module._spmd_distribute_state",
         "ScaledBiasRowwiseLinear.forward",
     ],
