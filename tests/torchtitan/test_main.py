@@ -13,6 +13,7 @@ from torchtitan_tp_validate.rehearsal.rehearse import rehearse
 pytestmark = pytest.mark.requires(torchtitan="main")
 
 TP = "--parallelism.tensor_parallel_degree"
+DP = "--parallelism.data_parallel_shard_degree"
 LLAMA3 = ("--", "--module", "llama3", "--config", "llama3_debugmodel")
 PIPELINE = ("--parallelism.pipeline_parallel_degree", "2", "--training.disable_cuda_graphs")
 BUDGET = "--training.num_tokens_per_microbatch_per_dp_rank"
@@ -65,6 +66,8 @@ def test_its_own_fields_are_judged(arguments: tuple[str, ...], words: str, tp_va
         (("gpt_oss", "gpt_oss_20b", TP, "2", "--parallelism.spmd_backend", "partial_dtensor"), "NUM005"),
         (("qwen3", "qwen3_30b_a3b", TP, "2", "--parallelism.spmd_backend", "partial_dtensor"), "NUM006"),
         (("transformers_modeling_backend", "transformers_modeling_backend_debugmodel"), "NUM011"),
+        (("llama3", "llama3_8b", DP, "16", "--checkpoint.enable", "--checkpoint.last_save_in_hf"), "CKPT001"),
+        (("llama3", "llama3_8b", DP, "8", "--checkpoint.enable", "--checkpoint.last_save_in_hf"), ""),
         (("qwen3", "qwen3_30b_a3b", TP, "2"), ""),
         (("muse_glimmer", "muse_glimmer_debugmodel", TP, "2"), ""),
     ],
@@ -75,7 +78,7 @@ def test_it_is_accused_of_the_faults_that_it_still_has(
     module, config, *more = arguments
     run = ("--module", module, "--config", config, "--training.disable_cuda_graphs", *more)
     status, out, _ = tp_validate("check", "--", *run)
-    assert (status, "NUM0" in out) == ((1, True) if code else (0, False))
+    assert (status, "This run cannot work" in out) == ((1, True) if code else (0, False))
     assert code in out
 
 
