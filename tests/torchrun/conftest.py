@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +13,9 @@ from tests.forked import in_forks
 from torchtitan_tp_validate.rehearsal.cases import Case
 from torchtitan_tp_validate.rehearsal.models import installed_line
 from torchtitan_tp_validate.rehearsal.runner import Result, run_cases
+from torchtitan_tp_validate.rehearsal.torchrun import Torchrun, run_torchrun
 
+ROOT = Path(__file__).resolve().parents[2]
 ResultOf = Callable[[Case], Result]
 
 
@@ -30,6 +33,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.xdist_group(group))
             if item.path.stem.endswith("_launcher"):
                 item.add_marker(in_forks)
+
+
+def run_ranks(module: str, *arguments: str, nproc: int, folder: Path, timeout: float = 400.0) -> Torchrun:
+    """Run a module of the tests under torchrun, from a folder that holds nothing else."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    where = {"out": folder, "cwd": folder, "env": {"PYTHONPATH": path}}
+    return run_torchrun(arguments, nproc=nproc, timeout=timeout, module=module, **where)
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 
-from torchtitan_tp_validate.rehearsal.torchrun import Torchrun, run_torchrun
+from tests.torchrun.conftest import run_ranks
+from torchtitan_tp_validate.rehearsal.torchrun import Torchrun
 
-ROOT = Path(__file__).resolve().parents[2]
 LAYOUTS = {
     # FSDP : TP : heads
     "4:1:4": True,
@@ -28,15 +25,7 @@ LAYOUTS = {
 @pytest.fixture(scope="module")
 def exchanged(tmp_path_factory: pytest.TempPathFactory) -> Torchrun:
     folder = tmp_path_factory.mktemp("weights")
-    return run_torchrun(
-        [str(folder), *LAYOUTS],
-        nproc=4,
-        timeout=300,
-        out=folder,
-        cwd=folder,
-        module="tests.torchrun.permuting",
-        env={"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
-    )
+    return run_ranks("tests.torchrun.permuting", str(folder), *LAYOUTS, nproc=4, folder=folder)
 
 
 @pytest.mark.xdist_group("weights")

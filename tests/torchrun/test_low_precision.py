@@ -5,15 +5,11 @@ One process proves little there: stock at TP 2 is itself far from it, as it roun
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 
+from tests.torchrun.conftest import run_ranks
 from tests.torchtitan.optional import needs_torchao
-from torchtitan_tp_validate.rehearsal.torchrun import Torchrun, run_torchrun
-
-ROOT = Path(__file__).resolve().parents[2]
+from torchtitan_tp_validate.rehearsal.torchrun import Torchrun
 
 pytestmark = [pytest.mark.requires(torchtitan="0.3"), needs_torchao]
 
@@ -28,16 +24,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Torchrun:
-    folder = tmp_path_factory.mktemp("twins")
-    return run_torchrun(
-        list(KINDS),
-        nproc=2,
-        timeout=400,
-        out=folder,
-        cwd=folder,
-        module="tests.torchrun.twins",
-        env={"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
-    )
+    return run_ranks("tests.torchrun.twins", *KINDS, nproc=2, folder=tmp_path_factory.mktemp("twins"))
 
 
 @pytest.mark.xdist_group("twins")

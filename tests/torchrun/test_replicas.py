@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
-from torchtitan_tp_validate.rehearsal.torchrun import run_torchrun
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.torchrun.conftest import run_ranks
 
 pytestmark = pytest.mark.requires(torchtitan=("0.2.2", "0.3.0"))
 
 
 @pytest.mark.parametrize("how", ["equal", "drift"])
 def test_copies_that_differ_are_named_and_those_that_do_not_are_let_alone(how: str, tmp_path: Path) -> None:
-    result = run_torchrun(
-        [how],
-        nproc=2,
-        timeout=120,
-        out=tmp_path,
-        cwd=tmp_path,
-        module="tests.torchrun.replicas",
-        env={"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
-    )
+    result = run_ranks("tests.torchrun.replicas", how, nproc=2, folder=tmp_path)
     assert result.returncode == 0, result
     said = (
         "equal"
