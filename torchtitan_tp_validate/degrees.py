@@ -65,6 +65,12 @@ class Axis(Enum):
         return FLAGS[self.value]
 
 
+SHARDS_ARE_UNKNOWN = (
+    f"{Axis.FSDP.flag} is left to the number of ranks, which is not known before the run starts"
+)
+"""Why a rule was left out that counts them."""
+
+
 @dataclass(frozen=True)
 class Degrees:
     """What a run asks for, as far as it decides what is split and how.

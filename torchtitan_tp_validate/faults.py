@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG
+from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG, SHARDS_ARE_UNKNOWN
 from torchtitan_tp_validate.errors import Problem
 from torchtitan_tp_validate.layout import Run
 from torchtitan_tp_validate.rules import FAULTS
@@ -24,6 +24,14 @@ def find_faults(run: Run) -> tuple[Problem, ...]:
         for code, rule in FAULTS.items()
         if code in run.faults and run.line in rule.otherwise and _SHOWS[code](run)
     )
+
+
+def not_judged(run: Run) -> tuple[str, ...]:
+    """Return the known faults that could not be looked for, and why."""
+    unknown = not run.degrees.dp_shard_is_known and not _splits_permuted_heads(run)
+    if "CKPT001" in run.faults and run.permuted_heads is not None and unknown:
+        return (f"CKPT001: {SHARDS_ARE_UNKNOWN}",)
+    return ()
 
 
 def _trains_wrong(run: Run) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torchtitan_tp_validate.degrees import PIPELINE_FLAG, Axis, Degrees, applies_fsdp, degrees_of_job
 from torchtitan_tp_validate.errors import PlanError, Problem, RunError, RunWarning, UnknownNameError
-from torchtitan_tp_validate.faults import find_faults
+from torchtitan_tp_validate.faults import find_faults, not_judged
 from torchtitan_tp_validate.layout import find_problems, known_shards
 from torchtitan_tp_validate.notices import warn_once
 from torchtitan_tp_validate.plan import Plan
@@ -104,6 +104,7 @@ class Verdict:
         unread: why its model was not judged, or empty.
         reason: the same, as the reader of the model says it, or empty.
         repairs: the codes of the faults that it would suffer from without their repair.
+        not_judged: the rules on the run that were left out, and why.
     """
 
     degrees: Degrees
@@ -113,6 +114,7 @@ class Verdict:
     unread: str = ""
     reason: str = ""
     repairs: tuple[str, ...] = ()
+    not_judged: tuple[str, ...] = ()
 
 
 def judge_job(
@@ -173,7 +175,7 @@ def judge_job(
         objection = "" if degrees.splits_nothing else run.objection
         unread = f"{job.model.name}: {objection}" if objection else ""
     warnings = tuple(problem for problem in problems if problem.warns)
-    return Verdict(degrees, plan, error, warnings, unread, reason, repairs)
+    return Verdict(degrees, plan, error, warnings, unread, reason, repairs, not_judged(run))
 
 
 def _uneven_shards(job: Job) -> tuple[Problem, ...]:

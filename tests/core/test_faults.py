@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.core.test_layout import DTENSOR, OLD, SPMD, run
-from torchtitan_tp_validate.faults import find_faults
+from torchtitan_tp_validate.faults import find_faults, not_judged
 from torchtitan_tp_validate.layout import Run, Sizes
 from torchtitan_tp_validate.rules import FAULTS, Line
 from torchtitan_tp_validate.validate import run_error
@@ -157,6 +157,20 @@ To change it: repair it (--repair), move ranks from data_parallel_shard_degree t
 def test_heads_of_hugging_face_weights_are_counted_with_the_ranks() -> None:
     split = suffering(run(dp_shard=16, permuted_heads=8), "CKPT001")
     assert str(run_error(None, run().degrees, find_faults(split))) == SPLIT_HEADS
+
+
+def test_heads_are_not_counted_with_ranks_that_are_not_known() -> None:
+    said = (
+        "CKPT001: data_parallel_shard_degree is left to the number of ranks, which is not known before the "
+        "run starts",
+    )
+    left = suffering(run(dp_shard_is_known=False, permuted_heads=8), "CKPT001")
+    assert not_judged(left) == said
+    assert not_judged(suffering(run(dp_shard=16, permuted_heads=8), "CKPT001")) == ()
+    assert not_judged(suffering(run(dp_shard_is_known=False), "CKPT001")) == ()
+    assert not_judged(run(dp_shard_is_known=False, permuted_heads=8)) == ()
+    # What is known is enough to refuse it.
+    assert not_judged(suffering(run(dp_shard_is_known=False, tp=16, permuted_heads=8), "CKPT001")) == ()
 
 
 def test_every_fault_says_how_to_go_on_and_all_but_one_train_wrong() -> None:

@@ -162,7 +162,7 @@ def judge_job(config: Any, name: str, location: Location | None, options: Option
     if verdict.unread and verdict.error is None:
         return Report(name, note=f"Not validated: {verdict.unread}", location=location)
     judgement = Judgement(verdict.degrees, verdict.error, warnings=verdict.warnings)
-    unread = (verdict.unread,) if verdict.unread else ()
+    unread = (*filter(None, [verdict.unread]), *verdict.not_judged)
     return Report(name, (judgement,), verdict.plan, location=location, unread=unread, repairs=verdict.repairs)
 
 

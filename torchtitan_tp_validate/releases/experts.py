@@ -15,12 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from torchtitan_tp_validate.degrees import Axis, Degrees
+from torchtitan_tp_validate.degrees import SHARDS_ARE_UNKNOWN, Degrees
 from torchtitan_tp_validate.plan import PlanBuilder, Split
-
-_UNKNOWN_SHARDS = (
-    f"FSDP001: {Axis.FSDP.flag} is left to the number of ranks, which is not known before the run starts"
-)
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ def note_experts(
     if experts.grouped and degrees.device_type == "cuda" and any(cut for _, _, cut in experts.rows):
         findings.add("TP013", experts.hidden_dim, layers=layers, place=place, split=Split.ALIGNED)
     if degrees.fsdp and not degrees.dp_shard_is_known:
-        findings.leave_out(_UNKNOWN_SHARDS)
+        findings.leave_out(f"FSDP001: {SHARDS_ARE_UNKNOWN}")
     if row_shards is None:
         return
     for name, size, cut in dict.fromkeys(experts.rows):
