@@ -4,7 +4,7 @@ Which faults a model has in the installed torchtitan is the release's to say (`R
 source, not by its number. Here is in which layouts each shows. What it does, and the way out, is in `FAULTS`.
 
 Source: every condition was measured, with layouts one step outside of it, by rehearsals of torchtitan 0.2.2
-and 0.3.0 (docs/faults.md).
+and 0.3.0, that of CKPT001 on four and eight ranks (docs/faults.md).
 """
 
 from __future__ import annotations

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from tests.core.test_layout import run
 from tests.torchrun.conftest import run_ranks
+from torchtitan_tp_validate.faults import find_faults
 from torchtitan_tp_validate.rehearsal.torchrun import Torchrun
 
 LAYOUTS = {
@@ -19,7 +21,7 @@ LAYOUTS = {
     "2:2:2": False,
     "2:2:6": False,
 }
-"""Layout of four ranks -> whether stock can save and load; in one place where the rule's condition is."""
+"""Layout of four ranks -> whether stock can save and load."""
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +34,10 @@ def exchanged(tmp_path_factory: pytest.TempPathFactory) -> Torchrun:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_repair_saves_and_loads_what_stock_cannot(exchanged: Torchrun, layout: str) -> None:
     fsdp, tp, heads = map(int, layout.split(":"))
-    assert LAYOUTS[layout] is (heads % (fsdp * tp) == 0)
+    asked = run(dp_shard=fsdp, tp=tp, permuted_heads=heads, faults=frozenset({"CKPT001"}))
+    assert LAYOUTS[layout] is (find_faults(asked) == ())
     for rank in range(4):
         assert f"rank {rank}: repaired {layout} right\n" in exchanged.output, exchanged
         stock = f"rank {rank}: stock {layout} "
         assert (f"{stock}right\n" in exchanged.output) is LAYOUTS[layout], exchanged
-        assert (f"{stock}wrong\n" in exchanged.output) is False, exchanged
+        assert f"{stock}wrong\n" not in exchanged.output, exchanged

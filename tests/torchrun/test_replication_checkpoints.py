@@ -29,7 +29,7 @@ ADAPTED = Case.parse(
     ranks=4,
     **{"guard": "install", "upstream_check": True, "ac": "none", "checkpoints": "1-2-4"},
 )
-"""Adapters on every linear. On spmd_types torchtitan would train the frozen weights as well (NUM007)."""
+"""Adapters on every linear."""
 
 CASES = [*map(moved, FAMILIES), *([ADAPTED] if "qwen3_5" in LINE.FAMILIES else [])]
 

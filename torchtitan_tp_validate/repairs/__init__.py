@@ -2,7 +2,8 @@
 
 ``install(repair=True)`` and the launcher's ``--repair`` apply those that a run needs, before its model is
 built. Each proves first that the code it mends is the code it knows. What each does is measured by
-``tests/rehearsal/test_repairs.py``: a run beside one process, without and with it.
+``tests/rehearsal/test_repairs.py``: a run beside one process, without and with it; and, for CKPT001, by
+``tests/torchrun/test_hugging_face_weights.py``.
 """
 
 from __future__ import annotations
