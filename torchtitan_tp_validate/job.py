@@ -175,7 +175,9 @@ def judge_job(
         objection = "" if degrees.splits_nothing else run.objection
         unread = f"{job.model.name}: {objection}" if objection else ""
     warnings = tuple(problem for problem in problems if problem.warns)
-    return Verdict(degrees, plan, error, warnings, unread, reason, repairs, not_judged(run))
+    left_out = () if run.checkpoint is None else run.checkpoint.left_out(run.degrees)
+    left_out = (*not_judged(run), *left_out)
+    return Verdict(degrees, plan, error, warnings, unread, reason, repairs, left_out)
 
 
 def _uneven_shards(job: Job) -> tuple[Problem, ...]:

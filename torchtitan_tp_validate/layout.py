@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from torchtitan_tp_validate.checkpoint import Checkpoint
 from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG, Degrees
 from torchtitan_tp_validate.errors import Problem
 from torchtitan_tp_validate.rules import RUN_RULES, Line
@@ -143,6 +144,7 @@ class Run:
         gathers_by_local_map: whether context parallelism gathers keys and values by ``local_map``.
         permuted_heads: the key-value heads whose rows are permuted as Hugging Face weights are loaded or
             saved, or None where none are.
+        checkpoint: what it starts from, or None.
         faults: the codes of the known faults that the model has in the installed torchtitan, see `faults`.
         refusal: what torchtitan's own checks say of the model's config in this run, or empty.
         objection: what something else than these checks says there, or empty.
@@ -171,6 +173,7 @@ class Run:
     shares_with_fsdp: bool = False
     gathers_by_local_map: bool = False
     permuted_heads: int | None = None
+    checkpoint: Checkpoint | None = None
     faults: frozenset[str] = frozenset()
     refusal: str = ""
     objection: str = ""
@@ -584,6 +587,21 @@ def _global_batch(run: Run) -> _Found:
         )
 
 
+def _data(run: Run) -> _Found:
+    if run.checkpoint is not None:
+        yield from run.checkpoint.problems_with_data(run.degrees)
+
+
+def _states(run: Run) -> _Found:
+    if run.checkpoint is not None:
+        yield from run.checkpoint.problems_with_states()
+
+
+def _weights(run: Run) -> _Found:
+    if run.checkpoint is not None:
+        yield from run.checkpoint.problems_with_weights()
+
+
 def _refusal(run: Run) -> _Found:
     if run.refusal:
         yield f"torchtitan itself refuses this run: {run.refusal}", ""
@@ -618,6 +636,9 @@ _CONDITIONS: dict[str, Callable[[Run], _Found]] = {
     "TIE001": _tied,
     "BATCH001": _global_batch,
     "OPT001": _optimizer_groups,
+    "CKPT002": _data,
+    "CKPT003": _states,
+    "CKPT004": _weights,
     "RUN001": _refusal,
     "RUN002": _late_refusal,
 }

@@ -746,6 +746,44 @@ RUN_RULES: dict[str, RunRule] = {
             source="torchtitan components/optimizer/optimizer.py (_build_param_groups)",
         ),
         RunRule(
+            code="CKPT002",
+            about="data ranks of a checkpoint",
+            must="a run that resumes has as many data parallel ranks as the one that wrote its checkpoint",
+            otherwise=_everywhere(
+                "dies as it loads",
+                "every data rank has a state of its own in it: with fewer ranks torchtitan stops with "
+                '"dp_degree is inconsistent before and after checkpoint", with more torch with "Missing key '
+                f'in checkpoint state_dict: dataloader.dp_rank_...", {_UP}.',
+            ),
+            instead="keep the number of data parallel ranks",
+            source="torchtitan components/dataloader.py (ParallelAwareDataloader.load_state_dict)",
+        ),
+        RunRule(
+            code="CKPT003",
+            about="a checkpoint of the model alone",
+            must="what a run resumes from holds its optimizer, learning rate scheduler and step, too",
+            otherwise=_everywhere(
+                "dies as it loads",
+                "the last checkpoint of a run is of the model alone, unless checkpoint.last_save_model_only "
+                f"is false: torch does not find the others in it, {_UP}.",
+            ),
+            instead="resume from an earlier step (--checkpoint.load_step), or begin a run from these weights "
+            "(--checkpoint.initial_load_path) with another --checkpoint.folder",
+            source="torchtitan components/checkpoint.py (_save_last_step, _states_to_load)",
+        ),
+        RunRule(
+            code="CKPT004",
+            about="weights of a checkpoint",
+            must="a checkpoint holds every weight of the model, and of the same size",
+            otherwise=_everywhere(
+                "dies as it loads",
+                f'torch stops with "Missing key in checkpoint state_dict" or "Size mismatch", {_UP}.',
+            ),
+            instead="load a checkpoint of this model, or run the model of the checkpoint: with the flavor, "
+            "the converters and the KV-head replication that it was trained with",
+            source="torch/distributed/checkpoint/default_planner.py (create_default_local_load_plan)",
+        ),
+        RunRule(
             code="RUN001",
             about="torchtitan's own checks",
             must="torchtitan looks at a model's config when the process groups are up",
@@ -887,9 +925,10 @@ FAULTS: dict[str, RunRule] = {
                 text="every gradient is as many times too large as a local batch has tokens, SILENTLY: the "
                 "gradient norm is wrong, and clipping always cuts.",
             ),
-            instead="set pipeline_parallel_degree to 1, or take 0.2.1 or 0.3.x",
+            instead="repair it (--repair), set pipeline_parallel_degree to 1, or take 0.2.1 or 0.3.x",
             source="torchtitan train.py of 0.2.2 (forward_backward_step); "
             "https://github.com/pytorch/torchtitan/issues/2972",
+            can_be_repaired=True,
         ),
         RunRule(
             code="NUM009",
@@ -900,9 +939,11 @@ FAULTS: dict[str, RunRule] = {
                 text="every gradient is divided by the number of replicas, SILENTLY: DDP averages what the "
                 "loss has divided by all tokens already.",
             ),
-            instead="shard the data (data_parallel_shard_degree of 2 or more), or take 0.2.1 or 0.3.x",
+            instead="repair it (--repair), shard the data (data_parallel_shard_degree of 2 or more), or take "
+            "0.2.1 or 0.3.x",
             source="torchtitan models/llama3/infra/parallelize.py (apply_ddp) of 0.2.2; "
             "https://github.com/pytorch/torchtitan/pull/2323",
+            can_be_repaired=True,
         ),
         RunRule(
             code="NUM010",

@@ -16,7 +16,8 @@ FOLDER = Path(torchtitan_tp_validate.__file__).parent
 ORDER = (
     ("errors", "rules", "models", "release_files", "hardware"),
     ("degrees", "notices", "failure", "locate"),
-    ("plan", "supported", "identity", "layout"),
+    ("plan", "supported", "identity", "checkpoint"),
+    ("layout",),
     ("faults",),
     ("releases",),
     ("advice",),

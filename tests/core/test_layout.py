@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from torchtitan_tp_validate.checkpoint import DATA_LOADER, STATES, Checkpoint
 from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.errors import Problem, RunError, TPCompatError
 from torchtitan_tp_validate.layout import (
@@ -41,6 +42,8 @@ def parts(*stages_of: str) -> tuple[tuple[str, ...], ...]:
 
 ALL = [f"layers.{index}" for index in range(8)]
 HALVES = parts("tok_embeddings " + " ".join(ALL[:4]), " ".join(ALL[4:]) + " norm lm_head")
+
+EVERYTHING = frozenset((DATA_LOADER, *STATES))
 
 DUAL = {"degree": 2, "schedule": "DualPipeV"}
 
@@ -213,6 +216,31 @@ CASES: dict[str, list[tuple[Run, Run]]] = {
             run(patterns=(".*", "tok"), parameters=("tok_embeddings.w", "layers.0.w")),
             run(patterns=("tok", ".*"), parameters=("tok_embeddings.w", "layers.0.w")),
         ),
+    ],
+    "CKPT002": [
+        (
+            run(checkpoint=Checkpoint("", EVERYTHING, EVERYTHING, data_ranks=2)),
+            run(dp_replicate=2, checkpoint=Checkpoint("", EVERYTHING, EVERYTHING, data_ranks=2)),
+        ),
+        (
+            run(dp_shard=4, checkpoint=Checkpoint("", EVERYTHING, EVERYTHING, data_ranks=2)),
+            run(dp_shard=4, checkpoint=Checkpoint("", EVERYTHING - {DATA_LOADER}, EVERYTHING, data_ranks=2)),
+        ),
+        (
+            run(dp_shard=4, checkpoint=Checkpoint("", EVERYTHING, EVERYTHING, data_ranks=2)),
+            run(dp_shard=4, checkpoint=Checkpoint("", EVERYTHING, EVERYTHING)),
+        ),
+    ],
+    "CKPT003": [
+        (run(checkpoint=Checkpoint("", EVERYTHING)), run(checkpoint=Checkpoint(""))),
+        (
+            run(checkpoint=Checkpoint("", EVERYTHING, EVERYTHING - {"optimizer"})),
+            run(checkpoint=Checkpoint("", EVERYTHING, EVERYTHING - {DATA_LOADER})),
+        ),
+    ],
+    "CKPT004": [
+        (run(checkpoint=Checkpoint("", missing=("w",))), run(checkpoint=Checkpoint(""))),
+        (run(checkpoint=Checkpoint("", reshaped=("w is (8,), not (4,)",))), run()),
     ],
     "RUN001": [(run(refusal="no"), run())],
     "RUN002": [(run(late_refusal="no"), run())],

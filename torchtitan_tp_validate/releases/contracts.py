@@ -53,13 +53,23 @@ _MESH = Reads(
 )
 
 
-def of_config_trees(sizes: Sizes, *, gated_delta: str, absent: tuple[str, ...]) -> tuple[Reads, ...]:
+_CHECKPOINTS = ("CKPT001", "CKPT002", "CKPT003", "CKPT004")
+_OF_A_CHECKPOINT = (
+    *("enable", "folder", "load_step", "exclude_from_loading", "last_save_in_hf"),
+    *("initial_load_path", "initial_load_model_only", "initial_load_in_hf", "initial_load_in_hf_quantized"),
+)
+
+
+def of_config_trees(
+    sizes: Sizes, *, gated_delta: str, absent: tuple[str, ...], checkpoints: str = ""
+) -> tuple[Reads, ...]:
     """Return the contract of a line whose models and jobs are trees of configs.
 
     Args:
         sizes: what it calls those of a batch.
         gated_delta: the file of the gated-delta layers.
         absent: fields under ``[parallelism]`` that it does not have.
+        checkpoints: the file and class of the config of checkpoints, where all of the line has them.
     """
     absent = (*absent, FLAGS["etp"])
     configs, attention = "config/configs.py", "models/common/attention.py"
@@ -72,7 +82,11 @@ def of_config_trees(sizes: Sizes, *, gated_delta: str, absent: tuple[str, ...]) 
         "activation_checkpoint",
         "comm",
         "optimizer",
+        "checkpoint",
+        "dump_folder",
     )
+    file, _, owner = checkpoints.partition(":")
+    of_checkpoints = (Reads(file, tuple(f"{owner}.{name}" for name in _OF_A_CHECKPOINT), _CHECKPOINTS),)
     delta_net = ("in_proj_q", "in_proj_v", "key_head_dim", "value_head_dim")
     return (
         Reads("config/manager.py", ("ConfigManager.parse_args",)),
@@ -105,6 +119,7 @@ def of_config_trees(sizes: Sizes, *, gated_delta: str, absent: tuple[str, ...]) 
         ),
         Reads("models/common/moe.py", ("GroupedExperts._grouped_mm",), ("TP013",)),
         Reads("components/optimizer/optimizer.py", ("ParamGroupConfig.pattern",), ("OPT001",)),
+        *(of_checkpoints if checkpoints else ()),
     )
 
 
@@ -112,7 +127,10 @@ def of_job_configs() -> tuple[Reads, ...]:
     """Return the contract of 0.2.x, whose job is one config and whose models are described by args."""
     config = "config/job_config.py"
     absent = ("pipeline_parallel_schedule_csv", "num_pp_microbatches")
-    sections = ("model", "experimental", "training", "parallelism", "activation_checkpoint", "comm")
+    sections = (
+        *("model", "experimental", "training", "parallelism", "activation_checkpoint", "comm"),
+        *("job", "checkpoint", "fault_tolerance"),
+    )
     return (
         Reads("config/manager.py", ("ConfigManager.parse_args",)),
         Reads("train.py", ("Trainer.__init__",)),
@@ -133,5 +151,7 @@ def of_job_configs() -> tuple[Reads, ...]:
         Reads("protocols/train_spec.py", ("TrainSpec.pipelining_fn",), ("PP006",)),
         *_of_degrees(config, "Parallelism", absent),
         *_of_batches(config, "Training", Sizes()),
+        Reads(config, tuple(f"Checkpoint.{name}" for name in _OF_A_CHECKPOINT), _CHECKPOINTS),
+        Reads(config, ("Job.dump_folder", "FaultTolerance.enable"), _CHECKPOINTS),
         _MESH,
     )

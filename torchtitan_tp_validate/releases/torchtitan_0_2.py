@@ -18,11 +18,14 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
+from torchtitan_tp_validate.checkpoint import DATA_LOADER
 from torchtitan_tp_validate.degrees import TOKEN_FIELDS, Degrees
+from torchtitan_tp_validate.errors import PlanError
 from torchtitan_tp_validate.layout import Run
 from torchtitan_tp_validate.plan import Plan, PlanBuilder, Split
 from torchtitan_tp_validate.releases import contracts, runs
 from torchtitan_tp_validate.releases.base import RequestedModel, SpmdBackend
+from torchtitan_tp_validate.releases.checkpoints import read_checkpoint, start_of
 from torchtitan_tp_validate.releases.experts import Experts, note_experts, row_shards
 from torchtitan_tp_validate.releases.hf_weights import permuted_heads
 from torchtitan_tp_validate.releases.kv_replication import supports_args
@@ -118,6 +121,8 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
     checkpointing = getattr(getattr(job, "activation_checkpoint", None), "mode", "none")
     overlaps = getattr(job.parallelism, "pipeline_parallel_expert_parallel_overlap", False)
     pipeline = replace(pipeline, overlaps_experts=overlaps and checkpointing != "none")
+    assets = job.model.hf_assets_path
+    start = start_of(job.checkpoint, job.job.dump_folder, assets, empty_is_new=False)
     run = Run(
         degrees,
         Line.TORCHTITAN_0_2,
@@ -130,8 +135,14 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
         mask_block=_MASK_BLOCK if getattr(model.config, "attn_type", "") == "flex" else None,
         **_uncut(model),
         shares_with_fsdp=getattr(model.config, "enable_weight_tying", False) and _ONE_GROUP.is_installed,
-        permuted_heads=permuted_heads(model.config, model.config, job.checkpoint, job.job.dump_folder),
-        faults=installed_faults(FAULT_SOURCES, _possible_faults(model, job)),
+        permuted_heads=permuted_heads(model.config, model.config, job.checkpoint, start),
+        checkpoint=read_checkpoint(
+            start,
+            _not_loaded(job),
+            partial(_build, model.config, job),
+            lambda: _train_spec(job).state_dict_adapter(runs.updated_args(model.config, job), assets),
+        ),
+        faults=installed_faults(FAULT_SOURCES, _possible_faults(model, starts=start is None)),
         **runs.read_batches(job),
     )
     refusal = ""
@@ -147,6 +158,21 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
     if not late and degrees.tp > 1:
         late = runs.async_refusal(model.parallelize_fn, job)
     return replace(run, refusal=refusal, late_refusal=late)
+
+
+def _build(config: Any, job: Any) -> Any:
+    """Return the job's model, on meta."""
+    model = in_run(config, job)
+    if model is config:
+        raise PlanError("its args do not tell all sizes")
+    return model
+
+
+def _not_loaded(job: Any) -> tuple[str, ...]:
+    """Return what a job does not load of a checkpoint."""
+    # Of TorchFT's replicas each keeps its own.
+    of_replicas = (DATA_LOADER,) if job.fault_tolerance.enable else ()
+    return (*job.checkpoint.exclude_from_loading, *of_replicas)
 
 
 def _uncut(model: RequestedModel) -> dict[str, Any]:
@@ -172,8 +198,13 @@ _UNCUT = {
 }
 
 
-def _possible_faults(model: RequestedModel, job: Any) -> Iterator[str]:
-    """Yield the codes of the faults that a model can have, by its flags and its function."""
+def _possible_faults(model: RequestedModel, *, starts: bool) -> Iterator[str]:
+    """Yield the codes of the faults that a model can have, by its flags and its function.
+
+    Args:
+        model: the model.
+        starts: whether its weights are drawn, and not loaded.
+    """
     yield from ("CKPT001", "NUM008", "NUM009")
     moe = getattr(model.config, "moe_args", None)
     if not _has_experts(model.config) or moe is None:
@@ -183,8 +214,7 @@ def _possible_faults(model: RequestedModel, job: Any) -> Iterator[str]:
         yield "NUM001"
     if "gpt_oss" in model.parallelize_fn.__module__:
         yield "NUM003"
-    loads = getattr(getattr(job, "checkpoint", None), "initial_load_path", None)
-    if getattr(moe, "gate_bias", False) and not loads:
+    if getattr(moe, "gate_bias", False) and starts:
         yield "NUM010"
 
 

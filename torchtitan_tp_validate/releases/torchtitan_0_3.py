@@ -19,10 +19,12 @@ from types import ModuleType
 from typing import Any
 
 from torchtitan_tp_validate.degrees import TOKEN_BUDGET, Axis, Degrees, token_field
+from torchtitan_tp_validate.errors import PlanError
 from torchtitan_tp_validate.layout import Run
 from torchtitan_tp_validate.plan import Plan, PlanBuilder, ShardedDim
 from torchtitan_tp_validate.releases import config_tree, contracts, declarations, rows, runs
 from torchtitan_tp_validate.releases.base import RequestedModel
+from torchtitan_tp_validate.releases.checkpoints import read_checkpoint, start_of
 from torchtitan_tp_validate.releases.experts import Experts, note_experts, row_shards
 from torchtitan_tp_validate.releases.hf_weights import permuted_heads
 from torchtitan_tp_validate.releases.kv_replication import problem_with_attention
@@ -136,14 +138,21 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
         **runs.read_batches(job),
     )
     classes = _class_names(config)
-    heads = None
+    heads, section = None, getattr(job, "checkpoint", None)
+    assets = getattr(job, "hf_assets_path", "")
+    start = start_of(section, getattr(job, "dump_folder", ""), assets, empty_is_new=True)
     if _is_tree(config) and config.layers:
-        checkpoint, folder = getattr(job, "checkpoint", None), getattr(job, "dump_folder", "")
-        heads = permuted_heads(config, getattr(config.layers[0], "attention", None), checkpoint, folder)
+        heads = permuted_heads(config, getattr(config.layers[0], "attention", None), section, start)
     run = replace(
         run,
         has_experts=_is_tree(config) and _has_experts(config),
         permuted_heads=heads,
+        checkpoint=read_checkpoint(
+            start,
+            getattr(section, "exclude_from_loading", ()),
+            functools.partial(_build, config),
+            lambda: job.model_spec.state_dict_adapter(config, assets),
+        ),
         faults=installed_faults(FAULT_SOURCES, _possible_faults(model, degrees, classes)),
         gathers_by_local_map=degrees.spmd_backend == "full_dtensor",
         mask_block=_mask_block(config),
@@ -172,6 +181,16 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
         }
         late = runs.refusal_of(model.parallelize_fn, {"config": config}, degrees, pipeline.degree, given)
     return replace(run, refusal=refusal, late_refusal=late, objection=objected)
+
+
+def _build(config: Any) -> Any:
+    """Return the model of a config, on meta."""
+    import torch
+
+    if not _is_tree(config):
+        raise PlanError("its config is completed when it is built")
+    with torch.device("meta"):
+        return copy.deepcopy(config).build()
 
 
 _ANYTHING = r".*"

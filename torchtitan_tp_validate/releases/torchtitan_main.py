@@ -48,7 +48,10 @@ __all__ = [
 
 SPMD_BACKENDS = tuple(backend for backend in _OF_0_3 if backend.name != "full_dtensor")
 CONTRACT = contracts.of_config_trees(
-    runs.SIZES[1], gated_delta="models/qwen3_5/gdn.py", absent=("pipeline_parallel_microbatch_size",)
+    runs.SIZES[1],
+    gated_delta="models/qwen3_5/gdn.py",
+    absent=("pipeline_parallel_microbatch_size",),
+    checkpoints="components/checkpointer/base.py:BaseCheckpointManager.Config",
 )
 
 

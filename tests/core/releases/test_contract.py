@@ -11,7 +11,7 @@ import pytest
 from tests.core.fake_torchtitan import FakeTorchtitan, make
 from torchtitan_tp_validate.releases import releases, torchtitan_main
 from torchtitan_tp_validate.releases.contract import Gone, Reads, gone_from, missing_names
-from torchtitan_tp_validate.rules import RULES, RUN_RULES
+from torchtitan_tp_validate.rules import FAULTS, RULES, RUN_RULES
 
 SOURCE = """
 class Base:
@@ -65,7 +65,7 @@ def test_a_file_that_is_gone_weighs_more_than_a_name() -> None:
 @pytest.mark.parametrize("line", releases(), ids=lambda line: line.__name__.rpartition(".")[2])
 def test_a_contract_names_rules_that_there_are_and_nothing_twice(line: object) -> None:
     contract: tuple[Reads, ...] = line.CONTRACT  # type: ignore[attr-defined]
-    assert {code for reads in contract for code in reads.rules} <= {*RULES, *RUN_RULES}
+    assert {code for reads in contract for code in reads.rules} <= {*RULES, *RUN_RULES, *FAULTS}
     read = [(reads.file, name, reads.rules) for reads in contract for name in reads.names]
     assert len(read) == len(set(read)) > 30
 

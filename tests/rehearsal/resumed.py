@@ -1,0 +1,108 @@
+"""Save checkpoints by torchtitan's Trainer on real ranks, and load them into other runs.
+
+    python -m tests.rehearsal.resumed OUT
+
+``OUT/runs.json`` lists what each run does (``save``, ``save the last``, ``load``, or ``load replicated``:
+with KV-head replication), its arguments and its number of ranks; ``OUT/outcomes.json`` gets what it raised,
+or nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torchtitan_tp_validate.guards import install
+from torchtitan_tp_validate.rehearsal.batches import Batches
+from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
+from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line, plain_job
+from torchtitan_tp_validate.rehearsal.jobs.batch import read_batch
+from torchtitan_tp_validate.releases import kv_replication_of, line_of
+
+
+def main(folder: str) -> None:
+    """Do what a folder says."""
+    die_with_parent()
+    out, line = Path(folder), installed_line()
+    line.prepare(False)
+    runs = json.loads((out / "runs.json").read_text(encoding="utf-8"))
+    outcomes = [_outcome(line, *run, out) for run in runs]
+    (out / "outcomes.json").write_text(json.dumps(outcomes), encoding="utf-8")
+
+
+def _outcome(line: ModuleType, what: str, arguments: list[str], ranks: int, out: Path) -> str:
+    job = plain_job(line.parse(Request(tuple(arguments))))
+    ends = Children(out, 300.0).run("run", ranks, partial(_rank, line, job, what, out))
+    errors = [f"{end.error} {end.traceback}" for end in ends if end.error]
+    if not errors and any(end.how != "ended" for end in ends):
+        raise AssertionError(f"{what} {arguments}: {ends}")
+    return errors[0] if errors else ""
+
+
+def _rank(line: ModuleType, job: Any, what: str, out: Path, rank: int, enter: Any) -> None:
+    enter("building")
+    checkpoint = copy.deepcopy(job.checkpoint)
+    checkpoint.interval = 1
+    checkpoint.last_save_model_only = True
+    with _adapter_kept(job):
+        line.make_plain(job)
+    job.checkpoint = checkpoint
+    if what == "load replicated":
+        kv_replication_of(line_of(job)).put_into_job(job)
+        install(replicate_kv_heads=True, allow=("CKPT004",))  # to see what comes of it
+    batch = read_batch(job)
+    batches = Batches(
+        batch.local * 8, batch.seq_len, line.vocab_size(job), seed=1, more=line.more_inputs(job)
+    )
+    trainer = line.build_trainer(job, batches.of_rank, batch.local, batch.microbatch)
+    trainer.checkpointer.states["dataloader"] = _data_loader(trainer.parallel_dims)
+    enter(what)
+    if what.startswith("load"):
+        assert trainer.checkpointer.load(-1)
+    else:
+        trainer.checkpointer.save(1, last_step=what == "save the last")
+    (out / f"run-rank{rank}.json").write_text("{}", encoding="utf-8")
+
+
+@contextmanager
+def _adapter_kept(job: Any) -> Iterator[None]:
+    """Keep the names of Hugging Face for a model of 0.2.x, which does without when nothing is loaded."""
+    if hasattr(job, "model_spec"):
+        yield
+        return
+    from torchtitan.protocols.train_spec import get_train_spec
+
+    adapter = get_train_spec(job.model.name).state_dict_adapter
+    yield
+    get_train_spec(job.model.name).state_dict_adapter = adapter
+
+
+def _data_loader(parallel_dims: Any) -> Any:
+    """Return a data loader of torchtitan's own, of this data rank, without any data."""
+    try:
+        from torchtitan.components.dataloader import ParallelAwareDataloader
+    except ImportError:  # main
+        from torchtitan.components.data.loader import ParallelAwareDataloader
+    from torch.utils.data import IterableDataset
+
+    class Nothing(IterableDataset):
+        def __iter__(self) -> Any:
+            return iter(())
+
+    if hasattr(parallel_dims, "world_mesh") and not hasattr(parallel_dims, "get_optional_mesh"):  # 0.2.0
+        mesh = parallel_dims.world_mesh["dp"] if parallel_dims.dp_enabled else None
+    else:
+        mesh = parallel_dims.get_optional_mesh("batch")
+    ranks, rank = (mesh.size(), mesh.get_local_rank()) if mesh is not None else (1, 0)
+    return ParallelAwareDataloader(Nothing(), rank, ranks, batch_size=None)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,124 @@
+"""What is said of a checkpoint that a run is to load is what comes of it on real ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.rehearsal.test_memory import ALLOWED, OLD, run_of
+from torchtitan_tp_validate.cli.torchtitan import judge_run
+from torchtitan_tp_validate.job import Options
+
+pytestmark = pytest.mark.xdist_group("resumption")
+
+MISSING = "Missing key in checkpoint state_dict: "
+STEP = Path("checkpoint", "step-1")
+INCONSISTENT = "AssertionError: dp_degree is inconsistent before and after checkpoint"
+KINDS = (
+    {
+        "deepseek_v3": "debugmodel",
+        "llama4": "debugmodel",
+        "qwen3": "debugmodel_moe",
+        "gpt_oss": "debugmodel",
+    }
+    if OLD
+    else {
+        "deepseek_v3": "debugmodel",
+        "gpt_oss": "debugmodel",
+        "muse_glimmer": "debugmodel",
+        "qwen3_5": "debugmodel_moe",
+    }
+)
+"""Models with more than weights of linears: experts, their biases, buffers, and what is tied."""
+
+CONFIGS = {"qwen3_5": "qwen35_debugmodel_moe"}
+
+Run = tuple[str, list[str], int]
+
+
+def of(
+    folder: Path, *more: str, model: str = "llama3", flavor: str = "debugmodel", **degrees: int
+) -> list[str]:
+    """The arguments of a run that keeps its checkpoints in a folder."""
+    named = run_of(model, flavor, CONFIGS.get(model, f"{model}_{flavor}"))
+    words = [
+        *named,
+        "--job.dump_folder" if OLD else "--dump_folder",
+        str(folder),
+        "--checkpoint.enable",
+        *more,
+    ]
+    for axis, degree in degrees.items():
+        words += [f"--parallelism.{axis}_degree", str(degree)]
+    return words
+
+
+def outcomes(runs: list[Run], out: Path) -> list[str]:
+    (out / "runs.json").write_text(json.dumps(runs), encoding="utf-8")
+    with (out / "output.txt").open("w") as output:
+        subprocess.run(
+            [sys.executable, "-m", "tests.rehearsal.resumed", str(out)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=output,
+            stderr=output,
+            check=True,
+            timeout=900,
+        )
+    found: list[str] = json.loads((out / "outcomes.json").read_text(encoding="utf-8"))
+    return found
+
+
+def codes(run: Run) -> list[str]:
+    """What the rules say of a run."""
+    what, arguments, ranks = run
+    options = Options(replicate_kv_heads="replicated" in what, world_size=ranks, allow=ALLOWED)
+    (judgement,) = judge_run(arguments, options).judgements
+    return [problem.code for problem in judgement.error.problems] if judgement.error else []
+
+
+def test_a_run_resumes_or_dies_as_is_said(tmp_path: Path) -> None:
+    one, two, alone, hf, new = (tmp_path / name for name in ("one", "two", "alone", "hf", "new"))
+    sharded = {"data_parallel_shard": 2}
+    saves: list[Run] = [
+        ("save", of(one), 1),
+        ("save", of(two, **sharded), 2),
+        ("save the last", of(alone), 1),
+        ("save the last", of(hf, "--checkpoint.last_save_model_only", "--checkpoint.last_save_in_hf"), 1),
+    ]
+    assert outcomes(saves, tmp_path) == [""] * len(saves)
+    weights = ("--checkpoint.initial_load_path", str(alone / STEP))
+    in_hf = ("--checkpoint.initial_load_in_hf", "--checkpoint.initial_load_path", str(hf / STEP))
+    without_data = ("--checkpoint.exclude_from_loading", "dataloader")
+    loads: list[tuple[Run, str, list[str]]] = [
+        (("load", of(one, tensor_parallel=2), 2), "", []),
+        (("load", of(two, data_parallel_shard=1, data_parallel_replicate=2), 2), "", []),
+        (("load", of(two, tensor_parallel=2), 2), INCONSISTENT, ["CKPT002"]),
+        (("load", of(one, **sharded), 2), f"{MISSING}dataloader.dp_rank_1", ["CKPT002"]),
+        (("load", of(one, *without_data, **sharded), 2), "", []),
+        (("load", of(alone), 1), MISSING, ["CKPT003"]),
+        (("load", of(new, *weights), 1), "", []),
+        (("load", of(new, *weights, model="qwen3"), 1), MISSING, ["CKPT004"]),
+        (("load", of(hf), 1), "metadata is None", ["CKPT003"]),
+        (("load", of(new, *in_hf), 1), "", []),
+        (("load", of(new, *in_hf, model="qwen3"), 1), "Size mismatch between saved", ["CKPT004"]),
+    ]
+    if not OLD:
+        # The optimizer's state is named after the parameters, and wqkv becomes three.
+        loads.append((("load replicated", of(one), 1), f"{MISSING}optimizer.", ["CKPT004"]))
+    runs = [run for run, _, _ in loads]
+    for (run, words, said), outcome in zip(loads, outcomes(runs, tmp_path), strict=True):
+        assert (words in outcome) if words else outcome == "", run
+        assert codes(run) == said, run
+
+
+@pytest.mark.long
+def test_a_checkpoint_of_every_kind_of_model_is_its_own(tmp_path: Path) -> None:
+    one = dict.fromkeys(("tensor_parallel", "pipeline_parallel", "data_parallel_shard", "expert_parallel"), 1)
+    runs = [of(tmp_path / model, model=model, flavor=flavor, **one) for model, flavor in KINDS.items()]
+    assert outcomes([("save", run, 1) for run in runs], tmp_path) == [""] * len(runs)
+    assert [codes(("load", run, 1)) for run in runs] == [[]] * len(runs)
