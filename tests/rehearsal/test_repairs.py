@@ -45,6 +45,7 @@ def at(model: str, **degrees: int | str) -> dict[str, Any]:
         "ep": "expert_parallel_degree",
         "etp": "expert_tensor_parallel_degree",
         "dp": "data_parallel_shard_degree",
+        "ddp": "data_parallel_replicate_degree",
         "pp": "pipeline_parallel_degree",
         "backend": "spmd_backend",
     }
@@ -57,6 +58,8 @@ SHOWN: dict[str, dict[str, Shown]] = {
         "NUM001": Shown(at("qwen3 30B-A3B", tp=2, dp=2), (GATE, "gradient")),
         "NUM002": Shown(at("llama4 debugmodel", tp=2, ep=2, dp=2), ("layers.1.moe.router.gate", "gradient")),
         "NUM003": Shown(at("gpt_oss debugmodel", tp=2, ep=2, etp=2, dp=2), ("", "")),
+        "NUM008": Shown(at("llama3 debugmodel", pp=2, dp=1), ("layers.0", "gradient")),
+        "NUM009": Shown(at("llama3 debugmodel", ddp=2, dp=1), ("layers.0", "gradient")),
         "NUM010": Shown(at("gpt_oss debugmodel", tp=2, dp=1), ("gate.bias", "uninitialized")),
     },
     "0.3": {

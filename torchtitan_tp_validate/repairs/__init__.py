@@ -24,6 +24,8 @@ REPAIRS = {
     "NUM005": "output_bias",
     "NUM006": "local_map",
     "NUM007": "frozen_weights",
+    "NUM008": "loss_scale",
+    "NUM009": "loss_scale",
     "NUM010": "router_bias",
     "NUM011": "rotary_embedding",
 }
