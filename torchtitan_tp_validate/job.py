@@ -232,6 +232,8 @@ def check_job(
     if verdict.unread:
         again = " It is tried again when the model is built." if verdict.reason else ""
         _not_validated(f"{verdict.unread}{again}", verdict.reason)
+    for left_out in verdict.not_judged:
+        _not_validated(f"{left_out}.")
     return verdict.repairs
 
 

@@ -88,6 +88,19 @@ def test_a_job_that_cannot_be_judged_says_so_once_by_name_and_reason() -> None:
     assert told(job(config_tree(NS()), 2, training=NS(seq_len=8))) == []
 
 
+def test_a_checkpoint_that_is_not_here_is_said_not_to_be_validated() -> None:
+    config = job(config_tree(attention_layer(8, 4)), 2, training=NS(seq_len=8))
+    config.dump_folder = "/nowhere"
+    config.checkpoint = NS(
+        **{"enable": True, "folder": "checkpoint", "load_step": -1, "exclude_from_loading": []},
+        **{"initial_load_path": "/nowhere/step-1", "initial_load_model_only": True},
+        **{"initial_load_in_hf": False, "initial_load_in_hf_quantized": False, "last_save_in_hf": False},
+    )
+    assert told(config) == [
+        "Not validated at startup: CKPT002, CKPT003, CKPT004: /nowhere/step-1 is no folder of this machine."
+    ]
+
+
 def test_of_many_ranks_the_first_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "3")
     assert told(job(config_tree(NS()), 2, training=NS(seq_len=8))) == []
