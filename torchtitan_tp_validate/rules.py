@@ -752,11 +752,13 @@ RUN_RULES: dict[str, RunRule] = {
             otherwise=_everywhere(
                 "dies as it loads",
                 "every data rank has a state of its own in it: with fewer ranks torchtitan stops with "
-                '"dp_degree is inconsistent before and after checkpoint", with more torch with "Missing key '
-                f'in checkpoint state_dict: dataloader.dp_rank_...", {_UP}.',
+                '"dp_degree is inconsistent before and after checkpoint" (main: "cannot resume after '
+                'changing the effective data-parallel degree"), with more torch with "Missing key in '
+                f'checkpoint state_dict: dataloader.dp_rank_...", {_UP}.',
             ),
             instead="keep the number of data parallel ranks",
-            source="torchtitan components/dataloader.py (ParallelAwareDataloader.load_state_dict)",
+            source="torchtitan components/dataloader.py (ParallelAwareDataloader.load_state_dict), main "
+            "components/data/loader.py; https://github.com/pytorch/torchtitan/issues/811",
         ),
         RunRule(
             code="CKPT003",

@@ -26,7 +26,8 @@ This run cannot work: step-10 is of 2 data parallel ranks, and the run has 8.
         a run that resumes has as many data parallel ranks as the one that wrote its checkpoint.
 
 Without this check: every data rank has a state of its own in it: with fewer ranks torchtitan stops
-  with "dp_degree is inconsistent before and after checkpoint", with more torch with
+  with "dp_degree is inconsistent before and after checkpoint" (main:
+  "cannot resume after changing the effective data-parallel degree"), with more torch with
   "Missing key in checkpoint state_dict: dataloader.dp_rank_...", when the process groups are up.
 To change it: set data_parallel_replicate_degree x data_parallel_shard_degree to 2, or begin the data
   again with --checkpoint.exclude_from_loading dataloader."""

@@ -86,11 +86,8 @@ def _adapter_kept(job: Any) -> Iterator[None]:
 
 def _data_loader(parallel_dims: Any) -> Any:
     """Return a data loader of torchtitan's own, of this data rank, without any data."""
-    try:
-        from torchtitan.components.dataloader import ParallelAwareDataloader
-    except ImportError:  # main
-        from torchtitan.components.data.loader import ParallelAwareDataloader
     from torch.utils.data import IterableDataset
+    from torchtitan.components.dataloader import ParallelAwareDataloader
 
     class Nothing(IterableDataset):
         def __iter__(self) -> Any:

@@ -65,6 +65,7 @@ _REPAIRED = {
         "Llama3StateDictAdapter._permute",
         "Llama3StateDictAdapter._reverse_permute",
         "TokenChoiceTopKRouter.init_weights",
+        "Trainer.forward_backward_step",
         "torchtitan.models.gpt_oss.infra.parallelize.apply_moe_ep_tp",
         "torchtitan.models.llama4.infra.parallelize.apply_moe_ep_tp",
     ],

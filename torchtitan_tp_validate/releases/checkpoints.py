@@ -17,7 +17,8 @@ from torchtitan_tp_validate.checkpoint import DATA_LOADER, STATES, Checkpoint
 _METADATA = ".metadata"
 _HF_INDEX = "model.safetensors.index.json"
 _STEP = re.compile(r"step-(\d+)")
-_DATA_RANK = re.compile(rf"{DATA_LOADER}\.dp_rank_\d+")
+# Of main's data loader it is a tree.
+_DATA_RANK = re.compile(rf"{DATA_LOADER}\.(dp_rank_\d+)(?:\..+)?")
 _OF_THE_OPTIMIZER = re.compile(r"optimizer\.(?:state|param_groups)\.(.+)\.\w+")
 _WEIGHTS = "CKPT004"
 _ALL = f"CKPT002, CKPT003, {_WEIGHTS}"
@@ -104,9 +105,8 @@ def read_checkpoint(
     except Exception as error:  # torch unpickles it, and an adapter is of anybody's model
         return _unread(start, f"{rules}: {start.path} cannot be read ({type(error).__name__}: {error})")
     held = frozenset(name.partition(".")[0] for name in saved)
-    found = Checkpoint(
-        start.path, wanted, held & wanted, data_ranks=sum(bool(_DATA_RANK.fullmatch(name)) for name in saved)
-    )
+    data_ranks = {match[1] for name in saved if (match := _DATA_RANK.fullmatch(name))}
+    found = Checkpoint(start.path, wanted, held & wanted, len(data_ranks))
     return _beside_model(found, saved, build, names) if found.is_whole else found
 
 

@@ -14,6 +14,10 @@ from typing import Any
 from torchtitan_tp_validate.errors import ReplicaError
 from torchtitan_tp_validate.repairs.patching import Patch
 
+_CHUNK = 2**24
+"""Elements that are summed at a time: as 64-bit numbers they need several times the memory of the weight."""
+_WEIGHTS = 8191
+
 
 def check_every(steps: int) -> None:
     """Have every optimizer of torchtitan compare its model's copies after each so many steps, until undone.
@@ -100,6 +104,10 @@ def _checksum(tensor: Any) -> Any:
     import torch
 
     width = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-    bits = tensor.contiguous().view(width).flatten().to(torch.int64)
+    bits = tensor.contiguous().view(width).flatten()
     # Weighted by place, so that copies whose values have changed places differ too.
-    return (bits * (torch.arange(bits.numel(), device=bits.device) % 8191 + 1)).sum()
+    weights = torch.arange(min(bits.numel(), _CHUNK), device=bits.device) % _WEIGHTS + 1
+    total = torch.zeros((), dtype=torch.int64, device=bits.device)
+    for chunk in bits.split(_CHUNK):
+        total = total * _WEIGHTS + (chunk * weights[: chunk.numel()]).sum()
+    return total
