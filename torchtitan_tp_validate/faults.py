@@ -80,7 +80,10 @@ def _is_ddp(run: Run) -> bool:
     return degrees.dp_replicate > 1 and degrees.dp_shard * degrees.cp == 1 and degrees.dp_shard_is_known
 
 
-_TOLD: dict[str, Callable[[Run], str]] = {"CKPT001": _splits_heads}
+_TOLD: dict[str, Callable[[Run], str]] = {
+    "CKPT001": _splits_heads,
+    "CKPT005": lambda run: "Hugging Face weights of experts are to be saved after the last step",
+}
 """Code -> what is said of a run that suffers from it, where that is not that it trains wrong."""
 
 _SHOWS: dict[str, Callable[[Run], bool]] = {
@@ -98,6 +101,7 @@ _SHOWS: dict[str, Callable[[Run], bool]] = {
     "NUM012": lambda run: run.degrees.tp > 1 and run.pipeline.degree > 1 and run.degrees.sequence_parallel,
     "NUM013": lambda run: run.degrees.tp > 1 and run.degrees.cp > 1,
     "CKPT001": _splits_permuted_heads,
+    "CKPT005": lambda run: run.has_experts,
     "NUM014": lambda run: (
         run.degrees.tp > 1
         and run.pipeline.degree > 1

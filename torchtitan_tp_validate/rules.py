@@ -779,7 +779,8 @@ RUN_RULES: dict[str, RunRule] = {
             must="a checkpoint holds every weight of the model, and of the same size",
             otherwise=_everywhere(
                 "dies as it loads",
-                f'torch stops with "Missing key in checkpoint state_dict" or "Size mismatch", {_UP}.',
+                'torch stops with "Missing key in checkpoint state_dict", "Size mismatch" or "metadata is '
+                f'None", {_UP}.',
             ),
             instead="load a checkpoint of this model, or run the model of the checkpoint: with the flavor, "
             "the converters and the KV-head replication that it was trained with",
@@ -1031,6 +1032,21 @@ FAULTS: dict[str, RunRule] = {
             "scripts/checkpoint_conversion before or after the run",
             source="torchtitan models/llama3/**/state_dict_adapter.py; "
             "https://github.com/pytorch/torchtitan/pull/4797, in no release",
+            can_be_repaired=True,
+        ),
+        RunRule(
+            code="CKPT005",
+            about="Hugging Face weights of transposed experts",
+            must="a run of Llama 4 or Qwen3.5 with experts saves no Hugging Face weights",
+            otherwise=_everywhere(
+                "dies after the last step",
+                "the adapter transposes the weights of the experts, and safetensors refuses to write them: "
+                '"You are trying to save a non contiguous tensor", and nothing of the last step is saved.',
+            ),
+            instead="repair it (--repair), or set checkpoint.last_save_in_hf to false",
+            source="torchtitan models/llama4/model/state_dict_adapter.py of 0.2.x, "
+            "models/qwen3_5/state_dict_adapter.py of 0.3.0 and main; "
+            "https://github.com/pytorch/torchtitan/pull/3514, not merged",
             can_be_repaired=True,
         ),
     )

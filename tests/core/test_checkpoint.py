@@ -50,8 +50,8 @@ This run cannot work: step-10 lacks a, b, c and 2 more; in step-10 wq is (8, 4),
   CKPT004 step-10 lacks a, b, c and 2 more; in step-10 wq is (8, 4), not (4, 4):
         a checkpoint holds every weight of the model, and of the same size.
 
-Without this check: torch stops with "Missing key in checkpoint state_dict" or "Size mismatch", when
-  the process groups are up.
+Without this check: torch stops with "Missing key in checkpoint state_dict", "Size mismatch" or
+  "metadata is None", when the process groups are up.
 To change it: load a checkpoint of this model, or run the model of the checkpoint: with the flavor, the
   converters and the KV-head replication that it was trained with."""
 

@@ -2,9 +2,9 @@
 
     python -m tests.rehearsal.resumed OUT
 
-``OUT/runs.json`` lists what each run does (``save``, ``save the last``, ``load``, or ``load replicated``:
-with KV-head replication), its arguments and its number of ranks; ``OUT/outcomes.json`` gets what it raised,
-or nothing.
+``OUT/runs.json`` lists what each run does (``save``, ``save the last``, ``save the last repaired``, ``load``,
+or ``load replicated``: with KV-head replication), its arguments and its number of ranks;
+``OUT/outcomes.json`` gets what it raised, or nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from torchtitan_tp_validate import repairs
 from torchtitan_tp_validate.guards import install
 from torchtitan_tp_validate.rehearsal.batches import Batches
 from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
@@ -54,6 +55,8 @@ def _rank(line: ModuleType, job: Any, what: str, out: Path, rank: int, enter: An
     with _adapter_kept(job):
         line.make_plain(job)
     job.checkpoint = checkpoint
+    if what == "save the last repaired":
+        repairs.apply(["CKPT005"])
     if what == "load replicated":
         kv_replication_of(line_of(job)).put_into_job(job)
         install(replicate_kv_heads=True, allow=("CKPT004",))  # to see what comes of it
@@ -67,7 +70,7 @@ def _rank(line: ModuleType, job: Any, what: str, out: Path, rank: int, enter: An
     if what.startswith("load"):
         assert trainer.checkpointer.load(-1)
     else:
-        trainer.checkpointer.save(1, last_step=what == "save the last")
+        trainer.checkpointer.save(1, last_step=what.startswith("save the last"))
     (out / f"run-rank{rank}.json").write_text("{}", encoding="utf-8")
 
 

@@ -36,7 +36,10 @@ KINDS = (
 )
 """Models with more than weights of linears: experts, their biases, buffers, and what is tied."""
 
+TRANSPOSED = "llama4" if OLD else "qwen3_5"
 CONFIGS = {"qwen3_5": "qwen35_debugmodel_moe"}
+
+ONE = dict.fromkeys(("tensor_parallel", "pipeline_parallel", "data_parallel_shard", "expert_parallel"), 1)
 
 Run = tuple[str, list[str], int]
 
@@ -110,15 +113,33 @@ def test_a_run_resumes_or_dies_as_is_said(tmp_path: Path) -> None:
     if not OLD:
         # The optimizer's state is named after the parameters, and wqkv becomes three.
         loads.append((("load replicated", of(one), 1), f"{MISSING}optimizer.", ["CKPT004"]))
+        lora = of(new, *weights, flavor="debugmodel_float8_emulate_lora")
+        loads.append((("load", lora, 1), f"{MISSING}layers.0.attention.wo.lora_a", ["CKPT004", "NUM007"]))
     runs = [run for run, _, _ in loads]
     for (run, words, said), outcome in zip(loads, outcomes(runs, tmp_path), strict=True):
         assert (words in outcome) if words else outcome == "", run
         assert codes(run) == said, run
 
 
+def test_transposed_experts_are_saved_for_hugging_face_when_repaired(tmp_path: Path) -> None:
+    saves = ("--checkpoint.last_save_model_only", "--checkpoint.last_save_in_hf")
+    loads = ("--checkpoint.initial_load_in_hf", "--checkpoint.initial_load_path")
+    model = {"model": TRANSPOSED, "flavor": KINDS[TRANSPOSED], **ONE}
+    stock, repaired = of(tmp_path / "stock", *saves, **model), of(tmp_path / "repaired", *saves, **model)
+    runs: list[Run] = [
+        ("save the last", stock, 1),
+        ("save the last repaired", repaired, 1),
+        ("load", of(tmp_path / "new", *loads, str(tmp_path / "repaired" / STEP), **model), 1),
+    ]
+    assert codes(runs[0]) == ["CKPT005"]
+    died, *fine = outcomes(runs, tmp_path)
+    assert "You are trying to save a non contiguous tensor" in died
+    assert fine == ["", ""]
+    assert codes(runs[2]) == []
+
+
 @pytest.mark.long
 def test_a_checkpoint_of_every_kind_of_model_is_its_own(tmp_path: Path) -> None:
-    one = dict.fromkeys(("tensor_parallel", "pipeline_parallel", "data_parallel_shard", "expert_parallel"), 1)
-    runs = [of(tmp_path / model, model=model, flavor=flavor, **one) for model, flavor in KINDS.items()]
+    runs = [of(tmp_path / model, model=model, flavor=flavor, **ONE) for model, flavor in KINDS.items()]
     assert outcomes([("save", run, 1) for run in runs], tmp_path) == [""] * len(runs)
     assert [codes(("load", run, 1)) for run in runs] == [[]] * len(runs)

@@ -64,6 +64,7 @@ _REPAIRED = {
         "GptOssGroupedExperts.forward",
         "Llama3StateDictAdapter._permute",
         "Llama3StateDictAdapter._reverse_permute",
+        "Llama4StateDictAdapter.to_hf",
         "TokenChoiceTopKRouter.init_weights",
         "Trainer.forward_backward_step",
         "torchtitan.models.gpt_oss.infra.parallelize.apply_moe_ep_tp",
@@ -76,6 +77,7 @@ _REPAIRED = {
         "Llama3StateDictAdapter._permute",
         "Llama3StateDictAdapter._reverse_permute",
         "Module._spmd_distribute_state",
+        "Qwen35StateDictAdapter.to_hf",
         "ScaledBiasRowwiseLinear.forward",
     ],
 }

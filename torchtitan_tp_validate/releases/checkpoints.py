@@ -96,9 +96,9 @@ def read_checkpoint(
     path, rules = Path(start.path), _WEIGHTS if start.in_hf else _ALL
     if not path.is_dir():
         return _unread(start, f"{rules}: {start.path} is no folder of this machine")
-    if not start.in_hf and (path / _HF_INDEX).is_file() and not (path / _METADATA).is_file():
-        why = f"{_WEIGHTS}: {start.path} holds Hugging Face weights"
-        return Checkpoint(start.path, wanted, not_judged=(why,))
+    if not start.in_hf and not (path / _METADATA).is_file():
+        # Of a run that resumes, what it lacks is said already.
+        return Checkpoint(start.path, wanted, missing=() if wanted else (_missing_metadata(path),))
     try:
         names = adapter() if start.in_hf else None
         saved = _saved_in_hf(start, names) if start.in_hf else _saved(start.path, path.stat().st_mtime_ns)
@@ -108,6 +108,13 @@ def read_checkpoint(
     data_ranks = {match[1] for name in saved if (match := _DATA_RANK.fullmatch(name))}
     found = Checkpoint(start.path, wanted, held & wanted, len(data_ranks))
     return _beside_model(found, saved, build, names) if found.is_whole else found
+
+
+def _missing_metadata(path: Path) -> str:
+    if any(path.glob("*.safetensors")):
+        return f"{_METADATA}: it holds Hugging Face weights, for --checkpoint.initial_load_in_hf"
+    step = _latest(path)
+    return f"{_METADATA}: {'it is no checkpoint' if step == -1 else f'step-{step} in it is a checkpoint'}"
 
 
 def _unread(start: Start, why: str) -> Checkpoint:

@@ -27,7 +27,7 @@ from torchtitan_tp_validate.releases import contracts, runs
 from torchtitan_tp_validate.releases.base import RequestedModel, SpmdBackend
 from torchtitan_tp_validate.releases.checkpoints import read_checkpoint, start_of
 from torchtitan_tp_validate.releases.experts import Experts, note_experts, row_shards
-from torchtitan_tp_validate.releases.hf_weights import permuted_heads
+from torchtitan_tp_validate.releases.hf_weights import permuted_heads, saves_transposed_experts
 from torchtitan_tp_validate.releases.kv_replication import supports_args
 from torchtitan_tp_validate.releases.reading import (
     Heads,
@@ -142,7 +142,7 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
             partial(_build, model.config, job),
             lambda: _train_spec(job).state_dict_adapter(runs.updated_args(model.config, job), assets),
         ),
-        faults=installed_faults(FAULT_SOURCES, _possible_faults(model, starts=start is None)),
+        faults=installed_faults(FAULT_SOURCES, _possible_faults(model, job, starts=start is None)),
         **runs.read_batches(job),
     )
     refusal = ""
@@ -198,17 +198,20 @@ _UNCUT = {
 }
 
 
-def _possible_faults(model: RequestedModel, *, starts: bool) -> Iterator[str]:
+def _possible_faults(model: RequestedModel, job: Any, *, starts: bool) -> Iterator[str]:
     """Yield the codes of the faults that a model can have, by its flags and its function.
 
     Args:
         model: the model.
+        job: that it is of.
         starts: whether its weights are drawn, and not loaded.
     """
     yield from ("CKPT001", "NUM008", "NUM009")
     moe = getattr(model.config, "moe_args", None)
     if not _has_experts(model.config) or moe is None:
         return
+    if saves_transposed_experts(model.config, job.checkpoint):
+        yield "CKPT005"
     yield "NUM002"
     if not getattr(moe, "score_before_experts", True):
         yield "NUM001"
@@ -228,6 +231,10 @@ FAULT_SOURCES: Mapping[str, Source] = {
     "CKPT001": Source(
         "models/llama3/model/state_dict_adapter.py",
         "# HuggingFace permutation function (exact copy from their conversion script) def _permute(",
+    ),
+    "CKPT005": Source(
+        "models/llama4/model/state_dict_adapter.py",
+        "optimization purpose value = value.transpose(-1, -2) new_key = to_hf_map[key]",
     ),
     "NUM001": _GATE,
     "NUM002": _GATE,

@@ -26,7 +26,7 @@ from torchtitan_tp_validate.releases import config_tree, contracts, declarations
 from torchtitan_tp_validate.releases.base import RequestedModel
 from torchtitan_tp_validate.releases.checkpoints import read_checkpoint, start_of
 from torchtitan_tp_validate.releases.experts import Experts, note_experts, row_shards
-from torchtitan_tp_validate.releases.hf_weights import permuted_heads
+from torchtitan_tp_validate.releases.hf_weights import permuted_heads, saves_transposed_experts
 from torchtitan_tp_validate.releases.kv_replication import problem_with_attention
 from torchtitan_tp_validate.releases.reading import (
     Heads,
@@ -153,7 +153,7 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
             functools.partial(_build, config),
             lambda: job.model_spec.state_dict_adapter(config, assets),
         ),
-        faults=installed_faults(FAULT_SOURCES, _possible_faults(model, degrees, classes)),
+        faults=installed_faults(FAULT_SOURCES, _possible_faults(model, degrees, classes, section)),
         gathers_by_local_map=degrees.spmd_backend == "full_dtensor",
         mask_block=_mask_block(config),
     )
@@ -219,13 +219,17 @@ def _parameter_names(config: Any) -> tuple[str, ...]:
         return tuple(name for name, _ in copy.deepcopy(config).build().named_parameters())
 
 
-def _possible_faults(model: RequestedModel, degrees: Degrees, classes: Collection[str]) -> Iterator[str]:
+def _possible_faults(
+    model: RequestedModel, degrees: Degrees, classes: Collection[str], checkpoint: Any
+) -> Iterator[str]:
     """Yield the codes of the faults that a model can have, by what it is made of, and by its function."""
     # A vision encoder has such linears too; without images nothing of it is trained.
     layers = getattr(model.config, "layers", ())
     layer_classes = {name for layer in layers for name in _class_names(layer)}
     function = model.parallelize_fn.__module__
     yield from ("CKPT001", "NUM006")
+    if saves_transposed_experts(model.config, checkpoint):
+        yield "CKPT005"
     if "GptOssGroupedExperts.Config" in classes:
         yield "NUM004"
         if degrees.spmd_backend == "full_dtensor":
@@ -257,6 +261,9 @@ FAULT_SOURCES: Mapping[str, Source] = {
     "CKPT001": Source(
         "models/llama3/state_dict_adapter.py",
         "# HuggingFace permutation function (exact copy from their conversion script) def _permute(",
+    ),
+    "CKPT005": Source(
+        "models/qwen3_5/state_dict_adapter.py", "hf_state_dict[hf_key] = value.transpose(-2, -1)"
     ),
     "NUM004": Source(
         "models/gpt_oss/moe.py",

@@ -100,7 +100,20 @@ def test_metadata_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_hugging_face_weights_hold_nothing_to_resume_from(tmp_path: Path) -> None:
     folder = str(saved(tmp_path, 5, name="model.safetensors.index.json") / "checkpoint" / "step-5")
     found = read_checkpoint(Start(folder, model_only=False), ("lr_scheduler",), unbuilt, unbuilt)
-    assert found is not None
-    assert found.wanted == {DATA_LOADER, *STATES} - {"lr_scheduler"}
-    assert not found.held
-    assert found.not_judged == (f"CKPT004: {folder} holds Hugging Face weights",)
+    assert found == Checkpoint(folder, wanted=frozenset({DATA_LOADER, *STATES}) - {"lr_scheduler"})
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["model.safetensors"], "it holds Hugging Face weights, for --checkpoint.initial_load_in_hf"),
+        (["step-5/.metadata", "step-10/.metadata"], "step-10 in it is a checkpoint"),
+        ([], "it is no checkpoint"),
+    ],
+)
+def test_a_folder_that_is_no_checkpoint_is_told_from_one(names: list[str], said: str, tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = read_checkpoint(Start(str(tmp_path)), (), unbuilt, unbuilt)
+    assert found == Checkpoint(str(tmp_path), missing=(f".metadata: {said}",))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from torchtitan_tp_validate.releases.checkpoints import Start
-from torchtitan_tp_validate.releases.hf_weights import permuted_heads
+from torchtitan_tp_validate.releases.hf_weights import permuted_heads, saves_transposed_experts
 
 Llama = type("Config", (), {"__module__": "torchtitan.models.llama3.model", "n_heads": 32, "n_kv_heads": 8})
 Qwen = type("Config", (), {"__module__": "torchtitan.models.qwen3.model", "n_heads": 32, "n_kv_heads": 8})
@@ -36,6 +36,22 @@ def test_those_of_a_llama_3_that_loads_or_saves_hugging_face_weights(
     kind: Any, start: Start | None, section: Any, heads: int | None
 ) -> None:
     assert permuted_heads(kind(), kind(), section, start) == heads
+
+
+@pytest.mark.parametrize(
+    ("package", "section", "saves"),
+    [
+        ("llama4.model.args", checkpoint(saves=True), True),
+        ("qwen3_5.model", checkpoint(saves=True), True),
+        ("qwen3_5.model", checkpoint(saves=False), False),
+        ("qwen3_5.model", checkpoint(saves=True, enable=False), False),
+        ("qwen3_5.model", None, False),
+        ("deepseek_v3.model", checkpoint(saves=True), False),
+    ],
+)
+def test_the_experts_of_llama_4_and_qwen3_5_are_transposed(package: str, section: Any, saves: bool) -> None:
+    config = type("Config", (), {"__module__": f"torchtitan.models.{package}"})()
+    assert saves_transposed_experts(config, section) is saves
 
 
 def test_query_heads_count_where_there_are_no_others() -> None:
