@@ -152,4 +152,4 @@ def test_a_patched_main_is_accused_no_more_of_what_the_readme_says(
     assert {number: codes for number, codes in derived.items() if codes} == told()
     # Main has kept the texts of two: they need full_dtensor, and a dim of sequences, which it has not. The
     # third it has mended since.
-    assert faults_in(patched_main) == {"NUM013", "NUM014", "CKPT001"}
+    assert faults_in(patched_main) == {"NUM013", "NUM014", "CKPT001", "CKPT005"}

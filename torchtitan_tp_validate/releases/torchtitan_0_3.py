@@ -263,7 +263,7 @@ FAULT_SOURCES: Mapping[str, Source] = {
         "# HuggingFace permutation function (exact copy from their conversion script) def _permute(",
     ),
     "CKPT005": Source(
-        "models/qwen3_5/state_dict_adapter.py", "hf_state_dict[hf_key] = value.transpose(-2, -1)"
+        "models/qwen3_5/state_dict_adapter.py", "hf_state_dict[hf_key] = value.transpose(-2, -1) continue"
     ),
     "NUM004": Source(
         "models/gpt_oss/moe.py",
