@@ -16,7 +16,7 @@ FOLDER = Path(torchtitan_tp_validate.__file__).parent
 ORDER = (
     ("errors", "rules", "models", "release_files", "hardware"),
     ("degrees", "notices", "failure", "locate"),
-    ("plan", "supported", "identity", "layout"),
+    ("plan", "supported", "identity", "layout", "shape"),
     ("faults",),
     ("releases",),
     ("advice",),
