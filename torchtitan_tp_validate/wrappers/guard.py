@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 from torchtitan_tp_validate.degrees import Degrees, applies_fsdp, degrees_of_call, training_of_call
 from torchtitan_tp_validate.errors import InstallError, PlanError
+from torchtitan_tp_validate.identity import torchtitan_identity
 from torchtitan_tp_validate.locate import (
     REQUIRED_PARAMETERS,
     EntryPoint,
-    torchtitan_version,
     unbindable_function,
 )
 from torchtitan_tp_validate.notices import warn_once
@@ -221,8 +221,10 @@ def drop_in(module_name: str) -> Callable[[str], Any]:
             raise ImportError(unsupported)
         entry_point = next(target.entry_points(), None)
         if entry_point is None:
+            identity = torchtitan_identity()
+            name = "(not installed)" if identity.version is None else identity.name
             raise ImportError(
-                f"torchtitan {torchtitan_version() or '(not installed)'} has no {target.name}: looked for "
+                f"torchtitan {name} has no {target.name}: looked for "
                 f"{' or '.join(target.functions)} in {' and '.join(target.packages)}."
             )
         guarded = guard(entry_point.load())
