@@ -25,7 +25,12 @@ LINES = {
 }
 MAIN = "main"
 """torchtitan's own main: what ``TORCHTITAN_SOURCE`` names to pip, a checkout for example."""
-OLDER = ("0.2.0", "0.2.1", MAIN)
+OLDER = ("0.2.0", "0.2.1")
+RANKS = tuple(
+    f"tests/torchrun/test_{name}.py"
+    for name in ("tp_above_n_kv_heads_is_refused", "tp_equal_to_n_kv_heads_trains", "replication", "launcher")
+)
+"""Where it is no release: refusals first, and all that needs no record."""
 NEWEST = "0.3.0"
 
 # Native tensor parallelism: the class's plan never takes effect; the same, last of its kind; tied logits are
@@ -79,15 +84,16 @@ def tests(session: nox.Session, torchtitan: str) -> None:
     if session.posargs:
         session.run(python, "-m", "pytest", *session.posargs)
         return
-    # The older releases of a line differ in their entry points, and in nothing that is run behind them. What
-    # is run behind main's is in tests/torchtitan.
-    older = torchtitan in OLDER
-    patches = "tests/patches/test_upstream.py" if torchtitan == MAIN else "tests/patches"
-    folders = ["tests/torchtitan", patches, *([] if older else ["tests/rehearsal", "tests/docs"])]
-    session.run(python, "-m", "pytest", *folders, "-n", "auto", "--dist", "loadgroup")
-    refusals = "tests/torchrun/test_tp_above_n_kv_heads_is_refused.py"
-    ranks = refusals if older else "tests/torchrun"
-    session.run(python, "-m", "pytest", ranks, "-n", "auto", "--dist", "loadgroup")
+    # The older releases of a line differ in their entry points, and in nothing that is run behind them.
+    patches, folders, ranks = "tests/patches", ["tests/rehearsal", "tests/docs"], RANKS
+    if torchtitan in OLDER:
+        folders, ranks = [], RANKS[:1]
+    elif torchtitan == MAIN:  # what was recorded is of releases
+        patches, folders = "tests/patches/test_upstream.py", ["tests/docs"]
+    else:
+        ranks = ("tests/torchrun",)
+    for run in (["tests/torchtitan", patches, *folders], ranks):
+        session.run(python, "-m", "pytest", *run, "-n", "auto", "--dist", "loadgroup")
 
 
 @nox.session(python=False)

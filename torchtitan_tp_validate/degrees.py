@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from torchtitan_tp_validate.errors import TPDegreeError
+from torchtitan_tp_validate.models import is_listed
 
 FLAGS = {
     "tp": "tensor_parallel_degree",
@@ -91,6 +92,8 @@ class Degrees:
         sequence_parallel: ``parallelism.enable_sequence_parallel`` of torchtitan 0.3.x.
         replicate_kv_heads: whether several ranks may share a key-value head (``kv_replication``).
         in_trainer: whether torchtitan's Trainer runs it, which has checks of its own.
+        by_own_function: whether a function of somebody's own parallelizes the model: of what it splits, the
+            heads are known, and in 0.3.x all that the config declares.
     """
 
     tp: int
@@ -107,6 +110,7 @@ class Degrees:
     sequence_parallel: bool = True
     replicate_kv_heads: bool = False
     in_trainer: bool = False
+    by_own_function: bool = False
 
     def of(self, axis: Axis) -> int:
         """Return the degree of one axis."""
@@ -214,11 +218,11 @@ def degrees_of_job(config: Any) -> Degrees:
 def applies_fsdp(function: Callable[..., Any]) -> bool:
     """Return whether a parallelize function shards the data by torchtitan's own ``apply_fsdp``.
 
-    The models' functions do. The experiments' copies have means of their own (simple_fsdp), which cut
+    The functions of its models do. The experiments' copies have means of their own (simple_fsdp), which cut
     other dimensions, and cut them unevenly too.
     """
     module: str = inspect.unwrap(function).__module__
-    return module.startswith("torchtitan.models.")
+    return module.startswith("torchtitan.models.") and is_listed(module)
 
 
 def device_type() -> str:

@@ -26,10 +26,16 @@ from torchtitan_tp_validate.identity import torchtitan_identity
 from torchtitan_tp_validate.job import Options, check_job, judge_job
 from torchtitan_tp_validate.locate import torchtitan_version
 from torchtitan_tp_validate.notices import forget
-from torchtitan_tp_validate.releases import releases, what_is_gone
+from torchtitan_tp_validate.releases import line_of, releases, what_is_gone
+from torchtitan_tp_validate.shape import is_own
 from torchtitan_tp_validate.supported import unsupported_torchtitan
 from torchtitan_tp_validate.wrappers import TARGETS
-from torchtitan_tp_validate.wrappers.guard import Guardable, guardable_functions, parallelize_functions
+from torchtitan_tp_validate.wrappers.guard import (
+    Guardable,
+    ParallelizeFunction,
+    guardable_functions,
+    parallelize_functions,
+)
 
 if TYPE_CHECKING:
     from torchtitan_tp_validate.releases.contract import Gone
@@ -205,6 +211,7 @@ def recorded_check(config: Any) -> None:
     repairs = record(check, recorder())(config)
     if repairs:
         _guards.repair(repairs)
+    _guards.guard_own(config)
 
 
 def hand_over(config: Any) -> None:
@@ -222,6 +229,7 @@ class Guards:
         replicate_kv_heads: whether ranks may share key-value heads.
         fix_tp_plan: whether the plans of transformers models are completed.
         in_place: the guards that stand in the place of upstream's functions; it grows with their modules.
+        own: entry points of somebody's own, beside torchtitan, which jobs have brought.
         handed_over: the job that the launcher has judged, until a Trainer starts.
     """
 
@@ -233,6 +241,7 @@ class Guards:
         self.fix_tp_plan = False
         self._repairs: Any = None
         self.in_place: list[Function] = []
+        self.own: list[ParallelizeFunction] = []
         self.handed_over: Any = None
         self._plan_fix: PlanFix | None = None
         # id(original) -> (original, guard): ids, since a callable need not hash.
@@ -297,6 +306,7 @@ class Guards:
                     setattr(trainer, "__init__", original)  # noqa: B010
             self._functions.clear()
             self.in_place.clear()
+            self.own.clear()
             self._trainers.clear()
             forget()
 
@@ -304,7 +314,7 @@ class Guards:
         """Yield the state of every entry point, and of every model that this torchtitan does not have."""
         version, supported = torchtitan_version(), unsupported_torchtitan() is None
         name = torchtitan_identity().name if version else ""
-        found = list(parallelize_functions()) if supported else []
+        found = [*parallelize_functions(), *self.own] if supported else []
         for model, target in TARGETS.items():
             entry_points = [point for point in found if point.model == model]
             yield from map(self._state, entry_points)
@@ -313,6 +323,7 @@ class Guards:
                 if not supported:
                     absent = f"torchtitan {version or 'of unknown version'} is not supported"
                 yield TargetState(model, target.name, False, absent)
+        yield from map(self._state, (point for point in found if point.model not in TARGETS))
         yield from map(self._state, _native_tp())
 
     def _state(self, entry_point: Guardable) -> TargetState:
@@ -323,7 +334,8 @@ class Guards:
         if not self.active:
             return TargetState(model, name, False, "not installed")
         if entry_point.module not in sys.modules:
-            return TargetState(model, name, True, "guarded when its module is imported")
+            when = "guarded when its module is imported"
+            return TargetState(model, name, True, f"{when}{entry_point.beside_the_check(self)}")
         if entry_point.bound in self.in_place:
             return TargetState(model, name, True, f"guarded{entry_point.beside_the_check(self)}")
         return TargetState(model, name, False, "replaced by somebody else after install()", faulty=True)
@@ -365,6 +377,18 @@ class Guards:
                 self._functions[id(function)] = (function, guarded)
                 self.in_place.append(guarded)
         _replace({id(original): guarded for original, guarded in self._functions.values()})
+
+    def guard_own(self, job: Any) -> None:
+        """Guard the function that parallelizes a job's model, where it is somebody's own."""
+        model = line_of(job).requested_model(job)
+        if not self.active or model is None or not is_own(model.parallelize_fn):
+            return
+        function = model.parallelize_fn
+        point = ParallelizeFunction.of(function)
+        with self.lock:
+            if point.bound is function and function not in self.in_place:
+                self.own.append(point)
+                self._guard_loaded(point.module)
 
     def _fix_plans(self) -> None:
         """Complete the plan of every transformers model made from now on, once there is such a class."""
@@ -420,6 +444,7 @@ def _trainer_modules() -> list[str]:
 def _entry_points() -> Iterator[Guardable]:
     if unsupported_torchtitan() is None:
         yield from parallelize_functions()
+    yield from _guards.own
     yield from _native_tp()
 
 

@@ -19,6 +19,7 @@ from torchtitan_tp_validate.releases.base import RequestedModel
 from torchtitan_tp_validate.releases.kv_replication import unsupported_error
 from torchtitan_tp_validate.releases.runs import has_real_ranks
 from torchtitan_tp_validate.rules import FAULTS, RUN_RULES
+from torchtitan_tp_validate.shape import is_own
 from torchtitan_tp_validate.validate import raise_if_unread, run_error
 
 
@@ -62,7 +63,11 @@ def read_job(config: Any, world_size: int | None = None) -> Job | None:
     if model is None:
         return None
     pp = getattr(config.parallelism, PIPELINE_FLAG, 1)
-    degrees = replace(known_shards(degrees, pp, world_size), fsdp=applies_fsdp(model.parallelize_fn))
+    degrees = replace(
+        known_shards(degrees, pp, world_size),
+        fsdp=applies_fsdp(model.parallelize_fn),
+        by_own_function=is_own(model.parallelize_fn),
+    )
     return Job(model, degrees, line.in_run(model.config, config), pp)
 
 
@@ -249,7 +254,8 @@ def unguarded(
     """Return why nobody here knows what a model's parallelize function shards, or None when it is guarded.
 
     A function that hands on to a guarded one by name (as graph_trainer's do) is as good as guarded, unless
-    the job asks it for the other way that it knows: a solver, which shards as it sees fit.
+    the job asks it for the other way that it knows: a solver, which shards as it sees fit. So is one of
+    somebody's own, where its shape and source tell what it splits.
 
     Args:
         model: what is parallelized.
@@ -263,6 +269,8 @@ def unguarded(
         if not getattr(getattr(run, "compile", None), "enable_autoparallel", False):
             return None
         name += " with compile.enable_autoparallel"
+    elif is_own(model.parallelize_fn):
+        return None
     return f"{model.name} is parallelized by {name}, which is not guarded."
 
 

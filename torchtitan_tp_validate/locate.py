@@ -11,6 +11,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -142,6 +143,20 @@ def package_folder(package: str, source: Path | None = None) -> Path | None:
         folder = Path(location, *parts)
         if (folder / "__init__.py").is_file():
             return folder
+    return None
+
+
+def module_file(module: str) -> Path | None:
+    """Return the source of a module, or of a package's ``__init__``, or None where there is none."""
+    if module in sys.modules:  # also where nobody would find it: a script
+        loaded = getattr(sys.modules[module], "__file__", None)
+        return Path(loaded) if loaded and loaded.endswith(".py") else None
+    root, *parts = module.split(".")
+    for location in _installed_folders(root):
+        folder = Path(location, *parts)
+        for file in (folder / "__init__.py", *([folder.with_suffix(".py")] if parts else [])):
+            if file.is_file():
+                return file
     return None
 
 

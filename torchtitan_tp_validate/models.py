@@ -134,6 +134,11 @@ FAMILY_OF = {package: family for family in MODELS for package in family.model_pa
 """Package under ``torchtitan.models`` -> its family."""
 
 
+def is_listed(module: str) -> bool:
+    """Return whether a module is in a package of one of the families, the experiments' copies included."""
+    return any(f"{module}.".startswith(f"{package}.") for family in MODELS for package in family.packages)
+
+
 def sharing_kv_heads(line: str) -> tuple[str, ...]:
     """Return the packages of the families whose key-value heads several ranks can share in a line."""
     return tuple(family.model_packages[0] for family in MODELS if line in family.shares_kv_heads)

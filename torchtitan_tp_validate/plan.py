@@ -169,6 +169,11 @@ class Plan:
         degrees = replace(self.degrees, replicate_kv_heads=True)
         return replace(self, dims=(*kept, *self.shared_kv), degrees=degrees)
 
+    def of_own_function(self) -> Plan:
+        """Return what is known of it where a function of somebody's own parallelizes the model: the heads."""
+        heads = tuple(dim for dim in self.dims if dim.code in ("TP001", "TP002"))
+        return replace(self, dims=heads, shared_kv=(), not_judged=(_KNOWN_TO_ITS_OWN,))
+
     @property
     def replication_degrees(self) -> list[int]:
         """The TP degrees that KV-head replication would add, ascending."""
@@ -251,6 +256,9 @@ class Plan:
         return limits
 
 
+_KNOWN_TO_ITS_OWN = (
+    "all but TP001 and TP002: what else is split, the model's own parallelize function alone knows"
+)
 _MOST_SHARDS = 1024
 """A degree of data parallelism up to which all smaller ones are tried; beyond it, those that divide it."""
 

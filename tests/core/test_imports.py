@@ -16,7 +16,7 @@ FOLDER = Path(torchtitan_tp_validate.__file__).parent
 ORDER = (
     ("errors", "rules", "models", "release_files", "hardware"),
     ("degrees", "notices", "failure", "locate"),
-    ("plan", "supported", "identity", "checkpoint"),
+    ("plan", "supported", "identity", "checkpoint", "shape"),
     ("layout",),
     ("faults",),
     ("releases",),

@@ -14,7 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-# A comment before a block says what it needs: <!-- needs: torchtitan 0.3.0 -->
+# A comment before a block says what it needs: <!-- needs: torchtitan 0.3.0 -->, which main prints as well, or
+# where it has other fields or other faults, <!-- needs: torchtitan 0.3.0 alone -->.
 _BLOCK = re.compile(
     r"(?:<!-- needs: (?P<needs>.*?) -->\n+)?"
     r"```(?P<language>\w+)\n(?P<text>.*?)```\n(?:\n```text\n(?P<shown>.*?)```)?",
@@ -31,7 +32,7 @@ class Block:
         number: its position on the page.
         language: e.g. ``console``.
         text: what is in it.
-        needs: package -> release that its output is of.
+        needs: package -> releases that its output is of.
         shown: the block of plain text right behind it, which is its output.
     """
 
@@ -39,7 +40,7 @@ class Block:
     number: int
     language: str
     text: str
-    needs: dict[str, str]
+    needs: dict[str, tuple[str, ...]]
     shown: str
 
     def __str__(self) -> str:
@@ -58,7 +59,10 @@ def blocks(language: str) -> list[Block]:
 
 def _blocks(page: Path) -> Iterator[Block]:
     for number, found in enumerate(_BLOCK.finditer(page.read_text(encoding="utf-8"))):
-        needs = dict(need.split() for need in (found["needs"] or "").split(", ") if need)
+        needs = {}
+        for need in filter(None, (found["needs"] or "").split(", ")):
+            package, release, *alone = need.split()
+            needs[package] = (release, *(["main"] if release == "0.3.0" and not alone else []))
         yield Block(page, number, found["language"], found["text"], needs, found["shown"] or "")
 
 

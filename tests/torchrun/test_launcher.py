@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).parents[2]
 PROBE = Path(__file__).parent / "probe"
 TIMEOUT = 300
 with_toml = pytest.mark.requires(torchtitan="0.2")
-with_config_modules = pytest.mark.requires(torchtitan="0.3")
+with_config_modules = pytest.mark.requires(torchtitan=("0.3", "main"))
 
 FLAG = "--parallelism.tensor_parallel_degree"
 LLAMA3_DEBUG = ["--module", "llama3", "--config", "llama3_debugmodel"]

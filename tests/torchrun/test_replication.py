@@ -44,7 +44,11 @@ VARIANTS = [
         else ["llama3:8/1:ac=selective"]
     ),
 ]
-TRAINED = SHARED + VARIANTS
+TRAINED = SHARED + [
+    text
+    for text in VARIANTS
+    if (case := Case.parse(text, 4)).spmd_backend in (None, *LINE.BACKENDS[case.family])
+]
 
 REFUSED = {
     "llama3:12/6": "TP002 n_kv_heads = 6 is neither a multiple nor a divisor of 4",

@@ -376,7 +376,7 @@ def _in_one_line(note: str) -> str:
 
 def not_judged(report: Report) -> str:
     """Return which rules the verdict leaves out and why, as a sentence behind it, or nothing."""
-    left_out = report.not_judged
+    left_out = [rule.removesuffix(".") for rule in report.not_judged]
     told = any(rule.startswith("EP001") for rule in left_out)
     ep = max((judgement.degrees.ep for judgement in report.judgements), default=1)
     experts = f" EP {ep} was not judged: no experts were found." if ep > 1 and not told else ""

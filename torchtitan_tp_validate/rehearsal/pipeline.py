@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from torchtitan_tp_validate.degrees import TOKEN_BUDGET
+from torchtitan_tp_validate.layout import MICROBATCHES_FIELD
 from torchtitan_tp_validate.rehearsal.models import TinyModel
 from torchtitan_tp_validate.rehearsal.training import Context, whole
 
@@ -83,8 +85,12 @@ def _pipeline_0_3(
     from torchtitan.distributed.pipeline_parallel import pipeline_llm
     from torchtitan.distributed.utils import get_spmd_context
 
-    arguments["parallelism"] = replace(arguments["parallelism"], pipeline_parallel_degree=STAGES)
-    arguments["training"] = replace(arguments["training"], local_batch_size=STAGES)
+    # Main is told how many microbatches there are, and takes each without a batch dimension.
+    in_a_row = hasattr(arguments["training"], TOKEN_BUDGET)
+    counts = {MICROBATCHES_FIELD: STAGES} if in_a_row else {}
+    arguments["parallelism"] = replace(arguments["parallelism"], pipeline_parallel_degree=STAGES, **counts)
+    if not in_a_row:
+        arguments["training"] = replace(arguments["training"], local_batch_size=STAGES)
 
     def loss_fn(
         logits: torch.Tensor, labels: torch.Tensor, global_valid_tokens: int, **_: Any
@@ -101,12 +107,15 @@ def _pipeline_0_3(
         loss_fn=loss_fn,
     )
 
+    def of_one(row: torch.Tensor) -> torch.Tensor:
+        return row if in_a_row else row[None]
+
     def feed(tokens: torch.Tensor, labels: torch.Tensor, losses: list[torch.Tensor] | None) -> None:
-        positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        positions = of_one(torch.arange(tokens.shape[1], device=tokens.device))
         schedule.step(
-            arg_mbs=[(row[None],) for row in tokens] if first else None,
+            arg_mbs=[(of_one(row),) for row in tokens] if first else None,
             kwarg_mbs=[{"positions": positions}] * len(tokens),
-            target_mbs=[row[None] for row in labels] if last else None,
+            target_mbs=list(map(of_one, labels)) if last else None,
             losses=losses,
             loss_kwargs={"global_valid_tokens": labels.numel()},
             return_outputs=False,

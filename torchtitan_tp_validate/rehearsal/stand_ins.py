@@ -25,9 +25,20 @@ def attend_by_mask(used: set[str]) -> None:
         (FlexAttention, _flex_attention, "flex attention"),
         (VarlenAttention, _varlen_attention, "variable-length attention"),
     ):
-        # Shardings name the inputs, and main has no batch dimension.
-        in_a_row = "q_TNH" in inspect.signature(attention.forward).parameters
-        attention.forward = note(_in_a_row(attend) if in_a_row else attend, name, used)
+        attention.forward = note(as_it_is_fed(attention, attend), name, used)
+
+
+def as_it_is_fed(attention: Any, attend: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Return attention to a batch as the forward of a class is called: main's has no batch dimension.
+
+    Shardings name the inputs.
+    """
+    return _in_a_row(attend) if has_no_batch(attention) else attend
+
+
+def has_no_batch(attention: Any) -> bool:
+    """Return whether the forward of a class of attention takes the tokens of all sequences in a row."""
+    return "q_TNH" in inspect.signature(attention.forward).parameters
 
 
 def _in_a_row(attend: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -162,13 +173,13 @@ def run_each_document(used: set[str]) -> None:
         ]
         return torch.cat(parts, 1), None
 
-    _gated_delta_module()._fla_chunk_gated_delta_rule = note(gated_delta, "gated delta rule", used)
+    gated_delta_module()._fla_chunk_gated_delta_rule = note(gated_delta, "gated delta rule", used)
     # The package has a function of the module's name.
     convolution: Any = import_module("fla.modules.conv.causal_conv1d")
     convolution.causal_conv1d = note(_convolve, "causal convolution", used)
 
 
-def _gated_delta_module() -> Any:
+def gated_delta_module() -> Any:
     """Return the module that calls the kernel: the model's in 0.3.0, one of its own in main."""
     try:
         return import_module("torchtitan.models.qwen3_5.gdn")
@@ -206,6 +217,5 @@ def follow_shapes() -> None:
     ) -> torch.Tensor:
         return _attend(q_BLNH, k_BLNH, v_BLNH, torch.ones(1, dtype=torch.bool), **how)
 
-    in_a_row = "q_TNH" in inspect.signature(FlexAttention.forward).parameters
-    FlexAttention.forward = _in_a_row(attend) if in_a_row else attend
+    FlexAttention.forward = as_it_is_fed(FlexAttention, attend)
     globals()["_documents"] = lambda tensor, _: iter([slice(0, tensor.shape[1])])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from torchtitan_tp_validate.errors import KVReplicationError
-from torchtitan_tp_validate.models import sharing_kv_heads
+from torchtitan_tp_validate.models import is_listed, sharing_kv_heads
 
 _MODELS_0_2 = tuple(f"torchtitan.models.{name}." for name in sharing_kv_heads("0.2"))
 
@@ -100,8 +100,9 @@ def raise_if_foreign(parallelize_fn: Any) -> None:
     Raises:
         KVReplicationError: it belongs to an experiment, or to somebody else.
     """
-    if not parallelize_fn.__module__.startswith("torchtitan.models."):
-        raise unsupported_error(f"{parallelize_fn.__module__} parallelizes this model", "torchtitan.models")
+    module = parallelize_fn.__module__
+    if not module.startswith("torchtitan.models.") or not is_listed(module):
+        raise unsupported_error(f"{module} parallelizes this model", "torchtitan.models")
 
 
 def unsupported_error(

@@ -325,7 +325,7 @@ def read(args: Any, model: Any, degrees: Degrees) -> Plan:
         findings.add("EP001", num_experts, place="every MoE layer")
     elif has_experts:
         findings.leave_out(f"EP001: {name}.moe_args.num_experts is {shortened(num_experts)}")
-    return Plan(
+    plan = Plan(
         model=family_name(args, has_experts=has_experts),
         dims=findings.dims(),
         n_layers=n_layers,
@@ -334,6 +334,7 @@ def read(args: Any, model: Any, degrees: Degrees) -> Plan:
         shared_kv=shared.dims(),
         not_judged=tuple(findings.not_judged),
     )
+    return plan.of_own_function() if degrees.by_own_function else plan
 
 
 def _has_experts(args: Any) -> bool:

@@ -358,7 +358,10 @@ class ConfigTree:
             self._readings[declares] = _Reading(degrees, declared)
         plan = self._readings[declares].plan(config, degrees)
         # A converted config says so itself, whatever was asked for.
-        return plan.with_kv_replication() if hasattr(config, "replicates_kv_heads") else plan
+        if hasattr(config, "replicates_kv_heads"):
+            return plan.with_kv_replication()
+        # --replicate-kv-heads is for torchtitan's own functions, and so is not offered.
+        return replace(plan, shared_kv=()) if degrees.by_own_function else plan
 
 
 class _Reading:
@@ -416,7 +419,9 @@ class _Reading:
 
     def _layer(self, layer: Any, path: str, layers: tuple[int, ...]) -> None:
         attention, delta_net = getattr(layer, "attention", None), getattr(layer, "delta_net", None)
-        if hasattr(attention, "n_heads"):
+        if self._is_whole(attention if delta_net is None else delta_net):
+            heads = {}
+        elif hasattr(attention, "n_heads"):
             heads = attention_heads(attention, f"{path}.attention")
         elif delta_net is not None:
             heads = _gated_delta_heads(delta_net, f"{path}.delta_net")
@@ -432,6 +437,13 @@ class _Reading:
         for name, part in config_tree.parts(layer):
             mixer = name in ("attention", "delta_net")
             self._node(part, f"{path}.{name}", layers, tuple(heads.values()) if mixer else ())
+
+    def _is_whole(self, mixer: Any) -> bool:
+        """Return whether the shardings of a tree leave the heads of a layer whole, on every rank."""
+        declared = [node for node in config_tree.nodes(mixer) if getattr(node, "sharding_config", None)]
+        return bool(declared) and not any(
+            axis is Axis.TP for node in declared for axis, *_ in config_tree.cuts(node)
+        )
 
     def _share(self, attention: Any, n_kv_heads: int, layers: tuple[int, ...]) -> None:
         """Note what KV-head replication asks for in these layers, if all layers can have it."""

@@ -45,13 +45,14 @@ def read(config: Any, model: Any, degrees: Degrees) -> Plan:
         findings.add("TP006", size, place="tok_embeddings, output", split=Split.NOT_EMPTY)
     if getattr(layer, "moe", None) is not None:
         findings.leave_out("TP011, TP013, FSDP001: the routed experts of this torchtitan are not read")
-    return Plan(
+    plan = Plan(
         model=family_name(config, has_experts=getattr(layer, "moe", None) is not None),
         dims=findings.dims(),
         n_layers=n_layers,
         how_to_change=HOW_TO_CHANGE,
         not_judged=tuple(findings.not_judged),
     )
+    return plan.of_own_function() if degrees.by_own_function else plan
 
 
 def _read_mlp(layer: Any, index: int, findings: PlanBuilder) -> None:

@@ -12,14 +12,15 @@ from typing import Any, Protocol
 
 from torchtitan_tp_validate.degrees import Degrees, applies_fsdp, degrees_of_call, training_of_call
 from torchtitan_tp_validate.errors import InstallError, PlanError
+from torchtitan_tp_validate.identity import torchtitan_identity
 from torchtitan_tp_validate.locate import (
     REQUIRED_PARAMETERS,
     EntryPoint,
-    torchtitan_version,
     unbindable_function,
 )
 from torchtitan_tp_validate.notices import warn_once
 from torchtitan_tp_validate.releases import kv_replication_of, line_of
+from torchtitan_tp_validate.shape import PLACES, is_own, own_entry_points, own_name
 from torchtitan_tp_validate.validate import judge
 from torchtitan_tp_validate.wrappers import TARGETS
 
@@ -72,7 +73,12 @@ class Guardable(EntryPoint, ABC):
 
 
 class ParallelizeFunction(Guardable):
-    """A function of torchtitan that parallelizes a model."""
+    """A function of torchtitan, or of somebody's own, that parallelizes a model."""
+
+    @classmethod
+    def of(cls, function: Callable[..., Any]) -> ParallelizeFunction:
+        """Return the entry point of a function of somebody's own."""
+        return cls(function.__module__, function.__qualname__, None, own_name(function.__module__))
 
     def unbindable(self, function: Callable[..., Any]) -> str | None:
         """Why this live function cannot be guarded, or None when it can."""
@@ -86,12 +92,19 @@ class ParallelizeFunction(Guardable):
             replicate_kv_heads=lambda: switches.replicate_kv_heads,
         )
 
+    def beside_the_check(self, switches: Switches) -> str:
+        """Return what else is done to its calls, in words that follow "guarded"."""
+        return "" if self.model in TARGETS else ", by its shape"
+
 
 def parallelize_functions() -> Iterator[ParallelizeFunction]:
-    """Return every parallelize function that is known, in the installed torchtitan."""
+    """Return every parallelize function of the installed torchtitan: those listed, then a fork's own."""
     for model, target in TARGETS.items():
         for point in target.entry_points():
             yield ParallelizeFunction(point.module, point.function, point.problem, model)
+    for place in PLACES:
+        for point in own_entry_points(place):
+            yield ParallelizeFunction(point.module, point.function, point.problem, own_name(point.module))
 
 
 def guardable_functions() -> list[Callable[..., Any]]:
@@ -124,6 +137,7 @@ def guard(
     if problem is not None:
         raise InstallError(f"{problem}, so it cannot be guarded.")
     signature = inspect.signature(function)
+    own = is_own(function)
 
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -132,6 +146,7 @@ def guard(
             degrees = replace(
                 degrees_of_call(arguments),
                 fsdp=applies_fsdp(function),
+                by_own_function=own,
                 replicate_kv_heads=replicate_kv_heads(),
             )
             check(arguments["model"], degrees, of_a_run=training_of_call(arguments) is not None)
@@ -206,8 +221,10 @@ def drop_in(module_name: str) -> Callable[[str], Any]:
             raise ImportError(unsupported)
         entry_point = next(target.entry_points(), None)
         if entry_point is None:
+            identity = torchtitan_identity()
+            name = "(not installed)" if identity.version is None else identity.name
             raise ImportError(
-                f"torchtitan {torchtitan_version() or '(not installed)'} has no {target.name}: looked for "
+                f"torchtitan {name} has no {target.name}: looked for "
                 f"{' or '.join(target.functions)} in {' and '.join(target.packages)}."
             )
         guarded = guard(entry_point.load())

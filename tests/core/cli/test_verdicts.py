@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from torchtitan_tp_validate.cli.commands.table import _in_world
-from torchtitan_tp_validate.cli.verdicts import Judgement, Report, Status, Verdicts, judge
+from torchtitan_tp_validate.cli.verdicts import Judgement, Report, Status, Verdicts, judge, not_judged
 from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.plan import ranges
 from torchtitan_tp_validate.releases.huggingface import Framework, read
@@ -62,3 +62,10 @@ def test_a_rule_that_was_left_out_is_named_behind_every_verdict() -> None:
         assert text.count("Not validated: TP009: the run has no seq_len.") == 1
         assert verdicts.item(one)["not_judged"] == ["TP009: the run has no seq_len"]
     assert "Not validated" not in Verdicts("check").line(whole)
+
+
+def test_what_was_left_out_is_one_sentence() -> None:
+    report = Report("it", unread=("it is parallelized by f, which is not guarded.", "TP009: none"))
+    assert not_judged(report) == (
+        " Not validated: it is parallelized by f, which is not guarded; TP009: none."
+    )

@@ -175,3 +175,20 @@ def test_a_built_layer_that_only_fills_in_what_the_args_leave_out_differs_in_not
     assert str(caught.value) == (
         "Not validated: layers.0.attention.n_heads must be a positive whole number, got 0."
     )
+
+
+def test_of_a_model_that_a_function_of_somebodys_own_splits_the_heads_are_judged_alone() -> None:
+    mlp = SimpleNamespace(w1=SimpleNamespace(out_features=63))
+    model = SimpleNamespace(
+        model_args=model_args(8, 2, vocab_size=3), layers={"0": SimpleNamespace(feed_forward=mlp)}
+    )
+    own = Degrees(tp=2, seq_len=33, by_own_function=True)
+    plan = read_plan(model, own)
+    assert [(dim.code, dim.size) for dim in plan.dims] == [("TP001", 8), ("TP002", 2)]
+    assert plan.not_judged == (
+        "all but TP001 and TP002: what else is split, the model's own parallelize function alone knows",
+    )
+    assert plan.valid_degrees(degrees=own) == [1, 2]
+    assert plan.replication_degrees == []
+    others = read_plan(model, Degrees(tp=2, seq_len=33)).violations(Degrees(tp=2, seq_len=33))
+    assert [dim.code for dim in others] == ["TP009", "TP005"]

@@ -182,3 +182,9 @@ def test_a_broken_delta_net_is_named() -> None:
     layer.delta_net.key_head_dim = 0
     with pytest.raises(tpv.PlanError, match=re.escape("layers[0].delta_net.key_head_dim must be a positive")):
         tpv.valid_tp_degrees(config_tree(layer))
+
+
+def test_of_a_model_of_the_fork_that_a_function_of_somebodys_own_splits_the_heads_are_judged_alone() -> None:
+    config = fork(fork_layer(feed_forward=DENSE))
+    codes = {dim.code for dim in read_plan(config, Degrees(tp=2, by_own_function=True)).dims}
+    assert codes == {"TP001", "TP002"} < {dim.code for dim in read_plan(config, Degrees(tp=2)).dims}

@@ -103,7 +103,7 @@ def main() -> None:
         # How it is asked for, and what of the model is split.
         *(job.Options.__init__, plan.Plan.violations, plan.Plan.at),
         *(validate.judge, validate.run_error, validate.raise_if_unread, job.read_plan, job.find_problems),
-        *(job.find_faults, job.not_judged, degrees.Degrees.splits_nothing.fget),
+        *(job.find_faults, job.not_judged, job.is_own, degrees.Degrees.splits_nothing.fget),
         *(line.read_run for line in releases()),
     )
     taken = walk(launch, is_asked_for, without=(*asked, *answered))

@@ -14,11 +14,12 @@ import pytest
 import torchtitan_tp_validate as tpv
 from tests.core.walks import in_the_map
 from tests.forked import ROOT, in_forks, run_module
+from tests.torchtitan.installed import RELEASE
 from tests.torchtitan.optional import missing_for_qwen3_5, needs_qwen3_5, needs_torchao
 from torchtitan_tp_validate.guards import guards_in_place
 from torchtitan_tp_validate.job import Options, check_job
 
-pytestmark = pytest.mark.requires(torchtitan="0.3")
+pytestmark = pytest.mark.requires(torchtitan=("0.3", "main"))
 
 FUSED_LORA = """\
 KV-head replication is not supported here: layers[0].attention: its wqkv has one LoRA adapter, where three \
@@ -326,7 +327,7 @@ def test_a_job_of_the_launcher_is_judged_and_converted_once_until_it_is_parallel
     # (judged, converted); the guard of the parallelize call knows the data degree that the ranks leave.
     done = json.loads(result.output.splitlines()[-1])
     assert done["seen"] == [[1, converted], [1, converted], [2, converted]]
-    if more:
+    if more and RELEASE != "main":  # which enters one file more, on the way to that of 0.3.x
         assert ["train.py", *(file for file in done["files"] if file != "train.py")] == in_the_map(
             "--replicate-kv-heads"
         )
@@ -374,7 +375,11 @@ def test_the_shipped_configs_that_could_never_start_build_and_parallelize(
 
 @in_forks
 def test_the_gather_passes_torchtitans_type_checking(tmp_path: Path) -> None:
-    families = ["llama3", "gpt_oss", *([] if missing_for_qwen3_5 else ["qwen3_5"])]
+    families = ["llama3", "gpt_oss"]
+    # Main's gated-delta layers do not pass, stock or not, with what stands in for their kernel.
+    if not missing_for_qwen3_5 and RELEASE != "main":
+        families.append("qwen3_5")
     result = run_module(f"{__package__}.type_checked", families, out=tmp_path)
     assert result.returncode == 0, result
-    assert result.output.splitlines()[-len(families) :] == [f"{family} (2, 32, 64)" for family in families]
+    shape = (32, 64) if RELEASE == "main" else (2, 32, 64)
+    assert result.output.splitlines()[-len(families) :] == [f"{family} {shape}" for family in families]

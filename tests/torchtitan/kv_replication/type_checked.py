@@ -15,11 +15,14 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torchtitan.distributed.spmd_types import annotate_input_spmd_types
 from torchtitan.distributed.utils import get_spmd_context
 
+from tests.torchtitan.installed import RELEASE
 from torchtitan_tp_validate.rehearsal.cases import Case
 from torchtitan_tp_validate.rehearsal.models import installed_line
 from torchtitan_tp_validate.rehearsal.parallelize import Guards, build
 
 WORLD_SIZE = 4
+BATCH = () if RELEASE == "main" else (2,)
+"""How many sequences there are; main takes tokens in a row."""
 
 
 def main(families: list[str]) -> None:
@@ -36,8 +39,8 @@ def main(families: list[str]) -> None:
         model = tiny.parallelize_fn(tiny.model, *args, **kwargs)
         model.to_empty(device="cpu")
         model.init_states(buffer_device=None)
-        tokens = torch.zeros(2, tiny.seq_len, dtype=torch.long)
-        extra = {"positions": torch.arange(tiny.seq_len).repeat(2, 1)}
+        tokens = torch.zeros(*BATCH, tiny.seq_len, dtype=torch.long)
+        extra = {"positions": torch.arange(tiny.seq_len).repeat(*BATCH, 1)}
         tokens, _, extra = annotate_input_spmd_types(dims, tokens, tokens.clone(), extra)
         if family.startswith("qwen3_5"):
             extra["special_tokens"] = {"image_id": -1, "video_id": -2}

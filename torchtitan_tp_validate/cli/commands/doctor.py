@@ -21,6 +21,7 @@ _PACKAGES = ("torchtitan-tp-validate", "torchtitan", "torch", "transformers")
 _EXAMPLES = """\
 examples:
   tp-validate doctor
+  tp-validate doctor --module my_package
   tp-validate doctor --output-format json
 """
 
@@ -36,6 +37,11 @@ def add_parser(commands: Any) -> None:
         "torchtitan is not supported.",
         epilog=_EXAMPLES,
     )
+    parser.add_argument(
+        "--module",
+        metavar="PACKAGE",
+        help="also look for the parallelize functions of a package of your own",
+    )
     add_output(parser)
     parser.set_defaults(run=run, parser=parser, command="doctor")
 
@@ -47,7 +53,7 @@ def run(options: Any) -> int:
     from torchtitan_tp_validate.supported import unsupported_torchtitan
 
     with _guards():
-        states = installed().targets
+        states = (*installed().targets, *_own_states(options.module))
     problem = unsupported_torchtitan()
     gone = () if problem else what_is_gone()
     problems = [_Problem(problem)] if problem else [_Problem(f"torchtitan {part}") for part in gone]
@@ -106,6 +112,19 @@ class _Doctor(Findings["TargetState | _Problem"]):
             "gone": [asdict(part) for part in self._gone],
             "targets": [asdict(state) for state in self._states],
         }
+
+
+def _own_states(package: str | None) -> Iterator[TargetState]:
+    """Yield the state of every entry point of somebody's own package; nothing of it is imported."""
+    from torchtitan_tp_validate.guards import TargetState
+    from torchtitan_tp_validate.shape import own_entry_points, own_name
+
+    found = list(own_entry_points(package)) if package else []
+    for point in found:
+        yield TargetState(own_name(point.module), str(point), True, "guarded when a job starts, by its shape")
+    if package and not found:
+        absent = "has no parallelize_*(model, parallel_dims) of which it is known what it splits"
+        yield TargetState(package, package, False, absent, faulty=True)
 
 
 def _guards() -> Any:

@@ -1,4 +1,4 @@
-"""The model families of torchtitan 0.3.x at debug size, on any of its ``spmd_backend``s.
+"""The model families of torchtitan 0.3.x and main at debug size, on any of their ``spmd_backend``s.
 
 After ``parallelize_fn`` every parameter that takes part in training is a DTensor, because torchtitan
 applies ``fully_shard`` even when data parallelism has degree 1: ``.full_tensor()`` gives the whole
@@ -8,6 +8,8 @@ group).
 
 With spmd_types a parameter whose size the degree does not divide comes out of ``parallelize_fn``
 larger than the model config says. `copy_whole` leaves what is too much as torchtitan drew it.
+
+Main has no batch dimension: it is fed one sequence after the other.
 
 On CPU the gated-delta layers see no document boundaries, so they read a batch as one long stream: two
 runs compare equal when they are fed the same batch.
@@ -32,8 +34,11 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from torchtitan_tp_validate.degrees import TOKEN_BUDGET, token_field
 from torchtitan_tp_validate.rehearsal.models import TinyModel, sum_gradients_without_nccl
+from torchtitan_tp_validate.rehearsal.stand_ins import as_it_is_fed, gated_delta_module
 from torchtitan_tp_validate.rehearsal.training import copy_whole
+from torchtitan_tp_validate.releases import nearest_line
 
 if TYPE_CHECKING:
     from torchtitan.config import ParallelismConfig
@@ -167,7 +172,12 @@ SIZES = {name: family.sizes for name, family in _ALL_FAMILIES.items()}
 STRIDE = 7
 """Of the truth cases that are dealt out to the backends, one in this many is enough: there are 29 pairs of a
 family and a backend, and a step that no size's cases repeat in meets all kinds of them."""
-BACKENDS = {name: family.backends for name, family in _ALL_FAMILIES.items()}
+_LINE = nearest_line()
+_BACKENDS = [backend.name for backend in _LINE.SPMD_BACKENDS] if _LINE else []
+BACKENDS = {
+    name: tuple(backend for backend in family.backends if backend in _BACKENDS)
+    for name, family in _ALL_FAMILIES.items()
+}
 """The values of ``spmd_backend`` that each family supports."""
 
 
@@ -205,6 +215,11 @@ def _on_cpu() -> bool:
     from torchtitan.tools import utils
 
     return bool(utils.device_type == "cpu")
+
+
+def _is_main() -> bool:
+    """Whether this is torchtitan's main, and not 0.3.x."""
+    return hasattr(import_module("torchtitan.config").TrainingConfig, TOKEN_BUDGET)
 
 
 def _run_experts_without_gpu_kernels() -> None:
@@ -247,7 +262,7 @@ def _run_flex_attention_without_gpu_kernels() -> None:
     import torchtitan.models.qwen3_5.vision_encoder as qwen3_5
     from torchtitan.models.common.attention import FlexAttention
 
-    FlexAttention.forward = _attend
+    FlexAttention.forward = as_it_is_fed(FlexAttention, _attend)
     qwen3_5.compiled_create_block_mask = kimi.compiled_create_block_mask = _see_everything
 
 
@@ -286,12 +301,11 @@ def _attend(
 
 def _run_gated_delta_without_gpu_kernels() -> None:
     """Put transformers' pure-torch gated delta rule in the place of fla's Triton kernel."""
-    import torchtitan.models.qwen3_5.model as qwen3_5
     from transformers.models.qwen3_5_moe import modeling_qwen3_5_moe as transformers_qwen3_5
 
     # Unwrapped, because the decorator would send the call back to fla.
     kernel = inspect.unwrap(transformers_qwen3_5.torch_chunk_gated_delta_rule)
-    qwen3_5._fla_chunk_gated_delta_rule = kernel
+    gated_delta_module()._fla_chunk_gated_delta_rule = kernel
 
 
 def _exchange_tokens_without_nccl() -> None:
@@ -460,10 +474,11 @@ def _attention_with_sizes(attention: Any, n_heads: int, n_kv_heads: int, sizes: 
     from torchtitan.models.gpt_oss.model import Attention as SinkAttention
 
     is_sink = isinstance(attention, SinkAttention.Config)
-    if _on_cpu() and not is_sink:
+    if _on_cpu() and not is_sink and not _is_main():
         # Flex attention has no backward on CPU.
         attention.inner_attention = ScaledDotProductAttention.Config()
-    attention.rope = dataclasses.replace(attention.rope, max_seq_len=sizes.get("seq_len", SEQ_LEN))
+    longest = "max_context_length" if _is_main() else "max_seq_len"
+    attention.rope = dataclasses.replace(attention.rope, **{longest: sizes.get("seq_len", SEQ_LEN)})
     if isinstance(attention, LatentAttention.Config):
         return _latent_attention_with_sizes(attention, n_heads, sizes)
     return with_heads(attention, n_heads, n_kv_heads)
@@ -661,7 +676,7 @@ class _Run:
         _clear_sharding_prop_cache()
         return (), {
             "parallel_dims": parallel_dims,
-            "training": TrainingConfig(mixed_precision_param="float32", seq_len=self.seq_len),
+            "training": TrainingConfig(mixed_precision_param="float32", **{token_field(): self.seq_len}),
             "parallelism": self.parallelism(parallel_dims.tp),
             "compile_config": CompileConfig(enable=False),
             "ac_config": None,
@@ -698,7 +713,11 @@ class _Run:
         dp = dims.dp_shard * dims.dp_replicate if dims else 1
         with self._current_mesh():
             tokens, labels, arguments = self._inputs(tokens, labels, arguments)
-            logits = model(tokens, **arguments)
+            if _is_main():
+                logits = torch.cat([model(row, **of_one) for row, of_one in _rows(tokens, arguments)])
+                labels = labels.flatten()
+            else:
+                logits = model(tokens, **arguments)
             total = cross_entropy_loss(logits, labels, global_vocab_size=self.config.vocab_size)
         if isinstance(total, DTensor):
             # Already a sum over all ranks' tokens.
@@ -712,9 +731,9 @@ class _Run:
         self, tokens: torch.Tensor, labels: torch.Tensor, arguments: dict[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
         """Return the inputs as the backend wants them, as the Trainer prepares them."""
-        from torchtitan.distributed.full_dtensor import parallelize_inputs
-
         if self.backend == FULL_DTENSOR and self.parallel_dims is not None:
+            from torchtitan.distributed.full_dtensor import parallelize_inputs
+
             tokens, labels, arguments = parallelize_inputs(self.parallel_dims, tokens, labels, arguments)
         return tokens, labels, arguments
 
@@ -751,6 +770,20 @@ class _Run:
             "grid_thw": torch.tensor([IMAGE_GRID] * tokens.shape[0], device=tokens.device),
             "special_tokens": {"image_id": placeholder, "video_id": placeholder},
         }
+
+
+def _rows(
+    tokens: torch.Tensor, arguments: Mapping[str, Any]
+) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:
+    """Yield each sequence of a batch, and what of the other arguments is its own."""
+    for index, row in enumerate(tokens):
+        yield (
+            row,
+            {
+                name: value[index] if isinstance(value, torch.Tensor) else value
+                for name, value in arguments.items()
+            },
+        )
 
 
 def _parallelism(tp: int, ep: int, backend: str) -> ParallelismConfig:
