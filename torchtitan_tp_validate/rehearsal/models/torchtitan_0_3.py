@@ -158,7 +158,7 @@ _MORE_FAMILIES = {
 
 MORE_FAMILIES = tuple(_MORE_FAMILIES)
 """Families that `build` knows besides `FAMILIES`."""
-SHARED_KV_HEADS = (*FAMILIES, "qwen3_moe", "gpt_oss")
+SHARED_KV_HEADS = (*FAMILIES, "qwen3_moe", "gpt_oss", "muse_glimmer")
 FUSED_QKV = ("qwen3_fused", "llama3")
 
 _ALL_FAMILIES = _FAMILIES | _MORE_FAMILIES
