@@ -68,7 +68,7 @@ _BY_HAND: dict[str, tuple[Layout, ...]] = {
     ),
 }
 _ON_LORA = {"qwen3 debugmodel_non_fused_qkv": _LORA, "qwen3_5 debugmodel_moe": _LORA_3_5}
-"""Of those with a fused projection, which cannot have it."""
+"""Model -> where it has LoRA, which a fused projection is refused."""
 
 _AXES: dict[str, dict[str, Sequence[str]]] = {
     "0.2": {
