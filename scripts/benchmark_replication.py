@@ -2,10 +2,15 @@
 """What KV-head replication costs: step time, peak memory and communicated bytes, side by side in one run.
 
     torchrun --standalone --nproc-per-node 4 scripts/benchmark_replication.py
+    torchrun --standalone --nproc-per-node 8 scripts/benchmark_replication.py --flavor 397B-A17B
+    scripts/benchmark_replication.py --flavor 397B-A17B --one-of 16
 
-On torchtitan 0.3.x, three models of the same sizes but for n_kv_heads are trained by turns on the same
-tokens: two key-value heads at TP 4, replicated, beside (a) four at TP 4 and (b) two at TP 2 (x FSDP 2). Every
-rank takes part in all three. On GPUs (one per rank) the model is larger and times are those of CUDA events.
+On torchtitan 0.3.x, models of the same sizes but for n_kv_heads are trained by turns on the same tokens: two
+key-value heads at TP = the number of ranks, replicated, beside (a) as many as ranks at that TP and (b) two at
+TP 2 (x FSDP). Every rank takes part in all of them. On GPUs (one per rank) the model is larger and times are
+those of CUDA events. With a flavor it is one layer as wide as those of that Qwen3.5, its feed-forward as wide
+as the experts that a token meets, and (b), which needs most memory, is left out. ``--one-of N`` is one of so
+many ranks alone, its exchanges counted but not made: bytes and memory, and of the time what it computes.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +43,15 @@ M_MMAP_THRESHOLD = -3
 
 @dataclass(frozen=True)
 class Sizes:
-    """The proportions of the model; head_dim is 128."""
+    """The proportions of the model."""
 
     dim: int
     hidden: int
     vocab: int
     seq_len: int
     n_heads: int
+    head_dim: int = 128
+    layers: int = 2
 
 
 CPU = Sizes(dim=2048, hidden=6144, vocab=8192, seq_len=512, n_heads=16)
@@ -99,19 +106,25 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--flavor", help="of torchtitan's Qwen3.5 with experts")
+    parser.add_argument("--one-of", type=int, metavar="N", help="run one rank of so many, without torchrun")
     options = parser.parse_args()
     line = installed_line()
-    device = join_process_group(line)
+    device = _pose_as_a_rank(line, options.one_of) if options.one_of else join_process_group(line)
     if device.type == "cpu":
         # Every freed tensor goes back to the system at once, or the resident set would say little.
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)
     sizes = GPU if device.type == "cuda" else CPU
-    guards = Guards()
+    if options.flavor:
+        sizes = _of_a_layer(options.flavor, sizes)
+    guards, ranks = Guards(), dist.get_world_size()
     variants = [
-        _variant("n_kv_heads 2 at TP 4, replicated", 2, 4, True, sizes, line, device, guards),
-        _variant("(a) n_kv_heads 4 at TP 4", 4, 4, False, sizes, line, device, guards),
-        _variant("(b) n_kv_heads 2 at TP 2 x FSDP 2", 2, 2, False, sizes, line, device, guards),
+        _variant(f"n_kv_heads 2 at TP {ranks}, replicated", 2, ranks, True, sizes, line, device, guards),
+        _variant(f"(a) n_kv_heads {ranks} at TP {ranks}", ranks, ranks, False, sizes, line, device, guards),
     ]
+    if not options.flavor:
+        name = f"(b) n_kv_heads 2 at TP 2 x FSDP {ranks // 2}"
+        variants.append(_variant(name, 2, 2, False, sizes, line, device, guards))
     for variant in variants:
         variant.step()
         with CommunicatedBytes() as counter:
@@ -119,11 +132,33 @@ def main() -> None:
         variant.communicated_bytes = counter.total
     for turn in range(options.rounds):
         # Each begins in its turn.
-        for variant in variants[turn % 3 :] + variants[: turn % 3]:
+        first = turn % len(variants)
+        for variant in variants[first:] + variants[:first]:
             _measure(variant, device)
     if dist.get_rank() == 0:
         _print(variants, sizes, device)
     dist.destroy_process_group()
+
+
+def _pose_as_a_rank(line: Any, ranks: int) -> torch.device:
+    """Set this process up as the first of so many ranks, on the CPU, of which the others are not there."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    line.prepare("cpu")
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+    return torch.device("cpu")
+
+
+def _of_a_layer(flavor: str, sizes: Sizes) -> Sizes:
+    """Return the sizes of one layer of a flavor of Qwen3.5 with experts."""
+    from torchtitan.models.qwen3_5 import model_registry
+
+    model: Any = model_registry(flavor).model
+    attention = next(layer.attention for layer in model.layers if layer.attention is not None)
+    experts = model.layers[0].moe
+    hidden = (experts.router.top_k + 1) * experts.shared_experts.w1.out_features
+    heads = {"n_heads": attention.n_heads, "head_dim": attention.head_dim}
+    return replace(sizes, dim=model.dim, hidden=hidden, vocab=1024, layers=1, **heads)
 
 
 def _variant(
@@ -138,10 +173,12 @@ def _variant(
 ) -> Variant:
     given = {"dim": sizes.dim, "hidden": sizes.hidden, "vocab": sizes.vocab, "seq_len": sizes.seq_len}
     how: dict[str, Any] = {"guard": "install", "replicate_kv_heads": replicate, "as_trainer": True}
-    text = f"llama3:{sizes.n_heads}/{n_kv_heads}:tp={tp},head_dim=128"
+    text = f"llama3:{sizes.n_heads}/{n_kv_heads}:tp={tp},head_dim={sizes.head_dim}"
     case = Case.parse(text, dist.get_world_size(), sizes=given, upstream_check=True, **how)
     guards.before_build(case)
     tiny = build(line, case)
+    for index in list(tiny.model.layers)[sizes.layers :]:
+        del tiny.model.layers[index]
     model, context, _ = parallelize(tiny, make_parallel_dims(tiny, case), case, device)
     model.to_empty(device=device)
     model.init_states(buffer_device=None)
@@ -149,7 +186,7 @@ def _variant(
         sum_gradients_without_nccl(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     # The same number of tokens in all: the ranks that TP leaves have other ones.
-    shape = (tp // 2, sizes.seq_len + 1)
+    shape = (2 * tp // dist.get_world_size(), sizes.seq_len + 1)
     text = torch.randint(sizes.vocab, shape, generator=torch.Generator().manual_seed(0)).to(device)
     tokens, labels = text[:, :-1].contiguous(), text[:, 1:].contiguous()
 
@@ -200,8 +237,11 @@ def _resident(name: str) -> int:
 
 def _print(variants: list[Variant], sizes: Sizes, device: torch.device) -> None:
     tokens = 2 * sizes.seq_len
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} CPU cores, gloo"
-    print(f"torch {torch.__version__}, 4 ranks on {where}, {tokens} tokens a step, fp32, {sizes}")
+    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
+    print(
+        f"torch {torch.__version__}, {dist.get_world_size()} ranks on {where}, {dist.get_backend()}, "
+        f"{tokens} tokens a step, fp32, {sizes}"
+    )
     ours = variants[0]
     for variant in variants:
         print(

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from torchtitan_tp_validate.rehearsal.truth.explained import KINDS, UNEXPLAINED, count_kinds, explain
 from torchtitan_tp_validate.rehearsal.truth.layout_runs import judge_layouts, run_layouts
 from torchtitan_tp_validate.rehearsal.truth.layouts import Row, layouts, read_rows, write_rows
-from torchtitan_tp_validate.rehearsal.truth.shared_layouts import SHARED_LAYOUTS
+from torchtitan_tp_validate.rehearsal.truth.shared_layouts import shared_layouts
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,7 +40,7 @@ def main() -> None:
     recorded = {row.layout: row for row in read_rows(path)} if path.exists() else {}
     if options.again:
         sys.exit(_run_again(line, _quickest(list(recorded.values()), options.again)))
-    every = SHARED_LAYOUTS[line] if options.shared else layouts(line)
+    every = shared_layouts(line) if options.shared else layouts(line)
     todo = [layout for layout in every if layout not in recorded]
     todo = [] if options.judge else todo[: options.part]
     if options.judge:

@@ -120,6 +120,7 @@ MODELS = (
         "Muse Glimmer",
         ("parallelize_muse_glimmer",),
         ("torchtitan.models.muse_glimmer", f"{_GRAPH_TRAINER}.muse_glimmer"),
+        shares_kv_heads=("0.3",),
     ),
     Family(
         "transformers_backend",

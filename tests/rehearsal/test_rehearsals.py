@@ -41,6 +41,11 @@ REQUESTS: dict[str, dict[str, dict[str, Any]]] = {
         "own": {"arguments": ("--module", OWN, "--config", "own_8b", *TP_2_FLAG)},
         "own square": {"model": OWN, "flavor": "8B-square", "degrees": TP_2},
         "own small square": {"model": OWN, "flavor": "small-square", "degrees": TP_2},
+        "own shared": {"model": OWN, "flavor": "small-shared", "degrees": TP_2, "ranks": 2},
+        "shared muse": {
+            **{"model": "muse_glimmer", "flavor": "30B", "degrees": {"tensor_parallel_degree": 4}},
+            "replicate_kv_heads": True,
+        },
         "hybridep": {
             "arguments": (
                 *("--module", "deepseek_v3", "--config", "deepseek_v3_16b_hybridep", *TP_2_FLAG, *EP_2_FLAG),
@@ -172,6 +177,15 @@ def test_what_cannot_be_made_small_is_rehearsed_as_it_is_if_it_is_small(rehearse
         "taken as it is: this one has 3,466,858,496."
     )
     assert rehearse("own small square").outcome == "equal"
+
+
+@pytest.mark.requires(torchtitan="0.3")
+@pytest.mark.parametrize("name", ["own shared", "shared muse"])
+def test_ranks_share_heads_by_the_converter_of_ones_own_config_and_by_the_flag(
+    rehearse: Rehearse, name: str
+) -> None:
+    seen = rehearse(name)
+    assert (seen.outcome, seen.cuts) == ("equal", ()), whole_text(seen)
 
 
 @pytest.mark.requires(torchtitan="0.3")

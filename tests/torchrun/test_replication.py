@@ -56,6 +56,13 @@ REFUSED = {
     "llama3:12/3": "Tensor parallel degree (4) does not fit n_kv_heads (3)",
 }
 
+COMPILED = [
+    *("llama3:8/1:compile=inductor", "llama3:8/1:ac=selective,compile=inductor"),
+    *("qwen3_moe:8/1:ep=2,compile=inductor", "gpt_oss:8/1:ep=2,compile=inductor"),
+    *("qwen3_5_moe:8/1:compile=inductor", "muse_glimmer:8/1:compile=inductor"),
+]
+"""At TP 2 on two ranks."""
+
 LONG = [
     f"{family}:{heads}:tp={tp},{f'backend={backend},' if backend else ''}ac={ac}"
     for family in FAMILIES
@@ -64,9 +71,9 @@ LONG = [
 ]
 
 
-def shared(text: str) -> Case:
+def shared(text: str, ranks: int = 4) -> Case:
     settings: dict[str, Any] = {"guard": "install", "upstream_check": True, "as_trainer": True, "ac": "none"}
-    return Case.parse(text, 4, replicate_kv_heads=True, **settings)
+    return Case.parse(text, ranks, replicate_kv_heads=True, **settings)
 
 
 CASES = [*map(shared, [*TRAINED, *REFUSED])]
@@ -74,7 +81,7 @@ CASES = [*map(shared, [*TRAINED, *REFUSED])]
 
 def assert_trains_like_one_process(result: Result) -> None:
     assert result.truth == "equal", result
-    assert [report["rank"] for report in result.reports] == [0, 1, 2, 3], result
+    assert [report["rank"] for report in result.reports] == [*range(result.case.world_size)], result
     for report in result.reports:
         assert len(report["losses"]) == 3, report
         assert len(set(report["losses"])) == 3, report
@@ -100,6 +107,12 @@ def test_wk_and_wv_stay_sharded_over_all_ranks(result_of: ResultOf, case: str) -
 @pytest.mark.long
 def test_the_long_matrix(tmp_path: Path) -> None:
     run_cases(map(shared, LONG), tmp_path, done=assert_trains_like_one_process)
+
+
+@pytest.mark.long
+@pytest.mark.requires(torchtitan="0.3")
+def test_what_inductor_compiles_trains_like_one_process(tmp_path: Path) -> None:
+    run_cases([shared(text, ranks=2) for text in COMPILED], tmp_path, done=assert_trains_like_one_process)
 
 
 @pytest.mark.parametrize("case", REFUSED)

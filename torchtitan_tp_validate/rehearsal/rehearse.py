@@ -24,6 +24,8 @@ from torchtitan_tp_validate.rehearsal.told import whole_text
 RANKS = 4
 PATIENCE_SECONDS = 60.0
 """For ranks that make no progress. A stage of a small model takes a second or two."""
+COMPILING_PATIENCE_SECONDS = 600.0
+"""For those that compile, all in one stage: on two cores that had other work it took longer than a minute."""
 
 _PROGRAM = "torchtitan_tp_validate.rehearsal.program"
 _MOST_OUTPUT = 2000
@@ -47,7 +49,7 @@ def rehearse(
     compile: bool = False,
     repair: bool = False,
     ranks: int = RANKS,
-    patience: float = PATIENCE_SECONDS,
+    patience: float | None = None,
     keep: Path | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Rehearsal:
@@ -61,7 +63,8 @@ def rehearse(
         compile: what the job compiles. Otherwise nothing is: compiling takes longer than a rehearsal.
         repair: with the repairs of the known faults that its model has in the installed torchtitan.
         ranks: the most that there may be; degrees are cut to fit.
-        patience: seconds after which ranks that make no progress are taken to hang.
+        patience: seconds after which ranks that make no progress are taken to hang; by default 60, and 600
+            where they compile.
         keep: a new or empty folder for weights, gradients, the output of every rank, and ``repeat.py``.
         progress: is told what goes on, whenever that changes.
 
@@ -71,7 +74,9 @@ def rehearse(
     request = Request(
         tuple(arguments), model, flavor, tuple((degrees or {}).items()), replicate_kv_heads, compile, repair
     )
-    options = {"ranks": ranks, "patience": patience}
+    if patience is None:
+        patience = COMPILING_PATIENCE_SECONDS if compile else PATIENCE_SECONDS
+    options: dict[str, Any] = {"ranks": ranks, "patience": patience}
     with _folder(keep) as out:
         if keep is not None:
             how = {**asdict(request), "degrees": dict(request.degrees), **options}

@@ -17,6 +17,7 @@ _ATTENTIONS_0_3 = (
     "torchtitan.models.common.attention.GQAttention.Config",
     "torchtitan.models.qwen3_5.model.Qwen35Attention.Config",
     "torchtitan.models.gpt_oss.model.Attention.Config",
+    "torchtitan.models.muse_glimmer.model.Attention.Config",
 )
 FUSED = "torchtitan.models.common.attention.FusedQKVLinear.Config"
 _SEPARATE = "torchtitan.models.common.attention.QKVLinear.Config"

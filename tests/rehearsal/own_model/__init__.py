@@ -29,6 +29,9 @@ from torchtitan.protocols.model_spec import ModelSpec
 from torchtitan.protocols.module import Module
 from torchtitan.protocols.sharding import ShardingConfig
 
+from torchtitan_tp_validate.kv_replication import ReplicateKVHeads
+from torchtitan_tp_validate.rehearsal.models.torchtitan_0_3 import with_heads
+
 
 class Expander(Module):
     """A feed-forward without a gate, under names of its own."""
@@ -116,6 +119,13 @@ def _of(flavor: str, widths: int) -> OwnModel.Config:
     return own
 
 
+def _sharing(config: OwnModel.Config, n_heads: int, n_kv_heads: int) -> Any:
+    """Return the config with these heads, the key-value heads of which ranks may share."""
+    for layer in config.layers:
+        layer.attention = with_heads(layer.attention, n_heads, n_kv_heads)
+    return ReplicateKVHeads.Config().build().convert(config)
+
+
 def _block(layer: Any, dim: int, hidden_dim: int) -> OwnBlock.Config:
     kept = {f.name: getattr(layer, f.name) for f in fields(layer) if f.init} | {"feed_forward": None}
     init = layer.feed_forward.w2.param_init
@@ -131,6 +141,7 @@ own_configs = {
     # Which side of its linears is the residual stream cannot be seen.
     "8B-square": lambda: _of("8B", widths=1),
     "small-square": lambda: _of("debugmodel", widths=1),
+    "small-shared": lambda: _sharing(_of("debugmodel", widths=1), n_heads=8, n_kv_heads=1),
 }
 
 

@@ -26,8 +26,8 @@ KV-head replication is not supported here: layers[0].attention: its wqkv has one
 projections would have three: another model.
 Without this check the run might die in its first forward pass, or train wrongly.
 What works: separate wq, wk and wv (or ReplicateKVHeads before LoRAConverter), plain, float8 or MXFP8, in \
-llama3, qwen3, qwen3_5 and gpt_oss, or a tensor parallel degree that divides n_kv_heads without \
---replicate-kv-heads."""
+llama3, qwen3, qwen3_5, gpt_oss and muse_glimmer, or a tensor parallel degree that divides n_kv_heads \
+without --replicate-kv-heads."""
 
 
 def converter() -> Any:

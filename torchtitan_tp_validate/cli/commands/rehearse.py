@@ -70,9 +70,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--patience",
         type=positive,
-        default=60,
         metavar="SECONDS",
-        help="after which ranks that make no progress are taken to hang (default: 60)",
+        help="after which ranks that make no progress are taken to hang (default: 60, or 600 with --compile)",
     )
     parser.add_argument(
         "--compile",

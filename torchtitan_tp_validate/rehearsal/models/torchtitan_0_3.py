@@ -22,13 +22,13 @@ import dataclasses
 import functools
 import inspect
 import math
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 import torch
 from torch import nn
@@ -163,7 +163,7 @@ _MORE_FAMILIES = {
 
 MORE_FAMILIES = tuple(_MORE_FAMILIES)
 """Families that `build` knows besides `FAMILIES`."""
-SHARED_KV_HEADS = (*FAMILIES, "qwen3_moe", "gpt_oss")
+SHARED_KV_HEADS = (*FAMILIES, "qwen3_moe", "gpt_oss", "muse_glimmer")
 FUSED_QKV = ("qwen3_fused", "llama3")
 
 _ALL_FAMILIES = _FAMILIES | _MORE_FAMILIES
@@ -230,26 +230,48 @@ def _run_experts_without_gpu_kernels() -> None:
     for experts in (GroupedExperts, GptOssGroupedExperts):
         if not hasattr(experts.forward, "__wrapped__"):
             experts.forward = _without_bfloat16(experts.forward)
-    GroupedExperts._grouped_mm = _multiply_by_expert
+    GroupedExperts._grouped_mm = lambda self, *, A, B_t, offs: _multiply_by_expert(A, B_t, offs)
 
 
 def _without_bfloat16(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """Return this forward, its casts to bf16 left out: in bf16 no two degrees would agree."""
-
-    @functools.wraps(forward)
-    def in_fp32(*args: Any, **kwargs: Any) -> torch.Tensor:
-        with mock.patch.object(torch.Tensor, "bfloat16", lambda tensor: tensor):
-            return forward(*args, **kwargs)
-
-    return in_fp32
+    source = textwrap.dedent(inspect.getsource(forward)).replace(".bfloat16()", "")
+    made: dict[str, Callable[..., torch.Tensor]] = {}
+    # Not by a patch while it runs, which torch.compile could not look through.
+    exec(source, forward.__globals__, made)
+    return functools.wraps(forward)(made[forward.__name__])
 
 
-def _multiply_by_expert(
-    self: nn.Module, *, A: torch.Tensor, B_t: torch.Tensor, offs: torch.Tensor
-) -> torch.Tensor:
-    """Return the rows of each expert times its own matrix."""
-    sizes = torch.diff(offs, prepend=offs.new_zeros(1)).tolist()
-    return torch.cat([rows @ weight for rows, weight in zip(A.split(sizes), B_t, strict=True)])
+@torch.library.custom_op("tp_validate::multiply_by_expert", mutates_args=())  # type: ignore[untyped-decorator]
+def _multiply_by_expert(A: torch.Tensor, B_t: torch.Tensor, offs: torch.Tensor) -> torch.Tensor:
+    """Return the rows of each expert times its own matrix; to torch.compile an operator of torch."""
+    parts = A.split(_sizes(offs))
+    return torch.cat([rows @ weight for rows, weight in zip(parts, B_t, strict=True)])
+
+
+@torch.library.custom_op("tp_validate::multiply_by_rows", mutates_args=())  # type: ignore[untyped-decorator]
+def _multiply_by_rows(A: torch.Tensor, out: torch.Tensor, offs: torch.Tensor) -> torch.Tensor:
+    """Return, for each expert, its rows of A, transposed, times those of ``out``."""
+    pairs = zip(A.split(_sizes(offs)), out.split(_sizes(offs)), strict=True)
+    return torch.stack([rows.T @ made for rows, made in pairs])
+
+
+def _sizes(offs: torch.Tensor) -> list[int]:
+    sizes: list[int] = torch.diff(offs, prepend=offs.new_zeros(1)).tolist()
+    return sizes
+
+
+def _expert_gradients(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+    A, B_t, offs = ctx.saved_tensors
+    to_rows = _multiply_by_expert(gradient, B_t.transpose(-2, -1), offs)
+    return to_rows, _multiply_by_rows(A, gradient, offs), None
+
+
+_multiply_by_expert.register_fake(lambda A, B_t, offs: A.new_empty(A.shape[0], B_t.shape[-1]))
+_multiply_by_rows.register_fake(lambda A, out, offs: A.new_empty(offs.shape[0], A.shape[-1], out.shape[-1]))
+_multiply_by_expert.register_autograd(
+    _expert_gradients, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs)
+)
 
 
 def _run_flex_attention_without_gpu_kernels() -> None:

@@ -34,6 +34,7 @@ from torchtitan_tp_validate.rehearsal.world import World
 from torchtitan_tp_validate.releases import kv_replication_of, line_of
 
 _PATIENCE_SECONDS = 40.0
+_COMPILING_PATIENCE_SECONDS = 300.0
 _LAYERS_PER_RANK = 3
 """Of a pipeline, which leaves none of two stages on each rank without a layer."""
 
@@ -129,9 +130,13 @@ def _child(line: ModuleType, job: Any, layout: Layout, used: set[str], out: Path
 
 
 def _run(line: ModuleType, job: Any, layout: Layout, used: set[str], out: Path) -> dict[str, str]:
+    import torch
+
     put_into_job(job, layout)
     degrees = degrees_of_job(job)
     verdict = _verdict(job, layout)
+    if job.compile.enable:
+        torch.compiler.set_stance("default")
     world = World(degrees, pp(job), microbatches=pp(job), cuts=())
     split(job, world)
     left_out = line.make_small(job, world.degrees, out)
@@ -141,7 +146,7 @@ def _run(line: ModuleType, job: Any, layout: Layout, used: set[str], out: Path) 
     # Without it the frozen weights are trained, shared heads or not.
     repairs = ("NUM007",) if layout.lora_rank and layout.backend == "spmd_types" else ()
     run = SmallRun(line, job, world, int(layout.batch), out, used, outputs=False, repairs=repairs)
-    children = Children(out, _PATIENCE_SECONDS)
+    children = Children(out, _COMPILING_PATIENCE_SECONDS if job.compile.enable else _PATIENCE_SECONDS)
     try:
         run.run_reference(children)
     except TPValidateError as error:
@@ -257,6 +262,8 @@ def _put_into_0_3(job: Any, layout: Layout) -> None:
         for layer in model.layers:
             if layer.attention is not None:
                 layer.attention = with_heads(layer.attention, *layout.shared_heads)
+    if "compile" in layout.settings:
+        job.compile.enable, job.compile.backend = True, layout.settings["compile"]
     if "balancer" in layout.settings:
         job.parallelism.context_parallel_load_balancer = layout.settings["balancer"]
     if layout.lora_rank:

@@ -235,7 +235,7 @@ def layouts(line: str) -> tuple[Layout, ...]:
     return tuple(dict.fromkeys(sorted(found, key=lambda layout: layout.backend == "full_dtensor")))
 
 
-OF_SHARED_LAYOUTS = ("shared_heads", "lora", "on", "balancer")
+OF_SHARED_LAYOUTS = ("shared_heads", "lora", "on", "balancer", "compile")
 """What is set in the model of a layout besides the fields of its config, see `shared_layouts`."""
 
 Pair = tuple[tuple[str, str], tuple[str, str]]

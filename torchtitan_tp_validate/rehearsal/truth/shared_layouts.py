@@ -3,12 +3,18 @@
 Each is run as `layout_runs` runs any other: torchtitan's own Trainer, compared with one process. A word of
 a model says its heads: ``shared_heads=8/1`` is eight query heads and one key-value head for all of them.
 ``lora=4`` is torchtitan's LoRA converter, of rank 4, on every linear or those behind ``on``, after which
-the job is given shared heads; ``balancer`` is what evens out the work of CP.
+the job is given shared heads; ``compile`` is the backend of torch.compile; ``balancer`` is what evens out the
+work of CP.
+
+Some are chosen by hand; the others are the pairwise covering of `_AXES`.
 """
 
 from __future__ import annotations
 
-from functools import partial
+import itertools
+import math
+from collections.abc import Sequence
+from functools import cache, partial
 
 from torchtitan_tp_validate.rehearsal.truth.layouts import Layout
 
@@ -23,7 +29,7 @@ _LLAMA, _QWEN = f"llama3 debugmodel {_ONE}", f"qwen3 debugmodel_non_fused_qkv {_
 _MOE = f"qwen3 debugmodel_moe {_ONE}"
 _GPT_OSS = f"gpt_oss debugmodel attn_backend=flex {_ONE}"
 
-SHARED_LAYOUTS: dict[str, tuple[Layout, ...]] = {
+_BY_HAND: dict[str, tuple[Layout, ...]] = {
     "0.2": (
         _0_2(_LLAMA, "tp2 cp2"),
         _0_2(_LLAMA, "tp2 cp2", loss="whole", checkpointing="full"),
@@ -38,6 +44,12 @@ SHARED_LAYOUTS: dict[str, tuple[Layout, ...]] = {
         _0_3(_LLAMA, "tp2 dp_shard2 cp2"),
         _0_3(_LLAMA, "tp2 dp_replicate2 cp2", checkpointing="selective"),
         _0_3(f"llama3 debugmodel {_TWO}", "tp4 cp2"),
+        _0_3(
+            f"llama3 debugmodel {_TWO} compile=aot_eager",
+            "tp4",
+            **{"backend": "partial_dtensor", "loss": "plain", "batch": "1"},
+            **{"sequence_parallel": "off", "checkpointing": "full"},
+        ),
         _0_3(_QWEN, "tp2 cp2", checkpointing="selective"),
         _0_3(_QWEN, "tp2 cp2", backend="partial_dtensor"),
         _0_3(f"qwen3 debugmodel {_ONE}", "tp2 cp2", checkpointing="full", tied="yes"),
@@ -55,4 +67,94 @@ SHARED_LAYOUTS: dict[str, tuple[Layout, ...]] = {
         _0_3(f"qwen3_5 debugmodel_moe {_ONE} {_LORA_3_5}", "tp2 ep2"),
     ),
 }
-"""Line -> layouts."""
+_ON_LORA = {"qwen3 debugmodel_non_fused_qkv": _LORA, "qwen3_5 debugmodel_moe": _LORA_3_5}
+"""Model -> where it has LoRA, which a fused projection is refused."""
+
+_AXES: dict[str, dict[str, Sequence[str]]] = {
+    "0.2": {
+        "model": ("llama3 debugmodel", "qwen3 debugmodel", "llama4 debugmodel"),
+        "mesh": ("tp2", "tp4", "tp2 dp_shard2"),
+        "more": ("",),
+        "backend": ("",),
+        "loss": ("parallel", "whole"),
+        "batch": ("2", "1"),
+        "sequence_parallel": ("",),
+        "checkpointing": ("none", "full", "selective"),
+    },
+    "0.3": {
+        "model": (
+            "llama3 debugmodel",
+            "qwen3 debugmodel_non_fused_qkv",
+            "qwen3 debugmodel_moe",
+            "qwen3_5 debugmodel_moe",
+            "gpt_oss debugmodel attn_backend=flex",
+            "muse_glimmer debugmodel",
+        ),
+        "mesh": (
+            *(
+                "tp2",
+                "tp4",
+                "tp2 dp_shard2",
+                "tp2 dp_replicate2",
+                "tp2 pp2",
+                "tp2 cp2",
+                "tp2 dp_replicate2 cp2",
+            ),
+            *("tp2 ep2", "tp4 ep2", "tp2 ep2 dp_shard2", "tp2 ep4 dp_shard2", "tp2 ep2 pp2", "tp2 ep2 cp2"),
+        ),
+        "more": ("", "lora"),
+        "backend": ("spmd_types", "partial_dtensor", "full_dtensor"),
+        "loss": ("chunked", "plain"),
+        "batch": ("2", "1"),
+        "sequence_parallel": ("on", "off"),
+        "checkpointing": ("none", "full", "selective"),
+    },
+}
+"""Line -> axis -> values; ``more`` is a further word of the model."""
+
+_EXPERTS = ("qwen3 debugmodel_moe", "qwen3_5 debugmodel_moe", "gpt_oss debugmodel attn_backend=flex")
+_BACKENDS: dict[str, tuple[str, ...]] = {
+    "muse_glimmer debugmodel": ("spmd_types",),
+    "qwen3_5 debugmodel_moe": ("spmd_types", "partial_dtensor"),
+}
+
+
+def _is_possible(*, model: str, mesh: str, more: str, backend: str, batch: str, **_: str) -> bool:
+    """Whether values go together: torchtitan runs them, and without a known fault."""
+    has_experts, is_dtensor = model in _EXPERTS, backend.endswith("dtensor")
+    return not (
+        (" ep" in mesh and not has_experts)
+        or ("gpt_oss" in model and (" ep" not in mesh or is_dtensor))  # NUM004, NUM005
+        or ("qwen3_5" in model and any(word in mesh for word in ("tp4", "cp", "pp")))  # TP003, RUN002, NUM014
+        or (model in ("qwen3 debugmodel_moe", "muse_glimmer debugmodel") and "pp" in mesh)  # OPT001, NUM012
+        or (more == "lora" and model not in _ON_LORA)
+        or backend not in _BACKENDS.get(model, (backend,))
+        or (backend == "full_dtensor" and "cp" in mesh)  # minutes of planning, see `layouts`
+        or (is_dtensor and has_experts and batch == "1")  # NUM006
+    )
+
+
+@cache
+def shared_layouts(line: str) -> tuple[Layout, ...]:
+    """Return the layouts of a line; the further down, the less there is in one that no other has."""
+    axes = _AXES[line]
+    possible = [
+        how
+        for values in itertools.product(*axes.values())
+        if _is_possible(**(how := dict(zip(axes, values, strict=True))))
+    ]
+    missing = {pair for how in possible for pair in itertools.combinations(how.items(), 2)}
+    found = list(_BY_HAND[line])
+    for least in range(math.comb(len(axes), 2), 0, -1):
+        for how in possible:
+            new = missing & {*itertools.combinations(how.items(), 2)}
+            if len(new) >= least:
+                found.append(_layout(**how))
+                missing -= new
+    return tuple(dict.fromkeys(found))
+
+
+def _layout(model: str, mesh: str, more: str, **how: str) -> Layout:
+    heads = _TWO if "tp4" in mesh else _ONE
+    added = _ON_LORA[model] if more == "lora" else more
+    return Layout(" ".join(filter(None, (model, heads, added))), mesh, **how)

@@ -141,7 +141,7 @@ def test_a_run_or_a_model_with_its_degrees_is_rehearsed(
     for _, how in asked:
         how.pop("progress")("nobody looks")
     common = {
-        "patience": 60,
+        "patience": None,
         "replicate_kv_heads": False,
         "ranks": 4,
         "compile": False,
