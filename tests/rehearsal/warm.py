@@ -23,7 +23,7 @@ from torchtitan_tp_validate.rehearsal.rehearse import read_result
 
 DEFAULTS = {
     **{"arguments": [], "model": "", "flavor": "", "degrees": (), "replicate_kv_heads": False},
-    **{"compile": False, "repair": False, "ranks": 4, "patience": 60.0, "keep": False},
+    **{"compile": False, "repair": False, "ranks": 4, "patience": 120.0, "keep": False},
 }
 
 
