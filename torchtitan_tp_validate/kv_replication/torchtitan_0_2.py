@@ -107,3 +107,5 @@ def replicate_kv_heads(model: nn.Module, tp: int) -> None:
                     "torch.nn.Linear without a bias",
                 )
             setattr(attention, name, KVHeadLinear(projection, attention.n_kv_heads))
+        # 0.2.0 and 0.2.1 repeat each head of a rank so often, and here it has one; 0.2.2 does not ask.
+        attention.n_rep = attention.n_heads // tp
