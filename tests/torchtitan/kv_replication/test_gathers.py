@@ -1,3 +1,5 @@
+"""How often a step gathers wk and wv, whose heads ranks share."""
+
 from __future__ import annotations
 
 import json
