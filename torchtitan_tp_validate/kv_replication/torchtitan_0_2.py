@@ -2,7 +2,8 @@
 
 Stock ``ColwiseParallel`` then splits their weight by rows over all ranks, as it does with every linear.
 
-Source: ``models/{llama3,llama4,qwen3}/infra/parallelize.py`` and ``model/model.py`` of torchtitan 0.2.0 to 0.2.2.
+Source: ``models/{llama3,llama4,qwen3}/infra/parallelize.py`` and ``model/model.py`` of torchtitan 0.2.0 to
+0.2.2.
 """
 
 from __future__ import annotations
