@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from types import SimpleNamespace as NS
 from typing import Any
@@ -20,6 +21,11 @@ def parallelize(model: Any, *, parallel_dims: Any) -> None: ...
 
 def hands_on(model: Any, **kwargs: Any) -> None:
     parallelize(model, **kwargs)
+
+
+class Parallelizes:
+    def __call__(self, model: Any, **kwargs: Any) -> None:
+        parallelize(model, **kwargs)
 
 
 def job(model: Any, tp: int, *, training: Any, function: Any = parallelize) -> Any:
@@ -114,5 +120,9 @@ def test_a_function_that_hands_on_to_a_guarded_one_is_guarded_unless_a_solver_is
     assert problem(parallelize) is problem(hands_on) is problem(parallelize, solver) is None
     assert problem(hands_on, solver) == (
         f"mine is parallelized by {__name__}.hands_on with compile.enable_autoparallel, which is not guarded."
+    )
+    assert problem(functools.partial(parallelize)) is problem(Parallelizes()) is None
+    assert problem(functools.partial(functools.partial(hands_on), model=None), solver) == problem(
+        hands_on, solver
     )
     assert problem(told) == f"mine is parallelized by {__name__}.told, which is not guarded."

@@ -6,6 +6,8 @@ models, is a `Release`. What replicates key-value heads in a line is a `KVReplic
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -44,7 +46,8 @@ class RequestedModel:
     Attributes:
         name: model and flavor as torchtitan calls them.
         config: the model's config (0.3.x) or model args (0.2.x).
-        parallelize_fn: the function that the model's spec names.
+        parallelize_fn: the function that the model's spec names, or that a `functools.partial` or an object
+            which is named there calls.
         has_pipelines: whether the spec names a function that splits the model into pipeline stages.
     """
 
@@ -52,6 +55,14 @@ class RequestedModel:
     config: Any
     parallelize_fn: Callable[..., Any]
     has_pipelines: bool = True
+
+    def __post_init__(self) -> None:
+        function = self.parallelize_fn
+        while isinstance(function, functools.partial):
+            function = function.func
+        if not inspect.isroutine(function):
+            function = type(function).__call__
+        object.__setattr__(self, "parallelize_fn", function)
 
 
 @dataclass(frozen=True)
