@@ -127,12 +127,12 @@ def cuts(config: Any) -> Iterator[tuple[Axis, str, int]]:
 
 def block_size(config: Any) -> int:
     """Return how many rows or columns a low-precision product takes at a time; 0 for any other module."""
-    cls = type(config)
-    if not cls.__module__.startswith("torchtitan.components.quantization."):
-        return 0
-    # Experts' classes are made in a function, of whatever class they replace.
-    owner = cls.__qualname__.rpartition(".")[0].rpartition(".")[2]
-    return _BLOCK_SIZES.get(owner, 0)
+    for kind in type(config).__mro__:  # LoRA and KV-head replication make classes of their own of it
+        if kind.__module__.startswith("torchtitan.components.quantization."):
+            # Experts' classes are made in a function, of whatever class they replace.
+            owner = kind.__qualname__.rpartition(".")[0].rpartition(".")[2]
+            return _BLOCK_SIZES.get(owner, 0)
+    return 0
 
 
 @dataclass(frozen=True)

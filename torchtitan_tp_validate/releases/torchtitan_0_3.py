@@ -60,6 +60,8 @@ _HOW_TO_REPLICATE = "--replicate-kv-heads, or converters=[ReplicateKVHeads.Confi
 
 _EXPERTS = "routed_experts.inner_experts"
 """Where torchtitan's FSDP looks for the weights of a layer's experts."""
+_OF_KV_HEADS = (".wk", ".wv", ".wkv")
+"""What projects to key-value heads alone."""
 
 
 def is_job(job: Any) -> bool:
@@ -486,7 +488,9 @@ class _Reading:
             if axis is Axis.EP:
                 self.findings.add("EP001", size, layers=layers)
                 continue
-            if block:
+            # Each rank has whole key-value heads, even where several share one: these are whole blocks then.
+            kv_heads = heads[-1] if heads and path.endswith(_OF_KV_HEADS) else 0
+            if block and not (kv_heads and size // kv_heads % block == 0):
                 label = f"{_in_layer(path, bool(layers))}.{name}"
                 self.findings.add("TP015", size, layers=layers, place=path, label=label, multiple=block)
             # What is made of whole heads is split like them, and the double like its half.

@@ -210,6 +210,32 @@ def test_low_precision_is_shared_in_any_order_and_keeps_what_it_is(
 
 
 @needs_torchao
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize(
+    ("head_dim", "degrees"),
+    # 8 KV heads. A rank of 64 keeps 16 rows of wk, and multiplies by the 128 of its head; MXFP8 takes 32.
+    [(128, [1, 2, 4, 8, 16, 32, 64]), (16, [1, 2, 4])],
+)
+def test_a_head_that_ranks_share_is_whole_blocks_of_low_precision_or_refused(
+    head_dim: int, degrees: list[int], order: str
+) -> None:
+    from torchtitan.components.quantization import mx
+
+    config = registry("qwen3", "debugmodel_non_fused_qkv")
+    for layer in config.layers:
+        attention, layer.feed_forward = layer.attention, registry("llama3", "8B").layers[0].feed_forward
+        attention.n_heads, attention.head_dim = 64, head_dim
+        attention.qkv_linear.wkv.out_features = 8 * head_dim
+        attention.qkv_linear.wq.out_features = attention.wo.in_features = 64 * head_dim
+    with mock.patch.object(mx, "has_cuda_capability", return_value=True):
+        low = mx.MXFP8LinearConverter.Config(fqns=["attention.qkv_linear.wkv"]).build()
+    steps = [low, converter().build()]
+    for step in steps if order == "before" else steps[::-1]:
+        config = step.convert(config)
+    assert tpv.valid_tp_degrees(config) == degrees
+
+
+@needs_torchao
 def test_a_precision_that_no_cpu_computes_is_refused() -> None:
     from torchtitan.components.quantization import nvfp4
 
