@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -64,7 +64,10 @@ class SmallRun:
 
     def build_trainer(self, feed: Callable[..., Any], local_batch_size: int, microbatch_size: int) -> Any:
         """Return the Trainer, in a process of the run."""
-        return self.line.build_trainer(self.job, feed, local_batch_size, microbatch_size)
+        trainer = self.line.build_trainer(self.job, feed, local_batch_size, microbatch_size)
+        if self.job.compile.enable:
+            _count_tokens_once(trainer.model_parts)
+        return trainer
 
     @property
     def _local_batch_size(self) -> int:
@@ -103,6 +106,20 @@ class SmallRun:
         run(partial(self.build_trainer, batches.of_rank, local_batch_size, self.microbatch_size))
         process.record.stand_ins = sorted(self.used)
         write_json(self.out / f"{name}-rank{rank}.json", asdict(process.record))
+
+
+def _count_tokens_once(parts: Iterable[Any]) -> None:
+    """Let torchtitan balance experts by the tokens that were counted.
+
+    It halves them under activation checkpointing, which counts them again as it recomputes; what is compiled
+    does not. Rounded down, the halves of what each rank has counted are not the half of the whole: an expert
+    that has its share is then biased on ranks, and not in one process.
+    Source: ``components/optimizer/optimizer.py`` of torchtitan 0.3.0 (_update_expert_bias).
+    """
+    for part in parts:
+        for module in part.modules():
+            if hasattr(module, "checkpoint_impl"):
+                module.checkpoint_impl = None
 
 
 def _record(path: Path) -> Any:

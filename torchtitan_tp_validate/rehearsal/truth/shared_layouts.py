@@ -6,7 +6,7 @@ a model says its heads: ``shared_heads=8/1`` is eight query heads and one key-va
 the job is given shared heads; ``compile`` is the backend of torch.compile; ``balancer`` is what evens out the
 work of CP.
 
-Some are chosen by hand; the others are the pairwise covering of `_AXES`.
+Some are chosen by hand; the others have every three values of `_AXES` that go together in one of them.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ _BY_HAND: dict[str, tuple[Layout, ...]] = {
         _0_3(f"qwen3 debugmodel {_ONE}", "tp2 cp2", checkpointing="full", tied="yes"),
         _0_3(_MOE, "tp2 cp2"),
         _0_3(_MOE, "tp2 ep2 cp2"),
+        _0_3(f"{_MOE} compile=aot_eager", "tp2 cp2", loss="plain", checkpointing="full"),
         _0_3(_MOE, "tp2 ep4 cp2", sequence_parallel="off"),
         _0_3(_GPT_OSS, "tp2 ep2 cp2"),
         _0_3(_GPT_OSS, "tp2 ep4 cp2", checkpointing="full"),
@@ -112,6 +113,9 @@ _AXES: dict[str, dict[str, Sequence[str]]] = {
 }
 """Line -> axis -> values; ``more`` is a further word of the model."""
 
+_TOGETHER = 3
+"""How many of these values there are in one layout, whichever they are."""
+
 _EXPERTS = ("qwen3 debugmodel_moe", "qwen3_5 debugmodel_moe", "gpt_oss debugmodel attn_backend=flex")
 _BACKENDS: dict[str, tuple[str, ...]] = {
     "muse_glimmer debugmodel": ("spmd_types",),
@@ -143,11 +147,12 @@ def shared_layouts(line: str) -> tuple[Layout, ...]:
         for values in itertools.product(*axes.values())
         if _is_possible(**(how := dict(zip(axes, values, strict=True))))
     ]
-    missing = {pair for how in possible for pair in itertools.combinations(how.items(), 2)}
+    has = [{*itertools.combinations(how.items(), _TOGETHER)} for how in possible]
+    missing = set().union(*has)
     found = list(_BY_HAND[line])
-    for least in range(math.comb(len(axes), 2), 0, -1):
-        for how in possible:
-            new = missing & {*itertools.combinations(how.items(), 2)}
+    for least in range(math.comb(len(axes), _TOGETHER), 0, -1):
+        for how, values_of_it in zip(possible, has, strict=True):
+            new = missing & values_of_it
             if len(new) >= least:
                 found.append(_layout(**how))
                 missing -= new
