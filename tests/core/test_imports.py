@@ -60,6 +60,7 @@ HEAVY_AT_ONCE = {
                 "rank",
                 "stand_ins",
                 "traffic",
+                "peak",
                 "training",
             ),
         )

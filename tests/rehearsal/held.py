@@ -3,18 +3,22 @@
     python -m tests.rehearsal.held OUT
 
 ``OUT/jobs.json`` lists the arguments of each and its number of ranks; ``OUT/held.json`` gets, for each, the
-bytes of the fullest rank, with those that the first one sent in the second step, or why it did not train.
+bytes of the fullest rank, with those that the first one sent and took at most in the second step, or why it
+did not train.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import sys
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import torch
 
 from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
 from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line, plain_job
@@ -36,7 +40,11 @@ def _train(line: ModuleType, arguments: list[str], ranks: int, out: Path) -> Any
         if end.how != "ended":
             return f"rank {end.rank} {end.how}: {end.stage}: {end.error} {end.traceback}"
     found = [json.loads((out / f"held-rank{rank}.json").read_text(encoding="utf-8")) for rank in range(ranks)]
-    return {**max(found, key=lambda one: one["parameters"]), "sent": found[0]["sent"]}
+    return {
+        **max(found, key=lambda one: one["parameters"]),
+        "sent": found[0]["sent"],
+        "peak": found[0]["peak"],
+    }
 
 
 def _rank(line: ModuleType, job: Any, out: Path, rank: int, enter: Any) -> None:
@@ -56,7 +64,7 @@ def _rank(line: ModuleType, job: Any, out: Path, rank: int, enter: Any) -> None:
         sum_gradients_without_nccl(model)
     for step in (1, 2):
         enter(f"step {step}")
-        with SentBytes() as counter:
+        with SentBytes() as counter, Allocated() as allocated:
             take_step(trainer)
     degrees = {
         name: getattr(trainer.parallel_dims, name) for name in ("dp_replicate", "dp_shard", "cp", "tp")
@@ -68,14 +76,36 @@ def _rank(line: ModuleType, job: Any, out: Path, rank: int, enter: Any) -> None:
         for state in optimizer.state.values()
         for value in state.values()
     ]
+    gradients = sum(_bytes(one.grad) for one in parameters if one.grad is not None)
     held = {
         "parameters": sum(map(_bytes, parameters)),
-        "gradients": sum(_bytes(one.grad) for one in parameters if one.grad is not None),
+        "gradients": gradients,
         "optimizer": sum(map(_bytes, states)),
         # Of a pipeline no axis is known.
         "sent": by_axes(counter.groups, degrees) if trainer.parallel_dims.pp == 1 else None,
+        # Those of the first step are freed as the second one begins.
+        "peak": allocated.peak + gradients,
     }
     (out / f"held-rank{rank}.json").write_text(json.dumps(held), encoding="utf-8")
+
+
+class Allocated:
+    """The most bytes that torch's allocator has given out at once since it was entered."""
+
+    peak = 0
+
+    def __enter__(self) -> Allocated:
+        self._profile = torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        )
+        self._profile.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._profile.__exit__(*error)
+        events = [e for e in self._profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+        changes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+        self.peak = max(itertools.accumulate(changes), default=0)
 
 
 def _run_experts_in_bfloat16() -> None:

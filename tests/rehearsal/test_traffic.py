@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator
 
@@ -12,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from torchtitan_tp_validate.errors import RehearsalError
+from torchtitan_tp_validate.rehearsal.peak import PeakMemory
 from torchtitan_tp_validate.rehearsal.traffic import SentBytes, by_axes, bytes_sent, sharing
 
 EIGHT = {"dp_replicate": 1, "dp_shard": 2, "cp": 2, "tp": 2}
@@ -82,3 +84,24 @@ def test_tokens_are_shared_out_evenly_where_their_numbers_are_not_known() -> Non
         counts = torch.zeros(4, dtype=torch.int64)
     with sharing(10):
         assert counts.tolist() == [3, 3, 2, 2]
+
+
+def test_the_memory_of_a_step_is_that_of_the_tensors_that_it_makes_at_its_peak() -> None:
+    hidden, narrow, scalar = 4 * 8 * 32, 4 * 8 * 4, 4
+    weights = 4 * (16 * 32 + 32 * 4)
+    for mode in (contextlib.nullcontext(), FakeTensorMode()):
+        with mode:
+            x, first, second = torch.ones(8, 16), torch.ones(16, 32), torch.ones(32, 4)
+            first.requires_grad_()
+            second.requires_grad_()
+            with PeakMemory() as memory:
+                loss = (torch.relu(x @ first) @ second).sum()
+                # relu keeps what it makes; what it was given goes.
+                assert memory.peak == max(2 * hidden, hidden + narrow + scalar)
+                loss.backward()
+                assert hidden + weights < memory.peak < 2 * hidden + weights + narrow + 2 * scalar
+                first.grad.untyped_storage().resize_(0)
+                before, memory.peak = memory.peak, 0
+                torch.ones(1)
+        assert memory.peak == 4 * 32 * 4 + 2 * scalar < before
+    assert torch.UntypedStorage.resize_.__name__ == "resize_"

@@ -1,8 +1,8 @@
 """What a rank of a layout holds between two steps, and sends in one, as torchtitan itself lays it out.
 
 Nothing is estimated: the job's Trainer lays the model of full size out on meta, under a fake process group of
-all ranks, and the shards that it makes are counted. Activations, buffers and what a step allocates are not
-among them. What is sent is counted in a step of that Trainer, see `traffic`.
+all ranks, and the shards that it makes are counted. What is sent, and what a step holds beside them, is
+counted in a step of that Trainer, see `traffic` and `peak`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,12 @@ class State:
     @property
     def gib(self) -> str:
         """All of it in GiB, for people."""
-        return f"{self.total / 2**30:.2f}"
+        return in_gib(self.total)
+
+
+def in_gib(count: int) -> str:
+    """Return a number of bytes in GiB, for people."""
+    return f"{count / 2**30:.2f}"
 
 
 @dataclass(frozen=True)
@@ -74,15 +79,23 @@ class Sent:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What the first rank sends in a step, which is not the first and is not logged.
+    """What the first rank sends and holds in a step, which is not the first and is not logged.
 
     Attributes:
         sent: by group of ranks.
+        peak: at the least, the bytes that the tensors which the step makes take at once: activations,
+            gathered weights, gradients. A kernel keeps what it is given, no more.
         uncounted: why nothing was counted, or empty.
     """
 
     sent: tuple[Sent, ...] = ()
+    peak: int = 0
     uncounted: str = ""
+
+    @property
+    def gib(self) -> str:
+        """What the step holds in GiB, for people."""
+        return in_gib(self.peak)
 
 
 class LayoutMeter:
@@ -106,7 +119,7 @@ class LayoutMeter:
         return State(**self._answer({"degrees": dict(degrees), "world_size": world_size}))
 
     def follow_step(self, degrees: Mapping[str, int], world_size: int) -> Traffic:
-        """Return what is sent in a step of a layout.
+        """Return what is sent, and held, in a step of a layout.
 
         Args:
             degrees: field under ``[parallelism]`` -> degree.
@@ -117,7 +130,7 @@ class LayoutMeter:
         except RehearsalError as error:
             return Traffic(uncounted=str(error).partition("\n")[0])
         sent = [Sent(tuple(one["axes"]), tuple(one["ranks"]), one["bytes"]) for one in found["sent"]]
-        return Traffic(tuple(sent))
+        return Traffic(tuple(sent), found["peak"])
 
     @cached_property
     def whole(self) -> State:

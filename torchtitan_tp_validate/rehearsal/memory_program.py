@@ -1,7 +1,7 @@
 """The program of `memory.LayoutMeter`: ``python -m torchtitan_tp_validate.rehearsal.memory_program FD DIR``.
 
 It reads a job, and then layout after layout, from standard input, a line of JSON each, and writes to the file
-descriptor what the fullest rank of each holds, or what the first one sends in a step.
+descriptor what the fullest rank of each holds, or what the first one sends in a step, and makes.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _measured(line: ModuleType, job: Any, asked: dict[str, Any], folder: Path) -
 
 
 def _followed(line: ModuleType, job: Any, asked: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return what the first rank sends in a step."""
+    """Return what the first rank sends in a step, and the memory that it takes."""
     job = _in_layout(job, asked)
     if getattr(job.parallelism, PIPELINE_FLAG) > 1:
         # torch learns the shapes that its stages exchange from the other ranks.
@@ -115,7 +115,7 @@ def _in_child(children: Children, function: Callable[[int, Any], None], folder: 
 
 
 def _follow(line: ModuleType, job: Any, asked: dict[str, Any], folder: Path, _: int, enter: Any) -> None:
-    """Write what the first rank sends in its second step."""
+    """Write what the first rank sends in its second step, and the memory that it takes."""
     from torchtitan_tp_validate.rehearsal.traffic import WithoutMemory, by_axes
 
     join_fake_ranks(job, 0, asked["world_size"])
@@ -130,10 +130,10 @@ def _follow(line: ModuleType, job: Any, asked: dict[str, Any], folder: Path, _: 
     )
     for step in _STEPS:
         enter(f"step {step}")
-        groups = memory.step(trainer)
+        groups, peak = memory.step(trainer)
     degrees = {axis: asked["degrees"][FLAGS[axis]] for axis in ("dp_replicate", "dp_shard", "cp", "tp")}
-    sent = {"sent": by_axes(groups, degrees)}
-    (folder / "layout-rank0.json").write_text(json.dumps(sent), encoding="utf-8")
+    found = {"sent": by_axes(groups, degrees), "peak": peak}
+    (folder / "layout-rank0.json").write_text(json.dumps(found), encoding="utf-8")
 
 
 def _lay_out(

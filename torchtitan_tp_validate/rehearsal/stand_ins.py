@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib import import_module
 from itertools import pairwise
 from typing import Any
@@ -207,15 +208,45 @@ def _documents(tensor: torch.Tensor, cu_seqlens: torch.Tensor | None) -> Iterato
     yield from (slice(start, end) for start, end in pairwise(ends))
 
 
+class _Kernel(torch.autograd.Function):  # type: ignore[misc]
+    """A kernel by its shapes: it keeps what it is given for its backward, and nothing else."""
+
+    @staticmethod
+    def forward(ctx: Any, shape: tuple[int, ...], *given: torch.Tensor) -> torch.Tensor:
+        """Return what is like the last of the given, in another shape."""
+        ctx.save_for_backward(*given)
+        return given[-1].new_empty(shape)
+
+    @staticmethod
+    def backward(ctx: Any, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return as many gradients."""
+        return None, *map(torch.empty_like, ctx.saved_tensors)
+
+
 def follow_shapes() -> None:
-    """Let what stands in for kernels go by shapes alone: without masks, a document to each sequence."""
-    from torchtitan.models.common.attention import FlexAttention
+    """Let what stands in for kernels go by shapes alone, and keep for its backward what they all have to."""
+    from torchtitan.models.common.attention import FlexAttention, VarlenAttention
 
     # torchtitan knows the arguments by their names.
     def attend(
-        self: nn.Module, q_BLNH: torch.Tensor, k_BLNH: torch.Tensor, v_BLNH: torch.Tensor, **how: Any
+        self: nn.Module,
+        q_BLNH: torch.Tensor,
+        k_BLNH: torch.Tensor,
+        v_BLNH: torch.Tensor,
+        *,
+        out_transform: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        **_: Any,
     ) -> torch.Tensor:
-        return _attend(q_BLNH, k_BLNH, v_BLNH, torch.ones(1, dtype=torch.bool), **how)
+        out = _Kernel.apply((*q_BLNH.shape[:3], v_BLNH.shape[3]), q_BLNH, k_BLNH, v_BLNH)
+        if out_transform is None:
+            return out
+        return out_transform(out, _Kernel.apply(q_BLNH.shape[:3], q_BLNH, k_BLNH))
 
-    FlexAttention.forward = as_it_is_fed(FlexAttention, attend)
+    for attention in (FlexAttention, VarlenAttention):
+        attention.forward = as_it_is_fed(attention, attend)
     globals()["_documents"] = lambda tensor, _: iter([slice(0, tensor.shape[1])])
+    with suppress(ImportError):  # transformers or fla, without which there is no such model
+        gated_delta_module()._fla_chunk_gated_delta_rule = lambda *given, **_: (
+            _Kernel.apply(given[2].shape, *given),
+            None,
+        )

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from torchtitan_tp_validate.errors import RehearsalError
+from torchtitan_tp_validate.rehearsal.peak import PeakMemory
 
 Groups = Counter[tuple[str, tuple[int, ...]]]
 """(Kind of collective, ranks that take part) -> bytes."""
@@ -134,14 +135,14 @@ class WithoutMemory:
             positions = torch.arange(seq_len).repeat(batch_size, 1)
             yield {"input": tokens, "positions": positions, **dict(more)}, tokens.clone()
 
-    def step(self, trainer: Any) -> Groups:
-        """Have a Trainer do a step; return what it sends."""
+    def step(self, trainer: Any) -> tuple[Groups, int]:
+        """Have a Trainer do a step; return what it sends, and the bytes that it makes at its peak."""
         # Shapes know no index of a device.
         trainer.device = torch.device("cpu")
         counter = _MadeUp()
-        with self._mode, counter:
+        with self._mode, PeakMemory() as memory, counter:
             take_step(trainer)
-        return counter.groups
+        return counter.groups, memory.peak
 
 
 def take_step(trainer: Any) -> None:

@@ -36,6 +36,7 @@ SCHEMA_VERSION = 1
 
 _MIB = 2**20
 _CODE = len("NODE001")
+_STEP = "GiB in a step"
 _EXAMPLES = """\
 examples:
   tp-validate layouts --world-size 64 -- --module qwen3_5 --config qwen35_122b_a10b
@@ -75,8 +76,9 @@ def add_parser(commands: Any) -> None:
     ranks.add_argument(
         "--traffic",
         action="store_true",
-        help="tell what a rank sends in a step, by axis: torchtitan's own step is followed on tensors "
-        "without memory, which takes a minute or more for each layout",
+        help="tell what a rank sends in a step, by axis, and what the step itself holds at the least: "
+        "torchtitan's own step is followed on tensors without memory, which takes a minute or more for each "
+        "layout",
     )
     wanted = parser.add_argument_group("which layouts")
     wanted.add_argument(
@@ -265,8 +267,8 @@ class _Layouts(Findings[Found]):
     def __init__(self, search: Search, name: str, options: Any) -> None:
         self._search, self._name, self._options = search, name, options
         state = ["GiB per rank"] if options.memory is not None else []
-        traffic = ["sent by a rank in a step"] if options.traffic else []
-        self.columns = (*search.axes, *state, "told", "repairs", *traffic)
+        step, traffic = ([_STEP], ["sent by a rank in a step"]) if options.traffic else ([], [])
+        self.columns = (*search.axes, *state, *step, "told", "repairs", *traffic)
         self._first: Found | None = None
         self._uncounted: dict[str, None] = {}
         self.shown: list[Found] = []
@@ -343,7 +345,10 @@ class _Layouts(Findings[Found]):
 
     def line(self, thing: Found) -> str:
         layout = thing.layout
-        state = f": {thing.state.gib} GiB per rank" if thing.state else ""
+        memory = [f"{thing.state.gib} GiB per rank"] if thing.state else []
+        if thing.traffic is not None and not thing.traffic.uncounted:
+            memory.append(f"{thing.traffic.gib} {_STEP}")
+        state = f": {', '.join(memory)}" if memory else ""
         told = "".join(f" ({problem.code})" for problem in layout.warnings)
         sent = f"; {self._sent(thing.traffic)}" if thing.traffic is not None else ""
         return f"{self._degrees(layout)}{state}{told}{sent}"
@@ -372,6 +377,8 @@ class _Layouts(Findings[Found]):
         cells = [(str(layout.of(axis)), "") for axis in self._search.axes]
         if thing.state is not None:
             cells.append((thing.state.gib, ""))
+        if thing.traffic is not None:
+            cells.append(("-" if thing.traffic.uncounted else thing.traffic.gib, ""))
         told = ", ".join(dict.fromkeys(problem.code for problem in layout.warnings))
         traffic = [(self._sent(thing.traffic), "")] if thing.traffic is not None else []
         return [*cells, (told, ""), (", ".join(layout.repairs), ""), *traffic]
@@ -397,6 +404,7 @@ class _Layouts(Findings[Found]):
                 {"axes": list(axes), "across_nodes": across, "bytes": count}
                 for axes, across, count in self._by_axes(traffic.sent)
             ],
+            "bytes_in_a_step": None if traffic is None or traffic.uncounted else traffic.peak,
             "uncounted": traffic.uncounted if traffic is not None else None,
         }
 

@@ -52,7 +52,7 @@ class Meter:
         if degrees["tp"] > 1:
             return Traffic(uncounted="it cannot be followed.")
         sent = [(("dp_shard",), (0, 1), 2**20), (("dp_shard",), (0, 7), 2**19), (("ep",), (0, 1), 2**21)]
-        return Traffic(tuple(Sent(*one) for one in sent))
+        return Traffic(tuple(Sent(*one) for one in sent), peak=3 * GIB)
 
 
 @pytest.fixture
@@ -106,15 +106,17 @@ def test_what_is_sent_is_listed_or_why_it_is_not_known(tp_validate: Program, met
     lines = tp_validate(*TRAFFIC, "--gpus-per-node", "4", "--", "--config", "8b").out.splitlines()
     sent = "ep 2.00 MiB, dp_shard 1.00 MiB, dp_shard 0.50 MiB across nodes"
     assert lines[2:6] == [
-        "tp  dp_replicate  dp_shard  told     repairs  sent by a rank in a step",
-        f" 1             1         8                    {sent}",
-        f" 1             2         4                    {sent}",
-        " 2             1         4           NUM004   not counted",
+        "tp  dp_replicate  dp_shard  GiB in a step  told     repairs  sent by a rank in a step",
+        f" 1             1         8           3.00                    {sent}",
+        f" 1             2         4           3.00                    {sent}",
+        " 2             1         4              -           NUM004   not counted",
     ]
     assert lines[7:9] == ["The first is the run with: as it is", "Not counted: it cannot be followed."]
     assert not meter.measured
     out = tp_validate(*TRAFFIC, "--output-format", "concise", "--", "--config", "8b").out
-    assert out.splitlines()[0] == "dp_shard 8; ep 2.00 MiB, dp_shard 1.50 MiB"
+    assert out.splitlines()[0] == "dp_shard 8: 3.00 GiB in a step; ep 2.00 MiB, dp_shard 1.50 MiB"
+    words = [*TRAFFIC, "--memory", "5GiB", "--output-format", "concise", "--", "--config", "8b"]
+    assert tp_validate(*words).out.startswith("dp_shard 8: 5.00 GiB per rank, 3.00 GiB in a step; ep")
 
 
 def test_what_is_sent_is_data(tp_validate: Program, meter: Meter) -> None:
@@ -127,6 +129,7 @@ def test_what_is_sent_is_data(tp_validate: Program, meter: Meter) -> None:
         {"axes": ["dp_shard"], "across_nodes": None, "bytes": 3 * 2**19},
     ]
     assert (first["uncounted"], last["sent"], last["uncounted"]) == ("", None, "it cannot be followed.")
+    assert (first["bytes_in_a_step"], last["bytes_in_a_step"]) == (3 * GIB, None)
     document = json.loads(tp_validate(*TRAFFIC, "--gpus-per-node", "4", *words).out)
     assert [one["across_nodes"] for one in document["layouts"][0]["sent"]] == [False, False, True]
 
