@@ -127,6 +127,7 @@ class Run:
         sizes: the names of the following, and of ``degrees.seq_len``.
         local_batch_size: in sequences or tokens, or None where it is not known.
         global_batch_size: the same, or None where it is what the ranks make of it.
+        validated_to_the_end: the field by which each rank validates all that it has of the data, or empty.
         world_size: the number of ranks, or None where it is not known.
         gpus_per_node: how many of them share a node, or None.
         shards_with_experts: whether the parallelize function takes a sharding mesh for granted where there is
@@ -159,6 +160,7 @@ class Run:
     sizes: Sizes = Sizes()
     local_batch_size: int | None = None
     global_batch_size: int | None = None
+    validated_to_the_end: str = ""
     world_size: int | None = None
     gpus_per_node: int | None = None
     shards_with_experts: bool = False
@@ -510,6 +512,12 @@ def _uncut(run: Run) -> _Found:
         yield f"{FLAGS['cp']} is {degrees.cp}{beside}, and {run.uncut}", ""
 
 
+def _validation(run: Run) -> _Found:
+    data_ranks = run.degrees.dp_replicate * run.degrees.dp_shard
+    if run.validated_to_the_end and run.degrees.dp_shard_is_known and data_ranks > 1:
+        yield f"{run.validated_to_the_end} is -1 on {data_ranks} data parallel ranks", ""
+
+
 def _optimizer_groups(run: Run) -> _Found:
     stages_of = _names_of_stages(run) if run.parameters else []
     for index, names in enumerate(stages_of):
@@ -635,6 +643,7 @@ _CONDITIONS: dict[str, Callable[[Run], _Found]] = {
     "CP004": _uncut,
     "TIE001": _tied,
     "BATCH001": _global_batch,
+    "VAL001": _validation,
     "OPT001": _optimizer_groups,
     "CKPT002": _data,
     "CKPT003": _states,

@@ -730,6 +730,20 @@ RUN_RULES: dict[str, RunRule] = {
             source="torchtitan trainer.py, 0.2.x train.py",
         ),
         RunRule(
+            code="VAL001",
+            about="validation to the end of the data",
+            must="several data parallel ranks validate a number of batches, not all that each of them has",
+            otherwise=_everywhere(
+                "may hang",
+                "the rank whose share of the data ends first leaves the others waiting for it in the next "
+                "collective of the validation, until that times out.",
+            ),
+            instead="set it to a number of batches that every rank has",
+            source="torchtitan components/validate.py; https://github.com/pytorch/torchtitan/issues/1618, "
+            "https://github.com/pytorch/torchtitan/issues/4807",
+            warns=True,
+        ),
+        RunRule(
             code="OPT001",
             about="groups of the optimizer",
             must="every pattern of optimizer.param_groups matches a parameter of every pipeline stage",

@@ -203,6 +203,13 @@ CASES: dict[str, list[tuple[Run, Run]]] = {
         (in_tokens(global_batch_size=64 * 6), in_tokens(global_batch_size=64 * 8)),
         (in_tokens(global_batch_size=64 * 6), in_tokens(pp=1, global_batch_size=64 * 6)),
     ],
+    "VAL001": [
+        (
+            run(dp_shard=2, validated_to_the_end="validation.steps"),
+            run(tp=2, validated_to_the_end="validation.steps"),
+        ),
+        (run(dp_replicate=2, validated_to_the_end="validator.steps"), run(dp_replicate=2)),
+    ],
     "OPT001": [
         (
             run(

@@ -96,6 +96,21 @@ def test_a_degree_that_crosses_nodes_is_warned_of() -> None:
         tpv.validate_job(config, world_size=16, gpus_per_node=8)
 
 
+@pytest.mark.requires(torchtitan=("0.2", "0.3"))
+def test_a_validation_to_the_end_of_what_each_rank_has_is_warned_of() -> None:
+    config = job()
+    name = "validation" if OLD else "validator"
+    section = getattr(config, name)
+    section.enable, section.steps = True, -1
+    with pytest.warns(RunWarning, match=rf"^VAL001 {name}\.steps is -1 on 4 data parallel ranks"):
+        tpv.validate_job(config, world_size=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RunWarning)
+        tpv.validate_job(config, world_size=1)
+        section.steps = 10
+        tpv.validate_job(config, world_size=4)
+
+
 def test_a_rule_that_is_allowed_warns() -> None:
     config = job(data_parallel_shard_degree=4, whole=7)
     with pytest.raises(tpv.RunError, match="BATCH001"):

@@ -35,7 +35,7 @@ def test_there_are_a_thousand_of_them_and_every_rule_decides_some() -> None:
     # The one is told, and needs a node; the other trains on: `tests/core/test_layout.py` shows both.
     # Nothing is loaded in them.
     loading = {"CKPT002", "CKPT003", "CKPT004"}
-    assert set(RUN_RULES) - broken == {"NODE001", "PP008", *loading}
+    assert set(RUN_RULES) - broken == {"NODE001", "PP008", "VAL001", *loading}
 
 
 @in_forks

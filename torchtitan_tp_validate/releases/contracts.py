@@ -119,6 +119,8 @@ def of_config_trees(
         ),
         Reads("models/common/moe.py", ("GroupedExperts._grouped_mm",), ("TP013",)),
         Reads("components/optimizer/optimizer.py", ("ParamGroupConfig.pattern",), ("OPT001",)),
+        Reads("trainer.py", ("Trainer.Config.validator",), ("VAL001",)),
+        Reads("components/validate.py", ("Validator.Config.enable", "Validator.Config.steps"), ("VAL001",)),
         *(of_checkpoints if checkpoints else ()),
     )
 
@@ -153,5 +155,6 @@ def of_job_configs() -> tuple[Reads, ...]:
         *_of_batches(config, "Training", Sizes()),
         Reads(config, tuple(f"Checkpoint.{name}" for name in _OF_A_CHECKPOINT), _CHECKPOINTS),
         Reads(config, ("Job.dump_folder", "FaultTolerance.enable"), _CHECKPOINTS),
+        Reads(config, ("JobConfig.validation", "Validation.enable", "Validation.steps"), ("VAL001",)),
         _MESH,
     )
