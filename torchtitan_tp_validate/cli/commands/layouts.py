@@ -205,12 +205,23 @@ class Found:
     Attributes:
         layout: its degrees.
         state: what its fullest rank holds, where that was asked for.
-        traffic: what its first rank sends, where that was asked for.
+        traffic: what its first rank sends and takes in a step, where that was asked for.
+        memory: what a rank has, where that is known.
     """
 
     layout: Layout
     state: State | None = None
     traffic: Traffic | None = None
+    memory: int | None = None
+
+    @property
+    def told(self) -> list[str]:
+        """The codes of what is told, and excludes nothing: that a step takes more than there is, too."""
+        codes = list(dict.fromkeys(problem.code for problem in self.layout.warnings))
+        if self.state is not None and self.traffic is not None and self.memory is not None:
+            taken = self.state.parameters + self.state.optimizer + self.traffic.peak
+            codes += [MEMORY] if taken > self.memory else []
+        return codes
 
 
 def _fitting(search: Search, meter: LayoutMeter | None, options: Any, progress: Any) -> Iterator[Found]:
@@ -228,7 +239,7 @@ def _fitting(search: Search, meter: LayoutMeter | None, options: Any, progress: 
         if state is None or state.total > options.memory:
             search.excluded[MEMORY] += 1
         else:
-            yield Found(layout, state)
+            yield Found(layout, state, memory=options.memory)
 
 
 def _followed(
@@ -349,7 +360,7 @@ class _Layouts(Findings[Found]):
         if thing.traffic is not None and not thing.traffic.uncounted:
             memory.append(f"{thing.traffic.gib} {_STEP}")
         state = f": {', '.join(memory)}" if memory else ""
-        told = "".join(f" ({problem.code})" for problem in layout.warnings)
+        told = "".join(f" ({code})" for code in thing.told)
         sent = f"; {self._sent(thing.traffic)}" if thing.traffic is not None else ""
         return f"{self._degrees(layout)}{state}{told}{sent}"
 
@@ -379,9 +390,8 @@ class _Layouts(Findings[Found]):
             cells.append((thing.state.gib, ""))
         if thing.traffic is not None:
             cells.append(("-" if thing.traffic.uncounted else thing.traffic.gib, ""))
-        told = ", ".join(dict.fromkeys(problem.code for problem in layout.warnings))
         traffic = [(self._sent(thing.traffic), "")] if thing.traffic is not None else []
-        return [*cells, (told, ""), (", ".join(layout.repairs), ""), *traffic]
+        return [*cells, (", ".join(thing.told), ""), (", ".join(layout.repairs), ""), *traffic]
 
     def document(self) -> dict[str, Any]:
         return {
@@ -395,7 +405,7 @@ class _Layouts(Findings[Found]):
         return {
             "degrees": {axis: layout.of(axis) for axis in self._search.axes},
             "arguments": self._search.arguments(layout),
-            "warnings": [problem.code for problem in layout.warnings],
+            "warnings": thing.told,
             "repairs": list(layout.repairs),
             "bytes_per_rank": None if state is None else asdict(state),
             "sent": None

@@ -116,7 +116,9 @@ def test_what_is_sent_is_listed_or_why_it_is_not_known(tp_validate: Program, met
     out = tp_validate(*TRAFFIC, "--output-format", "concise", "--", "--config", "8b").out
     assert out.splitlines()[0] == "dp_shard 8: 3.00 GiB in a step; ep 2.00 MiB, dp_shard 1.50 MiB"
     words = [*TRAFFIC, "--memory", "5GiB", "--output-format", "concise", "--", "--config", "8b"]
-    assert tp_validate(*words).out.startswith("dp_shard 8: 5.00 GiB per rank, 3.00 GiB in a step; ep")
+    # Parameters and optimizer state are 4 GiB of these.
+    said = "dp_shard 8: 5.00 GiB per rank, 3.00 GiB in a step (MEMORY); ep"
+    assert tp_validate(*words).out.startswith(said)
 
 
 def test_what_is_sent_is_data(tp_validate: Program, meter: Meter) -> None:
