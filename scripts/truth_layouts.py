@@ -18,11 +18,11 @@ import argparse
 import os
 import sys
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
 from tqdm import tqdm
 
+from torchtitan_tp_validate.identity import torchtitan_identity
 from torchtitan_tp_validate.rehearsal.truth.explained import KINDS, UNEXPLAINED, count_kinds, explain
 from torchtitan_tp_validate.rehearsal.truth.layout_runs import judge_layouts, run_layouts
 from torchtitan_tp_validate.rehearsal.truth.layouts import Row, layouts, read_rows, write_rows
@@ -34,8 +34,8 @@ ROOT = Path(__file__).resolve().parents[1]
 def main() -> None:
     """Run what is not recorded, and report."""
     options = _parse()
-    release = version("torchtitan")
-    line = ".".join(release.split(".")[:2])
+    release = torchtitan_identity().name
+    line = release.rpartition(".")[0] or release
     path = options.out / f"{'shared-' if options.shared else ''}layouts-{release}.csv"
     recorded = {row.layout: row for row in read_rows(path)} if path.exists() else {}
     if options.again:

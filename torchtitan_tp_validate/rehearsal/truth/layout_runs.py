@@ -29,11 +29,11 @@ from torchtitan_tp_validate.rehearsal.jobs.batch import Batch, read_batch, set_b
 from torchtitan_tp_validate.rehearsal.shrink import configs_below
 from torchtitan_tp_validate.rehearsal.small_run import SmallRun
 from torchtitan_tp_validate.rehearsal.truth.layouts import OF_SHARED_LAYOUTS, Layout, Row
-from torchtitan_tp_validate.rehearsal.truth.verdicts import verdict_of
+from torchtitan_tp_validate.rehearsal.truth.verdicts import repairs_of, verdict_of
 from torchtitan_tp_validate.rehearsal.world import World
 from torchtitan_tp_validate.releases import kv_replication_of, line_of
 
-_PATIENCE_SECONDS = 40.0
+_PATIENCE_SECONDS = 90.0
 _COMPILING_PATIENCE_SECONDS = 300.0
 _LAYERS_PER_RANK = 3
 """Of a pipeline, which leaves none of two stages on each rank without a layer."""
@@ -135,6 +135,9 @@ def _run(line: ModuleType, job: Any, layout: Layout, used: set[str], out: Path) 
     put_into_job(job, layout)
     degrees = degrees_of_job(job)
     verdict = _verdict(job, layout)
+    # Without them the frozen weights of LoRA are trained in 0.3.0, shared heads or not.
+    ranks = degrees.ranks * pp(job)
+    repairs = repairs_of(job, ranks, replicate_kv_heads=True) if layout.lora_rank else ()
     if job.compile.enable:
         torch.compiler.set_stance("default")
     world = World(degrees, pp(job), microbatches=pp(job), cuts=())
@@ -143,8 +146,6 @@ def _run(line: ModuleType, job: Any, layout: Layout, used: set[str], out: Path) 
     if layout.shared_heads and verdict == "fits":
         kv_replication_of(line_of(job)).put_into_job(job)
         install(replicate_kv_heads=True, repair=layout.lora_rank > 0)
-    # Without it the frozen weights are trained, shared heads or not.
-    repairs = ("NUM007",) if layout.lora_rank and layout.backend == "spmd_types" else ()
     run = SmallRun(line, job, world, int(layout.batch), out, used, outputs=False, repairs=repairs)
     children = Children(out, _COMPILING_PATIENCE_SECONDS if job.compile.enable else _PATIENCE_SECONDS)
     try:

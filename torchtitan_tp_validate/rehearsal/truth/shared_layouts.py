@@ -6,7 +6,7 @@ a model says its heads: ``shared_heads=8/1`` is eight query heads and one key-va
 the job is given shared heads; ``compile`` is the backend of torch.compile; ``balancer`` is what evens out the
 work of CP.
 
-Some are chosen by hand; the others have every three values of `_AXES` that go together in one of them.
+Some are chosen by hand; the others have every few values of `_AXES` that go together in one of them.
 """
 
 from __future__ import annotations
@@ -113,8 +113,12 @@ _AXES: dict[str, dict[str, Sequence[str]]] = {
 }
 """Line -> axis -> values; ``more`` is a further word of the model."""
 
-_TOGETHER = 3
-"""How many of these values there are in one layout, whichever they are."""
+# full_dtensor is gone from main, and context parallelism from its DTensor backend.
+_AXES["main"] = {**_AXES["0.3"], "backend": ("spmd_types", "partial_dtensor")}
+_BY_HAND["main"] = ()
+
+_TOGETHER = {"0.2": 3, "0.3": 3, "main": 2}
+"""Line -> how many of these values there are in one layout, whichever they are."""
 
 _EXPERTS = ("qwen3 debugmodel_moe", "qwen3_5 debugmodel_moe", "gpt_oss debugmodel attn_backend=flex")
 _BACKENDS: dict[str, tuple[str, ...]] = {
@@ -123,7 +127,7 @@ _BACKENDS: dict[str, tuple[str, ...]] = {
 }
 
 
-def _is_possible(*, model: str, mesh: str, more: str, backend: str, batch: str, **_: str) -> bool:
+def _is_possible(line: str, *, model: str, mesh: str, more: str, backend: str, batch: str, **_: str) -> bool:
     """Whether values go together: torchtitan runs them, and without a known fault."""
     has_experts, is_dtensor = model in _EXPERTS, backend.endswith("dtensor")
     return not (
@@ -134,6 +138,7 @@ def _is_possible(*, model: str, mesh: str, more: str, backend: str, batch: str, 
         or (more == "lora" and model not in _ON_LORA)
         or backend not in _BACKENDS.get(model, (backend,))
         or (backend == "full_dtensor" and "cp" in mesh)  # minutes of planning, see `layouts`
+        or (line == "main" and is_dtensor and "cp" in mesh)
         or (is_dtensor and has_experts and batch == "1")  # NUM006
     )
 
@@ -145,12 +150,13 @@ def shared_layouts(line: str) -> tuple[Layout, ...]:
     possible = [
         how
         for values in itertools.product(*axes.values())
-        if _is_possible(**(how := dict(zip(axes, values, strict=True))))
+        if _is_possible(line, **(how := dict(zip(axes, values, strict=True))))
     ]
-    has = [{*itertools.combinations(how.items(), _TOGETHER)} for how in possible]
+    together = _TOGETHER[line]
+    has = [{*itertools.combinations(how.items(), together)} for how in possible]
     missing = set().union(*has)
     found = list(_BY_HAND[line])
-    for least in range(math.comb(len(axes), _TOGETHER), 0, -1):
+    for least in range(math.comb(len(axes), together), 0, -1):
         for how, values_of_it in zip(possible, has, strict=True):
             new = missing & values_of_it
             if len(new) >= least:
