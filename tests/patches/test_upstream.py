@@ -13,7 +13,7 @@ from pathlib import Path
 import apply_patches
 import pytest
 
-from tests.core.test_upstream import PATCHES, REPORT, each_patch, told
+from tests.core.test_upstream import PATCHES, REPORT, each_patch, is_test, told
 from tests.docs.pages import assert_shows
 from tests.patches.trees import commit_all, git, outcomes, run_tool, snapshot
 from torchtitan_tp_validate.releases.torchtitan_0_3 import FAULT_SOURCES
@@ -25,8 +25,8 @@ in_turn = pytest.mark.xdist_group("upstream")
 
 def unit_tests(patch: Path) -> list[str]:
     """The files of tests that a patch adds."""
-    changes = apply_patches.read_changes(patch)
-    return [change.path for change in changes if change.before == apply_patches.ABSENT]
+    added = [c.path for c in apply_patches.read_changes(patch) if c.before == apply_patches.ABSENT]
+    return [path for path in added if is_test(path)]
 
 
 @pytest.fixture(scope="module")
