@@ -105,11 +105,6 @@ def test_a_patch_has_one_line_around_each_change_and_one_new_file_of_tests(patch
     assert all(len(line) <= 89 for line in lines)
 
 
-def test_they_touch_no_file_twice_so_they_go_in_in_any_order() -> None:
-    touched = [file.split(" ", 1)[0] for patch in PATCHES for file in files_of(patch)]
-    assert len(touched) == len(set(touched)) > len(PATCHES)
-
-
 def test_the_readme_gives_their_sizes() -> None:
     readme = (ROOT / "patches" / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\d{4})` \|.*\| (\d+), (\d+) \|$", readme, flags=re.MULTILINE)

@@ -13,7 +13,7 @@ from pathlib import Path
 import apply_patches
 import pytest
 
-from tests.core.test_upstream import PATCHES, REPORT, each_patch, told
+from tests.core.test_upstream import PATCHES, REPORT, each_patch, is_test, told
 from tests.docs.pages import assert_shows
 from tests.patches.trees import commit_all, git, outcomes, run_tool, snapshot
 from torchtitan_tp_validate.releases.torchtitan_0_3 import FAULT_SOURCES
@@ -25,8 +25,8 @@ in_turn = pytest.mark.xdist_group("upstream")
 
 def unit_tests(patch: Path) -> list[str]:
     """The files of tests that a patch adds."""
-    changes = apply_patches.read_changes(patch)
-    return [change.path for change in changes if change.before == apply_patches.ABSENT]
+    added = [c.path for c in apply_patches.read_changes(patch) if c.before == apply_patches.ABSENT]
+    return [path for path in added if is_test(path)]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,8 @@ def test_all_go_in_together_as_commits_and_out_again(
 ) -> None:
     assert git(patched_main, "rev-list", "--count", "HEAD").strip() == str(len(PATCHES) + 1)
     checkout = shutil.copytree(patched_main, tmp_path / "checkout")
-    for patch in reversed(PATCHES):
+    # The first in are the first out: none needs another, in whatever order they come.
+    for patch in PATCHES:
         run_tool("git apply", checkout, patch, "--reverse")
     assert snapshot(checkout) == snapshot(pristine)
 

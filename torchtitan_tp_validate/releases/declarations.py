@@ -38,6 +38,24 @@ def declares_later(config: Any) -> bool:
     return hasattr(config, "update_from_config") and not declares_shardings(config)
 
 
+def shares_kv_heads(run: Any) -> bool:
+    """Return whether torchtitan itself lets ranks share KV heads in a run; ``patches/`` has that option.
+
+    ``update_from_config`` then tells of as many KV heads as ranks, whatever the tree had before.
+    """
+    return bool(getattr(getattr(run, "parallelism", None), "replicate_kv_heads", False))
+
+
+def as_built(config: Any, run: Any, degrees: Degrees) -> Any:
+    """Return the config with the KV heads that a model is built with; None where torchtitan objects."""
+    if not shares_kv_heads(run):
+        return config
+    try:
+        return _declared(config, run, degrees)
+    except Exception:
+        return None
+
+
 def with_shardings(config: Any, degrees: Degrees, run: Any) -> Any:
     """Return a copy of a tree with its shardings declared, which went through torchtitan's own hands.
 
@@ -54,7 +72,7 @@ def with_shardings(config: Any, degrees: Degrees, run: Any) -> Any:
         PlanError: torchtitan does not get so far.
     """
     problem = ""
-    if run is not None:
+    if run is not None and not shares_kv_heads(run):
         try:
             return _declared(config, run, degrees)
         except Exception as error:

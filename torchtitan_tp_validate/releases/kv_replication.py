@@ -85,8 +85,15 @@ def raise_if_untried(parallelism: Any, compiling: Any) -> None:
         compiling: the run's ``[compile]``, which holds it in 0.3.x; None where there is none.
 
     Raises:
-        KVReplicationError: asynchronous tensor parallelism, which rewrites the gather before wk and wv.
+        KVReplicationError: asynchronous tensor parallelism, which rewrites the gather before wk and wv, or
+            the option of a patched torchtitan (``patches/``), which replicates in another way.
     """
+    if getattr(parallelism, "replicate_kv_heads", False):
+        raise unsupported_error(
+            "parallelism.replicate_kv_heads = true has torchtitan itself share heads",
+            "that option alone, without --replicate-kv-heads",
+            "would be refused as its model is built, whose wk and wv are no plain linears any more",
+        )
     for name, section in (("parallelism", parallelism), ("compile", compiling)):
         if getattr(section, "enable_async_tensor_parallel", False):
             flag = f"{name}.enable_async_tensor_parallel"

@@ -174,14 +174,14 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
     objection = _objection(in_run(config, job), asked)
     refusal = "" if objection is None else runs.own_words(objection)
     objected = "" if objection is None or refusal else declarations.REFUSED.format(objection)
-    late = ""
-    if not refusal and degrees.makes_a_mesh and "TP009" not in broken:
+    late, built = "", declarations.as_built(config, job, degrees)
+    if built is not None and not refusal and degrees.makes_a_mesh and "TP009" not in broken:
         given = {
             parameter: getattr(job, section)
             for parameter, section in _SECTIONS.items()
             if hasattr(job, section)
         }
-        late = runs.refusal_of(model.parallelize_fn, {"config": config}, degrees, pipeline.degree, given)
+        late = runs.refusal_of(model.parallelize_fn, {"config": built}, degrees, pipeline.degree, given)
     return replace(run, refusal=refusal, late_refusal=late, objection=objected)
 
 
@@ -359,8 +359,8 @@ class ConfigTree:
                 declared = declarations.with_shardings(config, degrees, self._run)
             self._readings[declares] = _Reading(degrees, declared)
         plan = self._readings[declares].plan(config, degrees)
-        # A converted config says so itself, whatever was asked for.
-        if hasattr(config, "replicates_kv_heads"):
+        # A converted config says so itself, and a patched torchtitan's run, whatever was asked for.
+        if hasattr(config, "replicates_kv_heads") or declarations.shares_kv_heads(self._run):
             return plan.with_kv_replication()
         # --replicate-kv-heads is for torchtitan's own functions, and so is not offered.
         return replace(plan, shared_kv=()) if degrees.by_own_function else plan

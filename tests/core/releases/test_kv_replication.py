@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 
-from torchtitan_tp_validate.releases.kv_replication import problem_with_attention, projections
+from torchtitan_tp_validate.errors import KVReplicationError
+from torchtitan_tp_validate.releases.kv_replication import (
+    problem_with_attention,
+    projections,
+    raise_if_untried,
+)
 
 COMMON = "torchtitan.models.common"
 QUANTIZATION = "torchtitan.components.quantization"
@@ -83,3 +88,17 @@ def test_the_projections_of_keys_and_values_are_found_by_name_in_either_place() 
 )
 def test_what_is_not_upstreams_own_is_named(config: Any, problem: str | None) -> None:
     assert problem_with_attention(config) == problem
+
+
+def test_the_option_of_a_patched_torchtitan_is_had_without_ours() -> None:
+    with pytest.raises(KVReplicationError) as caught:
+        raise_if_untried(SimpleNamespace(replicate_kv_heads=True), None)
+    assert str(caught.value) == (
+        "KV-head replication is not supported here: parallelism.replicate_kv_heads = true has torchtitan "
+        "itself share heads.\n"
+        "Without this check the run would be refused as its model is built, whose wk and wv are no plain "
+        "linears any more.\n"
+        "What works: that option alone, without --replicate-kv-heads, or a tensor parallel degree that "
+        "divides n_kv_heads without --replicate-kv-heads."
+    )
+    raise_if_untried(SimpleNamespace(replicate_kv_heads=False), None)
