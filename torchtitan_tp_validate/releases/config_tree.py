@@ -62,7 +62,7 @@ def _is_plain(annotation: Any) -> bool:
 
 def parts(config: Any) -> Iterator[tuple[str, Any]]:
     """Return ``(name, value)`` of every field of a config that can hold other configs."""
-    return ((name, getattr(config, name)) for name in _kind(config).children)
+    return ((name, getattr(config, name, None)) for name in _kind(config).children)
 
 
 def children(config: Any) -> Iterator[tuple[str, Any]]:
@@ -107,8 +107,9 @@ def _made_of(node: Any) -> Any:
     kind = _kind(node)
     return (
         type(node),
-        *(getattr(node, name) for name in kind.plain),
-        *(_made_of(getattr(node, name)) for name in kind.children),
+        # A field may have no value before the config is built.
+        *(getattr(node, name, None) for name in kind.plain),
+        *(_made_of(value) for _, value in parts(node)),
     )
 
 
@@ -174,7 +175,7 @@ def built(config: Any) -> Built:
     Raises:
         PlanError: the module cannot be built on meta.
     """
-    key = (type(config), *(getattr(config, name) for name in _kind(config).plain))
+    key = (type(config), *(getattr(config, name, None) for name in _kind(config).plain))
     if key not in _known:
         import torch
 

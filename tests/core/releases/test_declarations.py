@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from types import SimpleNamespace as NS
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 
 from torchtitan_tp_validate.degrees import Axis, Degrees
 from torchtitan_tp_validate.errors import PlanError
-from torchtitan_tp_validate.releases import config_tree, declarations
+from torchtitan_tp_validate.releases import config_tree, declarations, read_plan
 
 
 def declaring(layout: Any) -> Any:
@@ -86,3 +86,32 @@ def test_a_tree_is_told_of_a_run_in_the_words_of_its_time(
     monkeypatch.setitem(sys.modules, "torchtitan", torchtitan)
     declared = declarations.with_shardings(tree, Degrees(tp=4, spmd_backend="partial_dtensor"), None)
     assert (declared.seen, tree.seen) == (seen, None)
+
+
+@dataclass
+class Attention:
+    """Of the first days of April 2026: a size is set as the model is built."""
+
+    n_heads: int = 8
+    n_kv_heads: int = 2
+    head_dim: int | None = None
+    dim: int = field(init=False)
+
+
+Attention.__module__, Attention.__qualname__ = "torchtitan.models.common.attention", "GQAttention.Config"
+
+
+@dataclass
+class Layer:
+    attention: Attention
+    delta_net: None = None
+    moe: None = None
+
+
+def test_sizes_that_a_config_does_not_have_yet_cost_replication_and_no_verdict() -> None:
+    plan = read_plan(NS(layers=[Layer(Attention()), Layer(Attention())]))
+    assert plan.valid_degrees() == [1, 2]
+    assert plan.replication_degrees == []
+    attention = Attention()
+    attention.dim = 64
+    assert read_plan(NS(layers=[Layer(attention)])).replication_degrees == [4, 8]
