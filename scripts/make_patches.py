@@ -45,6 +45,24 @@ EXPERIMENTS = "torchtitan.experiments."
 TESTS = "tests/unit_tests/test_tp_compat.py"
 UPSTREAM_WIDTH = 88
 
+EARLIER_CALLS = (
+    (
+        "torchtitan/models/llama3/parallelize.py",
+        "model_converters:",
+        '"compile_config", "ac_config")',
+        '"compile_config", "ac_config", "model_converters")',
+    ),
+    (
+        "torchtitan/models/llama3/model.py",
+        "trainer_config,",
+        "config.update_from_config(config=SimpleNamespace(parallelism=parallelism))",
+        "training = SimpleNamespace(seq_len=8)\n"
+        "            run = SimpleNamespace(parallelism=parallelism, training=training)\n"
+        "            config.update_from_config(trainer_config=run)",
+    ),
+)
+"""A file, a parameter that its function had until May 2026, and how a test calls it without and with."""
+
 AUTHOR = "torchtitan-tp-validate <maintainers@torchtitan-tp-validate.example>"
 DATE = "2026-01-01T00:00:00+0000"
 HEADS = {RULES[code].dim for code in ("TP001", "TP002", "TP003", "TP004")}
@@ -164,8 +182,18 @@ def patch(source: Path) -> Patched:
     if problems:
         raise CannotPatchError("\n  ".join(problems))
     _unify_config_checks(patched)
-    patched.files[TESTS] = _read(HELPER / f"test_{patched.generation.name}.py")
+    patched.files[TESTS] = _unit_tests(patched)
     return patched
+
+
+def _unit_tests(patched: Patched) -> str:
+    """The helper's tests, which call Llama 3's functions by the parameters that the checkout has."""
+    text = _read(HELPER / f"test_{patched.generation.name}.py")
+    for file, parameter, call, earlier in EARLIER_CALLS:
+        source = patched.source / file
+        if source.is_file() and parameter in _read(source):
+            text = text.replace(call, earlier)
+    return text
 
 
 def _generation(source: Path) -> Generation:

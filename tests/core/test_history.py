@@ -1,7 +1,8 @@
-"""What commits of torchtitan are taken for: the script on a small history, and its page."""
+"""What commits of torchtitan are taken for, and what came of judging them: a small history, and the page."""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from tests.core.fake_torchtitan import ROOT, make
 from torchtitan_tp_validate.identity import MARKS
 
 PAGE = ROOT / "docs" / "history.md"
+JUDGED = 50
 _SCRIPT = ROOT / "scripts" / "history.py"
 
 
@@ -49,14 +51,32 @@ def test_each_commit_is_told_by_its_files_and_one_told_too_new_is_wrong(tmp_path
     assert ended.returncode == 0, ended.stderr
     assert (first[1], first[2]) == ("2025-11-01", "of unknown version")
     assert last[2] == f"main (newer than {newest.after}, like {newest.since})"
-    assert last[4] == "1"
-    assert last[5].startswith("every rule (has no config/manager.py); ")
-    assert "2 commits: of 0 everything is read; told too new: 0" in ended.stderr
+    assert last[4:7] == ["1", "-", "-"]
+    assert (first[7][:9], last[7][:3]) == ("1, 2, 3, ", "1, ")
+    assert "\n1. every rule: it has no config/manager.py\n2. " in ended.stdout
+    assert "2 commits: of 0 everything is read; wrong: 0" in ended.stderr
 
     fake.write("torchtitan/more.py", "")
     commit(tmp_path, "2025-12-01")
     ended = history(tmp_path, "--commits", "3")
-    assert (ended.returncode, "told too new: 1" in ended.stderr) == (1, True)
+    assert (ended.returncode, "wrong: 1" in ended.stderr) == (1, True)
+    assert ended.stderr.endswith(": it is told too new\n")
+
+
+def test_what_is_kept_of_a_commit_is_not_looked_at_again(tmp_path: Path) -> None:
+    repository, kept = tmp_path / "repository", tmp_path / "rows.jsonl"
+    subprocess.run(["git", "init", "-q", "-b", "main", str(repository)], check=True)
+    make(repository, "0.2.2", {"llama3": "parallelize_llama"}, infra=False, released=False)
+    commit(repository, "2025-11-01")
+    look = ("--commits", "1", "--python", f"2025-01-01={sys.executable}", "--rows", str(kept))
+    # Without torch there is no verdict; the checkout has no version that a patch could be for.
+    (row,) = rows(history(repository, *look).stdout)
+    assert row[5:7] == ["not validated", "refused"]
+    record = json.loads(kept.read_text(encoding="utf-8"))
+    kept.write_text(json.dumps({**record, "verdicts": "1 wrong", "wrong": ["planted"]}), encoding="utf-8")
+    ended = history(repository, *look)
+    assert (rows(ended.stdout)[0][5], ended.returncode) == ("1 wrong", 1)
+    assert ended.stderr.endswith("wrong: 1\n" + record["name"] + ": planted\n")
 
 
 def test_the_page_has_sixty_commits_and_none_is_told_too_new() -> None:
@@ -66,4 +86,25 @@ def test_the_page_has_sixty_commits_and_none_is_told_too_new() -> None:
     for row in table:
         told = re.search(r"like (\d{4}-\d{2})\)", row[2])
         assert told is None or told[1] <= row[1][:7], row
-    assert table[-1][5] == "-"
+    # Of the newest everything is read; a package that is not installed is none of it.
+    reasons = dict(re.findall(r"^(\d+)\. (.*)$", PAGE.read_text(encoding="utf-8"), re.M))
+    assert all("No module named" in reasons[number] for number in table[-1][7].split(", "))
+
+
+def test_the_page_has_no_wrong_verdict_and_no_broken_patch() -> None:
+    table = rows(PAGE.read_text(encoding="utf-8"))
+    judged = [row for row in table if row[5:7] != ["-", "-"]]
+    assert len(judged) >= JUDGED
+    for row in judged:
+        assert re.fullmatch(r"\d+ right(, \d+ not validated)?", row[5]), row
+        assert re.fullmatch(r"refused|applies, [1-9]\d* tests pass", row[6]), row
+        assert row[4].endswith(", in and out"), row
+
+
+def test_the_page_says_each_reason_once() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    reasons = re.findall(r"^(\d+)\. (.*)$", text, re.M)
+    named = {number for row in rows(text) for number in row[7].split(", ") if number != "-"}
+    assert [number for number, _ in reasons] == [str(number) for number in range(1, len(named) + 1)]
+    assert named == {number for number, _ in reasons}
+    assert len({reason for _, reason in reasons}) == len(reasons)

@@ -353,6 +353,20 @@ def test_a_patched_tree_is_refused(tree: Path) -> None:
     assert refusal(tree) == "torchtitan/distributed/tensor_parallel.py defines validate_tp_compat already."
 
 
+def test_the_unit_tests_call_functions_as_the_checkout_defines_them(tree: Path) -> None:
+    """main had ``model_converters`` until 2026-04-27, and ``trainer_config`` until 2026-05-28."""
+    stock = make_patches.patch(tree).files[make_patches.TESTS]
+    assert stock == (make_patches.HELPER / "test_layers.py").read_text(encoding="utf-8")
+    path = "torchtitan/models/llama3/parallelize.py"
+    text = (tree / path).read_text(encoding="utf-8")
+    put(tree, path, text.replace("training,", "training, model_converters: object = None,"))
+    put(tree, "torchtitan/models/llama3/model.py", with_check("trainer_config").replace("fig,", "fig,\n "))
+    tests = make_patches.patch(tree).files[make_patches.TESTS]
+    assert stock.count('ac_config")') == tests.count('ac_config", "model_converters")') == 1
+    assert stock.count("update_from_config(config=") == tests.count("update_from_config(trainer_config=") == 1
+    ast.parse(tests)
+
+
 def test_a_file_that_is_no_python_is_refused(tree: Path) -> None:
     put(tree, "torchtitan/distributed/tensor_parallel.py", "def (:\n")
     assert refusal(tree).startswith("torchtitan/distributed/tensor_parallel.py cannot be parsed: ")

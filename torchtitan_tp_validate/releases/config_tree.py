@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +62,7 @@ def _is_plain(annotation: Any) -> bool:
 
 def parts(config: Any) -> Iterator[tuple[str, Any]]:
     """Return ``(name, value)`` of every field of a config that can hold other configs."""
-    return ((name, getattr(config, name)) for name in _kind(config).children)
+    return ((name, getattr(config, name, None)) for name in _kind(config).children)
 
 
 def children(config: Any) -> Iterator[tuple[str, Any]]:
@@ -107,8 +107,9 @@ def _made_of(node: Any) -> Any:
     kind = _kind(node)
     return (
         type(node),
-        *(getattr(node, name) for name in kind.plain),
-        *(_made_of(getattr(node, name)) for name in kind.children),
+        # A field may have no value before the config is built.
+        *(getattr(node, name, None) for name in kind.plain),
+        *(_made_of(value) for _, value in parts(node)),
     )
 
 
@@ -116,13 +117,26 @@ def cuts(config: Any) -> Iterator[tuple[Axis, str, int]]:
     """Return ``(axis, parameter, dimension)`` of all that a module's own sharding config splits.
 
     It may name parameters that the module does not have.
+
+    Raises:
+        PlanError: it says so in a way that is not known.
     """
     for name, layout in config.sharding_config.state_shardings.items():
-        types = layout.per_axis_spmd_types()
+        types = _types_of(layout)
         for axis in (Axis.TP, Axis.EP):
             dim = getattr(types.get(axis.value), "dim", None)
             if dim is not None:
                 yield axis, name, dim
+
+
+def _types_of(layout: Any) -> Mapping[str, Any]:
+    """Return what a layout does to a parameter, by axis."""
+    if isinstance(layout, Mapping):  # main until June 2026
+        return layout
+    if hasattr(layout, "per_axis_spmd_types"):
+        types: Mapping[str, Any] = layout.per_axis_spmd_types()
+        return types
+    raise PlanError(f"a {type(layout).__qualname__} does not say what it splits.")
 
 
 def block_size(config: Any) -> int:
@@ -161,7 +175,7 @@ def built(config: Any) -> Built:
     Raises:
         PlanError: the module cannot be built on meta.
     """
-    key = (type(config), *(getattr(config, name) for name in _kind(config).plain))
+    key = (type(config), *(getattr(config, name, None) for name in _kind(config).plain))
     if key not in _known:
         import torch
 

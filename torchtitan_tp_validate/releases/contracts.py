@@ -15,8 +15,8 @@ from torchtitan_tp_validate.rules import RULES, RUN_RULES
 
 _HEADS = ("TP001", "TP002")
 _EXPERTS = ("EP001", "TP011", "FSDP001")
-# Heads are kept whole whatever the backend.
-_BY_BACKEND = tuple(code for code, rule in RULES.items() if not rule.dim.endswith("heads"))
+# Heads are declared beside the shardings, and kept whole whatever the backend.
+_BY_SHARDING = tuple(code for code, rule in RULES.items() if not rule.dim.endswith("heads"))
 _PIPELINE = tuple(code for code in RUN_RULES if code.startswith("PP"))
 _BATCH = ("BATCH001", "PP004", "PP005")
 _SEQUENCE = ("TP009", "SEQ001", "CP003")
@@ -73,7 +73,7 @@ def of_config_trees(
     """
     absent = (*absent, FLAGS["etp"])
     configs, attention = "config/configs.py", "models/common/attention.py"
-    decoder = ("layers", "tok_embeddings", "norm", "lm_head", "update_from_config")
+    decoder, outside = "models/common/decoder.py", ("tok_embeddings", "norm", "lm_head")
     sections = (
         "model_spec",
         "training",
@@ -97,14 +97,16 @@ def of_config_trees(
         ),
         Reads("protocols/model_spec.py", ("ModelSpec.pipelining_fn",), ("PP006",)),
         *_of_degrees(configs, "ParallelismConfig", absent),
-        Reads(configs, ("ParallelismConfig.spmd_backend",), _BY_BACKEND),
+        Reads(configs, ("ParallelismConfig.spmd_backend",), _BY_SHARDING),
         Reads(configs, ("ParallelismConfig.enable_sequence_parallel",), ("TP009",)),
         *_of_batches(configs, "TrainingConfig", sizes),
         Reads(configs, ("CommConfig.mode",), ("MESH001",)),
         _MESH,
-        Reads("protocols/sharding.py", ("ShardingConfig.state_shardings",)),
-        Reads("distributed/parallel_dims.py", ("SpmdLayout.per_axis_spmd_types",)),
-        Reads("models/common/decoder.py", tuple(f"Decoder.Config.{name}" for name in decoder)),
+        Reads("protocols/sharding.py", ("ShardingConfig.state_shardings",), _BY_SHARDING),
+        Reads("distributed/parallel_dims.py", ("SpmdLayout.per_axis_spmd_types",), _BY_SHARDING),
+        Reads(decoder, ("Decoder.Config.layers",)),
+        Reads(decoder, tuple(f"Decoder.Config.{name}" for name in outside), ("TP006", *_PIPELINE)),
+        Reads(decoder, ("Decoder.Config.update_from_config",), _BY_SHARDING),
         Reads(attention, ("GQAttention.Config.n_heads", "GQAttention.Config.n_kv_heads"), _HEADS),
         Reads(attention, ("FlexAttention.Config.block_size",), ("CP003",)),
         Reads(attention, ("VarlenAttention", "ScaledDotProductAttention"), ("CP002",)),

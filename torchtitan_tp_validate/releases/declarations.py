@@ -8,6 +8,7 @@ Source: ``models/common/decoder.py`` of torchtitan 0.3.0.
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -93,7 +94,10 @@ def _declared(config: Any, run: Any, degrees: Degrees | _Undemanding) -> Any:
     if isinstance(degrees, _Undemanding):
         degrees.relax(run)
     # A converted config judges the run itself, by way of this function.
-    getattr(updated, "update_unjudged", updated.update_from_config)(config=run)
+    update = getattr(updated, "update_unjudged", updated.update_from_config)
+    # Its name was ``trainer_config`` for some months of main.
+    (parameter, *_) = inspect.signature(update).parameters
+    update(**{parameter: run})
     for node in nodes(updated):
         # A token dispatcher without a device looks for a GPU as it is built, for buffers that nobody reads.
         if hasattr(node, "num_max_tokens_per_rank") and hasattr(node, "device"):
@@ -126,7 +130,14 @@ class _Undemanding:
 
 def _any_run(degrees: Degrees) -> Any:
     """Return a run for a config that has none."""
-    from torchtitan.config import ParallelismConfig, TrainingConfig
+    from torchtitan import config
 
-    parallelism = ParallelismConfig(spmd_backend=degrees.spmd_backend)
-    return SimpleNamespace(parallelism=parallelism, training=TrainingConfig(), activation_checkpoint=None)
+    parallelism = config.ParallelismConfig()
+    # main had no choice of backends before June 2026.
+    if hasattr(parallelism, "spmd_backend"):
+        parallelism.spmd_backend = degrees.spmd_backend
+    # It was asked for before June 2026, too.
+    debug = config.DebugConfig() if hasattr(config, "DebugConfig") else None
+    return SimpleNamespace(
+        parallelism=parallelism, training=config.TrainingConfig(), activation_checkpoint=None, debug=debug
+    )

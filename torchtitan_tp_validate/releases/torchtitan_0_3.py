@@ -451,7 +451,10 @@ class _Reading:
         """Note what KV-head replication asks for in these layers, if all layers can have it."""
         self.all_share &= problem_with_attention(attention) is None
         if self.all_share:
-            head_dim = attention.head_dim or attention.dim // attention.n_heads
+            # In some commits of main a config has no dim before it is built: nothing is offered then.
+            head_dim = attention.head_dim or getattr(attention, "dim", 0) // attention.n_heads
+            self.all_share = head_dim > 0
+        if self.all_share:
             share_kv_heads(self.shared_kv, n_kv_heads, head_dim, layers)
 
     def _heads(self, heads: Heads, layers: tuple[int, ...]) -> None:
