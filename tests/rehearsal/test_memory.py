@@ -189,7 +189,8 @@ def test_what_is_written_down_trains_as_it_stands(tmp_path: Path, monkeypatch: p
         written = ["--module", "on_4", "--config", "llama3_debugmodel_on_4"]
     jobs = [written, shlex.split((tmp_path / "words").read_text(encoding="utf-8"))]
     first, second = train([(job, RANKS) for job in jobs], tmp_path)
-    assert first == second
+    # What an allocator gives out at once depends on when threads take it back.
+    assert {**first, "peak": 0} == {**second, "peak": 0}
     assert first["parameters"] == first["gradients"] > 0
 
 

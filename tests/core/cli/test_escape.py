@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -107,6 +107,7 @@ def test_a_complaint_is_a_line_of_text(tp_validate: Program, tmp_path: Path, nam
         assert all(line.isprintable() and not is_a_command(line) for line in err.split("\n")), err
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_any_text_is_one_printable_line_for_a_terminal(text: str) -> None:
     shown = formats.terminal(text)
@@ -115,6 +116,7 @@ def test_any_text_is_one_printable_line_for_a_terminal(text: str) -> None:
     assert shown == text or not text.isprintable() or is_a_command(text) or "##" in text
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_any_text_is_literal_in_markdown(text: str) -> None:
     row = f"| a | b |\n| --- | --- |\n| {formats.literal(text)} | end |\n"
