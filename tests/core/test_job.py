@@ -13,7 +13,7 @@ import torchtitan_tp_validate as tpv
 from tests.core.shapes import attention_layer, config_tree
 from torchtitan_tp_validate.degrees import degrees_of_job
 from torchtitan_tp_validate.job import check_job, unguarded
-from torchtitan_tp_validate.releases.base import RequestedModel
+from torchtitan_tp_validate.releases.base import RequestedModel, called_function
 
 
 def parallelize(model: Any, *, parallel_dims: Any) -> None: ...
@@ -114,7 +114,8 @@ def test_of_many_ranks_the_first_says_it(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_function_that_hands_on_to_a_guarded_one_is_guarded_unless_a_solver_is_asked_for() -> None:
     def problem(function: Any, run: Any = None) -> str | None:
-        return unguarded(RequestedModel("mine", None, function), run, guarded=[parallelize])
+        model = RequestedModel("mine", None, called_function(function))
+        return unguarded(model, run, guarded=[parallelize])
 
     solver = NS(compile=NS(enable_autoparallel=True))
     assert problem(parallelize) is problem(hands_on) is problem(parallelize, solver) is None

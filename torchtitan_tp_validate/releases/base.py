@@ -46,8 +46,7 @@ class RequestedModel:
     Attributes:
         name: model and flavor as torchtitan calls them.
         config: the model's config (0.3.x) or model args (0.2.x).
-        parallelize_fn: the function that the model's spec names, or that a `functools.partial` or an object
-            which is named there calls.
+        parallelize_fn: the `called_function` of the model's spec.
         has_pipelines: whether the spec names a function that splits the model into pipeline stages.
     """
 
@@ -56,13 +55,12 @@ class RequestedModel:
     parallelize_fn: Callable[..., Any]
     has_pipelines: bool = True
 
-    def __post_init__(self) -> None:
-        function = self.parallelize_fn
-        while isinstance(function, functools.partial):
-            function = function.func
-        if not inspect.isroutine(function):
-            function = type(function).__call__
-        object.__setattr__(self, "parallelize_fn", function)
+
+def called_function(named: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function that is called in the end, where a spec names a partial or an object."""
+    while isinstance(named, functools.partial):
+        named = named.func
+    return named if inspect.isroutine(named) else type(named).__call__
 
 
 @dataclass(frozen=True)

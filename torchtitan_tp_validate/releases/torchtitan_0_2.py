@@ -24,7 +24,7 @@ from torchtitan_tp_validate.errors import PlanError
 from torchtitan_tp_validate.layout import Run
 from torchtitan_tp_validate.plan import Plan, PlanBuilder, Split
 from torchtitan_tp_validate.releases import contracts, runs
-from torchtitan_tp_validate.releases.base import RequestedModel, SpmdBackend
+from torchtitan_tp_validate.releases.base import RequestedModel, SpmdBackend, called_function
 from torchtitan_tp_validate.releases.checkpoints import read_checkpoint, start_of
 from torchtitan_tp_validate.releases.experts import Experts, note_experts, row_shards
 from torchtitan_tp_validate.releases.hf_weights import permuted_heads, saves_transposed_experts
@@ -79,7 +79,8 @@ def requested_model(job: Any) -> RequestedModel | None:
     if args is None:
         return None
     name = f"{job.model.name} {job.model.flavor}"
-    return RequestedModel(name, args, spec.parallelize_fn, has_pipelines=spec.pipelining_fn is not None)
+    function = called_function(spec.parallelize_fn)
+    return RequestedModel(name, args, function, has_pipelines=spec.pipelining_fn is not None)
 
 
 def _fetches(config: Any) -> bool:
@@ -275,7 +276,7 @@ def flavors(
         return None
     spec = package.get_train_spec()
     return {
-        flavor: partial(RequestedModel, flavor, args, spec.parallelize_fn)
+        flavor: partial(RequestedModel, flavor, args, called_function(spec.parallelize_fn))
         for flavor, args in spec.model_args.items()
     }
 

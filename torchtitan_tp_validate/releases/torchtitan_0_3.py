@@ -23,7 +23,7 @@ from torchtitan_tp_validate.errors import PlanError
 from torchtitan_tp_validate.layout import Run
 from torchtitan_tp_validate.plan import Plan, PlanBuilder, ShardedDim
 from torchtitan_tp_validate.releases import config_tree, contracts, declarations, rows, runs
-from torchtitan_tp_validate.releases.base import RequestedModel
+from torchtitan_tp_validate.releases.base import RequestedModel, called_function
 from torchtitan_tp_validate.releases.checkpoints import read_checkpoint, start_of
 from torchtitan_tp_validate.releases.experts import Experts, note_experts, row_shards
 from torchtitan_tp_validate.releases.hf_weights import permuted_heads, saves_transposed_experts
@@ -106,7 +106,8 @@ def _flavor_table(package: ModuleType) -> dict[str, Any]:
 
 def _described(spec: Any) -> RequestedModel:
     has_pipelines = getattr(spec, "pipelining_fn", None) is not None
-    return RequestedModel(f"{spec.name} {spec.flavor}", spec.model, spec.parallelize_fn, has_pipelines)
+    function = called_function(spec.parallelize_fn)
+    return RequestedModel(f"{spec.name} {spec.flavor}", spec.model, function, has_pipelines)
 
 
 @dataclass(frozen=True)

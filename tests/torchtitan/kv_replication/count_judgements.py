@@ -30,7 +30,7 @@ from torchtitan_tp_validate import degrees, job, plan, train, validate
 from torchtitan_tp_validate.kv_replication import torchtitan_0_3
 from torchtitan_tp_validate.kv_replication.linears import KVHeadLinear
 from torchtitan_tp_validate.kv_replication.torchtitan_0_3 import ReplicatingConfig
-from torchtitan_tp_validate.releases import releases
+from torchtitan_tp_validate.releases import base, releases
 from torchtitan_tp_validate.wrappers import guard
 
 DONE = {"judged": 0, "converted": 0}
@@ -98,7 +98,10 @@ def main() -> None:
     converter.convert = counted("converted", converter.convert)
     train.runpy.run_module = lambda *args, **kwargs: torchtitan.train.main()  # with what is counted here
     # What a run asks for, and whether it fits, is the first walk.
-    asked = (degrees.degrees_of_job, degrees.degrees_of_call, degrees.training_of_call, degrees.applies_fsdp)
+    asked = (
+        *(degrees.degrees_of_job, degrees.degrees_of_call, degrees.training_of_call, degrees.applies_fsdp),
+        base.called_function,
+    )
     answered = (
         # How it is asked for, and what of the model is split.
         *(job.Options.__init__, plan.Plan.violations, plan.Plan.at),
