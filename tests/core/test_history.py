@@ -12,7 +12,6 @@ from tests.core.fake_torchtitan import ROOT, make
 from torchtitan_tp_validate.identity import MARKS
 
 PAGE = ROOT / "docs" / "history.md"
-JUDGED = 50
 _SCRIPT = ROOT / "scripts" / "history.py"
 
 
@@ -93,9 +92,7 @@ def test_the_page_has_sixty_commits_and_none_is_told_too_new() -> None:
 
 def test_the_page_has_no_wrong_verdict_and_no_broken_patch() -> None:
     table = rows(PAGE.read_text(encoding="utf-8"))
-    judged = [row for row in table if row[5:7] != ["-", "-"]]
-    assert len(judged) >= JUDGED
-    for row in judged:
+    for row in table:
         assert re.fullmatch(r"\d+ right(, \d+ not validated)?", row[5]), row
         assert re.fullmatch(r"refused|applies, [1-9]\d* tests pass", row[6]), row
         assert row[4].endswith(", in and out"), row
