@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace as NS
 from typing import Any
 
@@ -10,7 +11,9 @@ import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-from torchtitan_tp_validate.rehearsal.small_run import _count_tokens_once
+from torchtitan_tp_validate.degrees import Degrees
+from torchtitan_tp_validate.rehearsal.small_run import SmallRun
+from torchtitan_tp_validate.rehearsal.world import World
 
 
 class Block(nn.Module):
@@ -41,11 +44,14 @@ def balanced(model: nn.Module) -> list[float]:
 
 @pytest.mark.requires(torchtitan=("0.3", "main"))
 @pytest.mark.parametrize(("compiled", "bias"), [(False, [0.0, 0.0]), (True, [-1.0, 1.0])])
-def test_tokens_that_what_is_compiled_counts_once_are_not_halved(compiled: bool, bias: list[float]) -> None:
+def test_tokens_that_what_is_compiled_counts_once_are_not_halved(
+    compiled: bool, bias: list[float], tmp_path: Path
+) -> None:
     model = nn.Module()
     model.layers = nn.ModuleDict({"0": checkpoint_wrapper(Block())})
-    if compiled:
-        _count_tokens_once([model])
+    line: Any = NS(build_trainer=lambda *_: NS(model_parts=[model]))
+    job, world = NS(compile=NS(enable=compiled)), World(Degrees(tp=1), 1, microbatches=1, cuts=())
+    SmallRun(line, job, world, 1, tmp_path, set()).build_trainer(list, 1, 1)
     assert balanced(model) == bias
     x = torch.ones(1, requires_grad=True)
     model.layers["0"](x).backward()
