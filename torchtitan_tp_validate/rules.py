@@ -939,7 +939,7 @@ FAULTS: dict[str, RunRule] = {
             must="0.2.2 runs without pipeline parallelism",
             otherwise=_wrong(
                 Line.TORCHTITAN_0_2,
-                text="every gradient is as many times too large as a local batch has tokens, SILENTLY: the "
+                text="every gradient is as many times too large as a step has tokens, SILENTLY: the "
                 "gradient norm is wrong, and clipping always cuts.",
             ),
             instead="repair it (--repair), set pipeline_parallel_degree to 1, or take 0.2.1 or 0.3.x",

@@ -309,7 +309,7 @@ def main(folder: str) -> None:
         run.run_reference(children)
         told = {
             **{"release": "", "model": name, "verdict": "fits", "degrees": asdict(world.degrees), "cuts": ()},
-            **{"left_out": (), "microbatches": 1, "seq_len": read_batch(job).seq_len},
+            **{"left_out": (), "microbatches": 1},
         }
         faults = {f"{name} without a fault": None} | {n: f for n, f in FAULTS.items() if f.job == name}
         for called, run.fault in faults.items():

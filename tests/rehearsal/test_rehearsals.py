@@ -106,13 +106,13 @@ def test_a_dense_model_of_0_2_is_equal_to_one_process(rehearse: Rehearse) -> Non
 
 
 @pytest.mark.requires(torchtitan="0.2")
-def test_the_gradients_of_a_pipeline_of_0_2_are_times_the_tokens_of_a_batch(rehearse: Rehearse) -> None:
+def test_the_gradients_of_a_pipeline_of_0_2_are_times_the_tokens_of_a_step(rehearse: Rehearse) -> None:
     """Upstream issue #2972. Clipping hides it from the loss."""
     seen = rehearse("pipeline")
     assert (seen.outcome, seen.degrees, seen.local_batch_sizes) == ("differs", {"tp": 2, "pp": 2}, (8, 4))
     first = seen.differences[0]
-    # 8 sequences of 32 tokens.
-    assert (round(first.factor), first.looks_like) == (256, "counted once per token of a local batch")
+    # Of 8 sequences of 32 tokens: the labels that count.
+    assert (round(first.factor), first.looks_like) == (160, "counted once per token of a step")
     assert "#2972" in first.issue
 
 

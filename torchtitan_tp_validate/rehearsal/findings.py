@@ -163,9 +163,9 @@ def _meanings(run: Mapping[str, Any], result: Mapping[str, Any]) -> tuple[_Meani
     The first are of a gradient, the second of one among many with the same multiple: what reduces gradients
     over data ranks reduces all of them.
     """
-    degrees, size = result["degrees"], run["local_batch_size"]
+    degrees = result["degrees"]
     axes = [(axis, name, degrees[axis]) for axis, name in _AXES.items() if degrees.get(axis, 1) > 1]
-    counts = [("token of a local batch", size * result["seq_len"]), ("microbatch", result["microbatches"])]
+    counts = [("token of a step", run["labels"]), ("microbatch", result["microbatches"])]
 
     def of(axes: list[tuple[str, str, int]]) -> _Meanings:
         return [

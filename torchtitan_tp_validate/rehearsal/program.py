@@ -30,8 +30,9 @@ from torchtitan_tp_validate.rehearsal.world import cut_world
 from torchtitan_tp_validate.releases import kv_replication_of, line_of
 from torchtitan_tp_validate.wrappers.guard import guardable_functions
 
-MICROBATCH_SIZES = (2, 1)
-"""Upstream has faults that only one sequence at a time shows."""
+MICROBATCHES = ((2, 1), (1, 2))
+"""Sequences at a time, and how many such batches a step sums the gradients of: as many in all, so that they
+have one reference. Upstream has faults that only one sequence at a time shows."""
 
 
 class _StoppedError(BaseException):
@@ -108,20 +109,26 @@ def _rehearse(
         "cuts": world.cuts,
         "left_out": [*left_out, *(f"{code} repaired" for code in repairs)],
         "microbatches": world.microbatches,
-        "seq_len": read_batch(job).seq_len,
         "runs": [],
     }
+    reference: Path | None = None
     if not request.compile:
         job.compile.enable = False
     if request.replicate_kv_heads:
         kv_replication_of(line_of(job)).put_into_job(job)
         install(replicate_kv_heads=True)
-    for microbatch_size in MICROBATCH_SIZES:
+    for microbatch_size, accumulates in MICROBATCHES:
         folder = out / f"microbatch-{microbatch_size}"
         folder.mkdir(exist_ok=True)
         children = Children(folder, patience)
-        run = SmallRun(line, job, world, microbatch_size, folder, used, keep, repairs=repairs)
-        run.run_reference(children)
+        run = SmallRun(
+            *(line, job, world, microbatch_size, folder, used, keep), repairs=repairs, accumulates=accumulates
+        )
+        if reference is None:
+            run.run_reference(children)
+            reference = folder
+        else:
+            run.take_reference(reference)
         result["runs"].append(run.run_ranks(children))
         if any(end["how"] != "ended" for end in result["runs"][-1]["ends"]):
             break

@@ -8,13 +8,16 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torchtitan_tp_validate.errors import RehearsalError
 from torchtitan_tp_validate.rehearsal.children import Children, End
-from torchtitan_tp_validate.rehearsal.jobs import split
+from torchtitan_tp_validate.rehearsal.jobs import ignored_label, split
 from torchtitan_tp_validate.rehearsal.jobs.batch import read_batch
 from torchtitan_tp_validate.rehearsal.world import World
+
+if TYPE_CHECKING:
+    from torchtitan_tp_validate.rehearsal.batches import Batches
 
 
 @dataclass
@@ -30,6 +33,7 @@ class SmallRun:
         keep: leave every rank's gradients in the folder.
         outputs: compare what modules compute.
         repairs: codes of the known faults that are repaired.
+        accumulates: local batches whose gradients are summed in a step.
     """
 
     line: ModuleType
@@ -41,6 +45,7 @@ class SmallRun:
     keep: bool = False
     outputs: bool = True
     repairs: tuple[str, ...] = ()
+    accumulates: int = 1
 
     def run_reference(self, children: Children) -> None:
         """Run in one process, on the rows of all data ranks.
@@ -52,11 +57,17 @@ class SmallRun:
         if end.how != "ended":
             raise RehearsalError(f"one process {_told(end)}", end.traceback)
 
+    def take_reference(self, folder: Path) -> None:
+        """Take what was run in one process for another run, which has the same rows."""
+        for name in ("reference.pt", "reference-rank0.json"):
+            (self.out / name).hardlink_to(folder / name)
+
     def run_ranks(self, children: Children) -> dict[str, Any]:
         """Run on all ranks; return what each saw, as JSON data, beside the reference."""
         ends = children.run("rehearsal", self.world.ranks, self._rank)
         return {
             "local_batch_size": self._local_batch_size,
+            "labels": self._batches.labels,
             "ends": [asdict(end) for end in ends],
             "records": [_record(self.out / f"rehearsal-rank{rank}.json") for rank in range(len(ends))],
             "reference": _record(self.out / "reference-rank0.json"),
@@ -64,7 +75,9 @@ class SmallRun:
 
     def build_trainer(self, feed: Callable[..., Any], local_batch_size: int, microbatch_size: int) -> Any:
         """Return the Trainer, in a process of the run."""
-        trainer = self.line.build_trainer(self.job, feed, local_batch_size, microbatch_size)
+        trainer = self.line.build_trainer(
+            self.job, feed, local_batch_size, microbatch_size, global_batch_size=self._rows
+        )
         if self.job.compile.enable:
             _count_tokens_once(trainer.model_parts)
         return trainer
@@ -75,8 +88,25 @@ class SmallRun:
 
     @property
     def _rows(self) -> int:
-        degrees = self.world.degrees
-        return self._local_batch_size * degrees.dp_shard * degrees.dp_replicate
+        return self._local_batch_size * self._data_ranks * self.accumulates
+
+    @property
+    def _data_ranks(self) -> int:
+        return self.world.degrees.dp_shard * self.world.degrees.dp_replicate
+
+    @property
+    def _batches(self) -> Batches:
+        from torchtitan_tp_validate.rehearsal.batches import Batches
+
+        line, job = self.line, self.job
+        return Batches(
+            self._rows,
+            read_batch(job).seq_len,
+            line.vocab_size(job),
+            seed=1,
+            more=line.more_inputs(job),
+            ignored=ignored_label(),
+        )
 
     def _reference(self, rank: int, enter: Callable[[str], None]) -> None:
         split(self.job, None)
@@ -86,24 +116,19 @@ class SmallRun:
         self._run("rehearsal", rank, enter, self._local_batch_size)
 
     def _run(self, name: str, rank: int, enter: Callable[[str], None], local_batch_size: int) -> None:
-        from torchtitan_tp_validate.rehearsal.batches import Batches
         from torchtitan_tp_validate.rehearsal.process import Process, write_json
 
         enter("starting")
-        line, job = self.line, self.job
         if self.repairs:
             from torchtitan_tp_validate import repairs
 
             repairs.apply(self.repairs)
-        batches = Batches(
-            self._rows, read_batch(job).seq_len, line.vocab_size(job), seed=1, more=line.more_inputs(job)
-        )
         # The stages of a pipeline find the shapes of their inputs by a forward pass of nothing, and what is
         # compiled takes no hooks.
-        outputs = self.outputs and self.world.pp == 1 and not job.compile.enable
+        outputs = self.outputs and self.world.pp == 1 and not self.job.compile.enable
         process = Process(self.out, enter, keep=self.keep, outputs=outputs)
         run = process.reference if name == "reference" else process.rank
-        run(partial(self.build_trainer, batches.of_rank, local_batch_size, self.microbatch_size))
+        run(partial(self.build_trainer, self._batches.of_rank, local_batch_size, self.microbatch_size))
         process.record.stand_ins = sorted(self.used)
         write_json(self.out / f"{name}-rank{rank}.json", asdict(process.record))
 

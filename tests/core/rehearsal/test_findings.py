@@ -41,6 +41,7 @@ def rehearsal(
     ]
     run = {
         "local_batch_size": 2,
+        "labels": 64,
         "records": records,
         "reference": {**REFERENCE, "uninitialized": uninitialized},
         "ends": told,
@@ -51,7 +52,6 @@ def rehearsal(
             "model": "tiny",
             "verdict": "fits",
             "degrees": {"tp": 4, "ep": 1, **degrees},
-            "seq_len": 32,
             "microbatches": 3,
             "cuts": [],
             "left_out": ["Float8Linear in fp32"],
@@ -77,7 +77,7 @@ def test_a_run_that_computes_the_same_is_equal() -> None:
         (0.5, 1e-6, "not summed over EP ranks"),
         (0.0, 0.0, "zero"),
         (3.0, 1e-6, "counted once per microbatch"),
-        (64.0, 1e-3, "counted once per token of a local batch"),
+        (64.0, 1e-3, "counted once per token of a step"),
         (5.0, 1e-6, ""),
         (4.0, 0.7, ""),
         (math.nan, math.inf, ""),

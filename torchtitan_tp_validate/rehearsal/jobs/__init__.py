@@ -97,6 +97,13 @@ def pp(job: Any) -> int:
     return degree
 
 
+def ignored_label() -> int | None:
+    """Return the label that torchtitan's loss passes over, or None: 0.2.0 and 0.2.1 take means of all."""
+    from torchtitan.components import loss
+
+    return getattr(loss, "IGNORE_INDEX", None)
+
+
 def small_seq_len(seq_len: int, degrees: Degrees, chunks: int = 1) -> int:
     """Return a small number of tokens that sequence and context parallelism cut as they cut ``seq_len``.
 

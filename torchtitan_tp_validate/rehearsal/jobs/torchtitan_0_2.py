@@ -25,7 +25,6 @@ from torchtitan_tp_validate.rehearsal.jobs import (
 from torchtitan_tp_validate.rehearsal.shrink import shrink
 from torchtitan_tp_validate.releases.runs import updated_args
 
-_NO_TOKEN = -1
 # Source: components/quantization of torchtitan 0.2.2.
 _LOW_PRECISION = (
     "quantize.linear.float8",
@@ -116,6 +115,8 @@ def _turn_off(job: Any, args: Any) -> None:
     """Turn off what is no part of a step, and register the job's model with these args."""
     from torchtitan.protocols.train_spec import get_train_spec, register_train_spec
 
+    from torchtitan_tp_validate.rehearsal.batches import END_OF_DOCUMENT
+
     job.checkpoint.enable = job.validation.enable = False
     job.profiling = type(job.profiling)()
     job.metrics = type(job.metrics)(log_freq=1)
@@ -124,7 +125,7 @@ def _turn_off(job: Any, args: Any) -> None:
         dataclasses.replace(
             get_train_spec(job.model.name),
             model_args={job.model.flavor: args},
-            build_tokenizer_fn=lambda *_, **__: SimpleNamespace(eos_id=_NO_TOKEN),
+            build_tokenizer_fn=lambda *_, **__: SimpleNamespace(eos_id=END_OF_DOCUMENT),
             state_dict_adapter=None,
         ),
     )

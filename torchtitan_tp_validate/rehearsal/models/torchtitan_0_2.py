@@ -353,7 +353,7 @@ def _masked_attention(
     if enable_gqa and heads % kv_heads:
         raise ValueError(f"Expect number of query heads to be a multiple of kv heads but got {heads=}")
     k, v = (tensor.repeat_interleave(heads // kv_heads, dim=-3) for tensor in (k, v))
-    mask = create_mask(block_mask.mask_mod, 1, 1, q.size(-2), k.size(-2), device=q.device)
+    mask = create_mask(block_mask.mask_mod, len(q), 1, q.size(-2), k.size(-2), device=q.device)
     scores = (q @ k.mT * (q.size(-1) ** -0.5 if scale is None else scale)).masked_fill(~mask, float("-inf"))
     out = scores.softmax(-1) @ v
     return (out, scores.logsumexp(-1)) if return_lse else out

@@ -25,7 +25,7 @@ from torchtitan_tp_validate.identity import torchtitan_identity
 from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
 from torchtitan_tp_validate.rehearsal.findings import Rehearsal, judged
 from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line, plain_job, pp, split
-from torchtitan_tp_validate.rehearsal.jobs.batch import Batch, read_batch, set_batch
+from torchtitan_tp_validate.rehearsal.jobs.batch import Batch, set_batch
 from torchtitan_tp_validate.rehearsal.shrink import configs_below
 from torchtitan_tp_validate.rehearsal.small_run import SmallRun
 from torchtitan_tp_validate.rehearsal.truth.layouts import OF_SHARED_LAYOUTS, Layout, Row
@@ -160,7 +160,6 @@ def _run(line: ModuleType, job: Any, layout: Layout, used: set[str], out: Path) 
         "cuts": (),
         "left_out": left_out,
         "microbatches": world.microbatches,
-        "seq_len": read_batch(job).seq_len,
         "runs": [run.run_ranks(children)],
     }
     return _seen(verdict, judged(result))
