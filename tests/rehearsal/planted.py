@@ -47,6 +47,7 @@ class Fault:
         named: a module or parameter that the rehearsal is to name; or the quantity that is wrong.
         before: plants it before the Trainer is built; after: behind that.
         outcome: what comes of it.
+        accumulates: batches whose gradients a step sums.
     """
 
     job: str
@@ -54,6 +55,7 @@ class Fault:
     before: Callable[[], None] | None = None
     after: Callable[[Any], None] | None = None
     outcome: str = "differs"
+    accumulates: int = 1
 
 
 def _module(trainer: Any, name: str) -> Any:
@@ -130,6 +132,18 @@ def _count_own_tokens_only() -> None:
     utils.dist_sum_tensor = lambda tokens, mesh: tokens
 
 
+def _mean_of_means() -> None:
+    """The loss is the mean of what each data rank's is by its own tokens, of which one has more."""
+    from torchtitan.distributed import utils
+
+    utils.dist_sum_tensor = lambda tokens, mesh: tokens * mesh.size()
+
+
+def _forget(trainer: Any) -> None:
+    """Of the gradients that a step accumulates the last is left."""
+    trainer.optimizers.zero_grad()
+
+
 def _norm_of_own_shards() -> None:
     """The gradient norm is of this rank's shards."""
     from torchtitan.distributed import utils
@@ -147,16 +161,35 @@ def _norm_of_own_shards() -> None:
 
 
 def _shift_positions(trainer: Any) -> None:
-    """The second TP rank turns its heads by one token more."""
+    """The second TP rank turns the heads of the second half of a row by one token more."""
+    import torch
+
     attention = _module(trainer, "layers.0.attention")
     forward = attention.forward
 
     def shifted(x: Any, attention_masks: Any, positions: Any = None) -> Any:
         if _is_second_tp_rank(trainer):
-            positions = (positions + 1) % positions.shape[1]
+            index = torch.arange(positions.shape[1])
+            positions = positions + (index >= len(index) // 2)
         return forward(x, attention_masks, positions)
 
     attention.forward = shifted
+
+
+def _see_other_documents(trainer: Any) -> None:
+    """The second TP rank takes a row for one document."""
+    import torch
+
+    attention = _module(trainer, "layers.0.attention")
+    forward = attention.forward
+
+    def forward_over_all(x: Any, attention_masks: Any, positions: Any = None) -> Any:
+        if _is_second_tp_rank(trainer):
+            one = torch.arange(positions.shape[1]).expand(positions.shape)
+            attention_masks = trainer.model_parts[0].get_attention_masks(positions=one)
+        return forward(x, attention_masks, positions)
+
+    attention.forward = forward_over_all
 
 
 def _freeze(name: str) -> Callable[[Any], None]:
@@ -200,11 +233,12 @@ def _drop_half(output: Any) -> Any:
 EXPERTS = "layers.0.moe.routed_experts.inner_experts"
 FAULTS = {
     "norms are not summed over TP": Fault("dense", "norm.weight", before=_norms_are_invariant),
-    "loss over own tokens": Fault(
-        "dense", "counted once per TP or data shard rank", before=_count_own_tokens_only
-    ),
+    "loss over own tokens": Fault("dense", "gradient", before=_count_own_tokens_only),
+    "mean of the losses of ranks": Fault("dense", "gradient", before=_mean_of_means),
+    "accumulated gradients forgotten": Fault("dense", "gradient", after=_step(_forget), accumulates=2),
     "gradient norm of own shards": Fault("dense", "gradient norm", before=_norm_of_own_shards),
     "rotary offset on one rank": Fault("dense", "layers.0.attention", after=_shift_positions),
+    "documents see each other on one rank": Fault("dense", "layers.0.attention", after=_see_other_documents),
     "output summed twice": Fault(
         "dense", "layers.0.attention.wo", after=_output("layers.0.attention.wo", lambda out, _: 2 * out)
     ),
@@ -313,6 +347,8 @@ def main(folder: str) -> None:
         }
         faults = {f"{name} without a fault": None} | {n: f for n, f in FAULTS.items() if f.job == name}
         for called, run.fault in faults.items():
+            run.accumulates = run.fault.accumulates if run.fault else 1
+            run.microbatch_size = 2 // run.accumulates
             results[called] = asdict(judged({**told, "runs": [run.run_ranks(children)]}))
             print(called, results[called]["outcome"], flush=True)
     (out / "results.json").write_text(json.dumps(results), encoding="utf-8")

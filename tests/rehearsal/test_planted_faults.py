@@ -50,4 +50,4 @@ def test_most_faults_are_named_by_their_module() -> None:
     by_module = [
         fault for fault in FAULTS.values() if fault.named.startswith(("layers", "norm", "lm", "tok"))
     ]
-    assert (len(FAULTS), len(by_module)) == (24, 18)
+    assert (len(FAULTS), len(by_module)) == (27, 19)
