@@ -83,6 +83,7 @@ def _is_ddp(run: Run) -> bool:
 _TOLD: dict[str, Callable[[Run], str]] = {
     "CKPT001": _splits_heads,
     "CKPT005": lambda run: "Hugging Face weights of experts are to be saved after the last step",
+    "CKPT006": lambda run: "the optimizer of a vision encoder is to be saved, and the data has no images",
 }
 """Code -> what is said of a run that suffers from it, where that is not that it trains wrong."""
 
@@ -102,6 +103,7 @@ _SHOWS: dict[str, Callable[[Run], bool]] = {
     "NUM013": lambda run: run.degrees.tp > 1 and run.degrees.cp > 1,
     "CKPT001": _splits_permuted_heads,
     "CKPT005": lambda run: run.has_experts,
+    "CKPT006": lambda run: True,
     "NUM014": lambda run: (
         run.degrees.tp > 1
         and run.pipeline.degree > 1

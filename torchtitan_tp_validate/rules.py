@@ -1063,6 +1063,26 @@ FAULTS: dict[str, RunRule] = {
             "https://github.com/pytorch/torchtitan/pull/3514, not merged",
             can_be_repaired=True,
         ),
+        RunRule(
+            code="CKPT006",
+            about="checkpoints of a vision encoder that sees no images",
+            must="a run of Qwen3.5 or Kimi that saves its optimizer trains on images, too",
+            otherwise=dict.fromkeys(
+                (Line.SPMD_TYPES, Line.DTENSOR),
+                Otherwise(
+                    "cannot be resumed",
+                    "on text alone the vision encoder has no gradients, and none of its parameters a state "
+                    "in the optimizer, which is saved without them. A run that resumes from such a checkpoint "
+                    'dies as it loads: "Missing key in checkpoint state_dict: '
+                    'optimizer.state.vision_encoder...".',
+                ),
+            ),
+            instead="repair it (--repair); or go on (--allow CKPT006), and resume without the state of the "
+            "optimizer (--checkpoint.exclude_from_loading optimizer)",
+            source="torchtitan components/optimizer/utils.py (init_optim_state) of 0.3.0; mended in "
+            "https://github.com/pytorch/torchtitan/pull/4474, in no release",
+            can_be_repaired=True,
+        ),
     )
 }
 """Faults of released torchtitan that train wrong, or die, although everything divides."""

@@ -74,6 +74,7 @@ CASES: dict[str, tuple[Run, list[Run]]] = {
     ),
 }
 CASES["CKPT005"] = (run(has_experts=True), [run()])
+CASES["CKPT006"] = (run(), [run(OLD)])
 CASES["CKPT001"] = (
     run(dp_shard=4, permuted_heads=2),
     [

@@ -2,8 +2,9 @@
 
     python -m tests.rehearsal.resumed OUT
 
-``OUT/runs.json`` lists what each run does (``save``, ``save the last``, ``save the last repaired``, ``load``,
-or ``load replicated``: with KV-head replication), its arguments and its number of ranks;
+``OUT/runs.json`` lists what each run does (``save``, ``save the last``, ``train and save``, these two
+``repaired`` too, ``load``, or ``load replicated``: with KV-head replication), its arguments and its number
+of ranks;
 ``OUT/outcomes.json`` gets what it raised, or nothing.
 """
 
@@ -55,8 +56,8 @@ def _rank(line: ModuleType, job: Any, what: str, out: Path, rank: int, enter: An
     with _adapter_kept(job):
         line.make_plain(job)
     job.checkpoint = checkpoint
-    if what == "save the last repaired":
-        repairs.apply(["CKPT005"])
+    if what.endswith("repaired"):
+        repairs.apply(["CKPT006" if what.startswith("train") else "CKPT005"])
     if what == "load replicated":
         kv_replication_of(line_of(job)).put_into_job(job)
         install(replicate_kv_heads=True, allow=("CKPT004",))  # to see what comes of it
@@ -67,6 +68,9 @@ def _rank(line: ModuleType, job: Any, what: str, out: Path, rank: int, enter: An
     trainer = line.build_trainer(job, batches.of_rank, batch.local, batch.microbatch)
     trainer.checkpointer.states["dataloader"] = _data_loader(trainer.parallel_dims)
     enter(what)
+    if what.startswith("train"):
+        trainer.step = 1
+        trainer.train_step(trainer.batch_generator(trainer.dataloader))
     if what.startswith("load"):
         assert trainer.checkpointer.load(-1)
     else:

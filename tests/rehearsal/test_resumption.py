@@ -138,6 +138,25 @@ def test_transposed_experts_are_saved_for_hugging_face_when_repaired(tmp_path: P
     assert codes(runs[2]) == []
 
 
+@pytest.mark.requires(torchtitan="0.3")
+def test_what_was_trained_without_images_is_resumed_when_repaired(tmp_path: Path) -> None:
+    small = ("--training.seq_len", "64", "--training.local_batch_size", "1")
+    model = {"model": "qwen3_5", "flavor": KINDS["qwen3_5"], **ONE}
+    stock, repaired = of(tmp_path / "stock", *small, **model), of(tmp_path / "repaired", *small, **model)
+    runs: list[Run] = [
+        ("train and save", stock, 1),
+        ("load", stock, 1),
+        ("train and save repaired", repaired, 1),
+        ("load", repaired, 1),
+    ]
+    saved, loaded, *fine = outcomes(runs, tmp_path)
+    assert saved == ""
+    assert f"{MISSING}optimizer.state.vision_encoder." in loaded
+    assert fine == ["", ""]
+    assert codes(runs[1]) == ["CKPT004"]
+    assert codes(runs[3]) == []
+
+
 @pytest.mark.long
 def test_a_checkpoint_of_every_kind_of_model_is_its_own(tmp_path: Path) -> None:
     runs = [of(tmp_path / model, model=model, flavor=flavor, **ONE) for model, flavor in KINDS.items()]

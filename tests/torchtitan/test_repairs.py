@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.forked import in_forks, run_module
+from torchtitan_tp_validate import RunError, validate_job
+from torchtitan_tp_validate.job import parse_command_line
 
 _COUNT = """
 import torch
@@ -79,6 +82,8 @@ _REPAIRED = {
         "Module._spmd_distribute_state",
         "Qwen35StateDictAdapter.to_hf",
         "ScaledBiasRowwiseLinear.forward",
+        "torchtitan.components.optimizer.optimizer.init_optim_state",
+        "torchtitan.components.optimizer.utils.init_optim_state",
     ],
 }
 
@@ -102,3 +107,50 @@ def test_frozen_weights_under_lora_stay_frozen(tmp_path: Path) -> None:
     assert stock[0] < stock[1]
     assert mended == (stock[0], stock[0])
     assert undone
+
+
+def _without_images() -> Any:
+    """A job that trains a model with a vision encoder on text, and saves its optimizer."""
+    from torchtitan.hf_datasets.text_datasets import HuggingFaceTextDataLoader
+
+    words = ["--module", "qwen3_5", "--config", "qwen35_debugmodel_moe"]
+    job = parse_command_line([*words, "--checkpoint.enable", "--checkpoint.interval", "5"])
+    job.dataloader = HuggingFaceTextDataLoader.Config(dataset="c4")
+    return job
+
+
+@pytest.mark.requires(torchtitan="0.3.0")
+def test_a_run_that_could_not_be_resumed_is_refused() -> None:
+    with pytest.raises(RunError) as caught:
+        validate_job(_without_images(), world_size=8)
+    assert (
+        str(caught.value)
+        == """\
+This run cannot work: the optimizer of a vision encoder is to be saved, and the data has no images.
+
+  CKPT006 the optimizer of a vision encoder is to be saved, and the data has no images:
+        a run of Qwen3.5 or Kimi that saves its optimizer trains on images, too.
+
+Without this check: on text alone the vision encoder has no gradients, and none of its parameters a
+  state in the optimizer, which is saved without them. A run that resumes from such a checkpoint dies
+  as it loads: "Missing key in checkpoint state_dict: optimizer.state.vision_encoder...".
+To change it: repair it (--repair); or go on (--allow CKPT006), and resume without the state of the
+  optimizer (--checkpoint.exclude_from_loading optimizer).\
+"""
+    )
+    validate_job(_without_images(), world_size=8, repair=True)
+
+
+@pytest.mark.requires(torchtitan="0.3.0")
+@pytest.mark.parametrize("what", ["no checkpoint", "the model alone", "images", "load only"])
+def test_a_run_that_saves_no_optimizer_or_has_images_can_be_resumed(what: str) -> None:
+    job = _without_images()
+    if what == "no checkpoint":
+        job.checkpoint.enable = False
+    elif what == "the model alone":
+        job.checkpoint.interval, job.checkpoint.last_save_model_only = job.training.steps, True
+    elif what == "images":
+        job.dataloader = parse_command_line(["--module", "qwen3_5", "--config", "qwen35_0_8b"]).dataloader
+    else:
+        job.checkpoint.load_only = True
+    validate_job(job, world_size=8)

@@ -19,7 +19,7 @@ _HF_INDEX = "model.safetensors.index.json"
 _STEP = re.compile(r"step-(\d+)")
 # Of main's data loader it is a tree.
 _DATA_RANK = re.compile(rf"{DATA_LOADER}\.(dp_rank_\d+)(?:\..+)?")
-_OF_THE_OPTIMIZER = re.compile(r"optimizer\.(?:state|param_groups)\.(.+)\.\w+")
+_OF_THE_OPTIMIZER = re.compile(r"optimizer\.(state|param_groups)\.(.+)\.\w+")
 _WEIGHTS = "CKPT004"
 _ALL = f"CKPT002, CKPT003, {_WEIGHTS}"
 
@@ -67,6 +67,17 @@ def start_of(section: Any, dump_folder: str, assets: str, *, empty_is_new: bool)
         in_hf, quantized = section.initial_load_in_hf, section.initial_load_in_hf_quantized
         return Start(path, section.initial_load_model_only, in_hf, quantized)
     return None
+
+
+def saves_optimizer(section: Any, steps: int) -> bool:
+    """Return whether a run of so many steps leaves a checkpoint with the state of its optimizer.
+
+    Source: ``_should_save`` and ``_save_last_step`` of torchtitan's checkpoint managers.
+    """
+    if section is None or not section.enable or section.load_only:
+        return False
+    last = not section.last_save_model_only
+    return bool(last or section.enable_first_step_checkpoint or section.interval < steps)
 
 
 def _latest(folder: Path) -> int:
@@ -140,6 +151,13 @@ def _shapes(reader: Any) -> _Shapes:
     return {name: tuple(getattr(entry, "size", ())) for name, entry in entries.items()}
 
 
+def _with_states(saved: _Shapes) -> set[str]:
+    """Return the parameters that the saved optimizer has a state of; all of its own where it keeps none."""
+    found = [match.groups() for name in saved if (match := _OF_THE_OPTIMIZER.fullmatch(name))]
+    stateful = {parameter for kind, parameter in found if kind == "state"}
+    return stateful or {parameter for _, parameter in found}
+
+
 def _beside_model(found: Checkpoint, saved: _Shapes, build: Callable[[], Any], adapter: Any) -> Checkpoint:
     """Return the checkpoint with what the model asks of it and does not get."""
     try:
@@ -152,7 +170,7 @@ def _beside_model(found: Checkpoint, saved: _Shapes, build: Callable[[], Any], a
         return replace(found, not_judged=(why,))
     missing = [name for name in shapes if name not in saved]
     if "optimizer" in found.wanted:
-        stepped = {match[1] for name in saved if (match := _OF_THE_OPTIMIZER.fullmatch(name))}
+        stepped = _with_states(saved)
         missing += [f"the optimizer state of {name}" for name in trained if name not in stepped]
     reshaped = [
         f"{name} is {saved[name]}, not {shape}"

@@ -24,7 +24,7 @@ from torchtitan_tp_validate.layout import Run
 from torchtitan_tp_validate.plan import Plan, PlanBuilder, ShardedDim
 from torchtitan_tp_validate.releases import config_tree, contracts, declarations, rows, runs
 from torchtitan_tp_validate.releases.base import RequestedModel, called_function
-from torchtitan_tp_validate.releases.checkpoints import read_checkpoint, start_of
+from torchtitan_tp_validate.releases.checkpoints import read_checkpoint, saves_optimizer, start_of
 from torchtitan_tp_validate.releases.experts import Experts, note_experts, row_shards
 from torchtitan_tp_validate.releases.hf_weights import permuted_heads, saves_transposed_experts
 from torchtitan_tp_validate.releases.kv_replication import problem_with_attention
@@ -156,7 +156,7 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
             functools.partial(_build, config),
             lambda: job.model_spec.state_dict_adapter(config, assets),
         ),
-        faults=installed_faults(FAULT_SOURCES, _possible_faults(model, degrees, classes, section)),
+        faults=installed_faults(FAULT_SOURCES, _possible_faults(model, degrees, classes, job)),
         gathers_by_local_map=degrees.spmd_backend == "full_dtensor",
         mask_block=_mask_block(config),
     )
@@ -223,16 +223,20 @@ def _parameter_names(config: Any) -> tuple[str, ...]:
 
 
 def _possible_faults(
-    model: RequestedModel, degrees: Degrees, classes: Collection[str], checkpoint: Any
+    model: RequestedModel, degrees: Degrees, classes: Collection[str], job: Any
 ) -> Iterator[str]:
     """Yield the codes of the faults that a model can have, by what it is made of, and by its function."""
     # A vision encoder has such linears too; without images nothing of it is trained.
     layers = getattr(model.config, "layers", ())
     layer_classes = {name for layer in layers for name in _class_names(layer)}
     function = model.parallelize_fn.__module__
+    checkpoint = getattr(job, "checkpoint", None)
     yield from ("CKPT001", "NUM006")
     if saves_transposed_experts(model.config, checkpoint):
         yield "CKPT005"
+    has_vision = getattr(model.config, "vision_encoder", None) is not None
+    if has_vision and _has_text_alone(job) and saves_optimizer(checkpoint, job.training.steps):
+        yield "CKPT006"
     if "GptOssGroupedExperts.Config" in classes:
         yield "NUM004"
         if degrees.spmd_backend == "full_dtensor":
@@ -247,6 +251,13 @@ def _possible_faults(
         yield "NUM012"
     if "qwen3_5" in function or "kimi_k2_7" in function:
         yield "NUM014"
+
+
+def _has_text_alone(job: Any) -> bool:
+    """Return whether the data of a job has no images, as far as that is known: by its class, or collator."""
+    loader = getattr(job, "dataloader", None)
+    source = type(getattr(loader, "collator", loader))
+    return source.__module__ == "torchtitan.hf_datasets.text_datasets" or source.__qualname__ == _OF_TEXT
 
 
 def _class_names(config: Any) -> set[str]:
@@ -268,6 +279,7 @@ FAULT_SOURCES: Mapping[str, Source] = {
     "CKPT005": Source(
         "models/qwen3_5/state_dict_adapter.py", "hf_state_dict[hf_key] = value.transpose(-2, -1) continue"
     ),
+    "CKPT006": Source("components/optimizer/utils.py", "if optim.state: return"),
     "NUM004": Source(
         "models/gpt_oss/moe.py",
         "tp_degree = 1 if isinstance(self.mlp1_weight_EGD, DTensor): mesh_dim_names",
@@ -297,6 +309,9 @@ FAULT_SOURCES: Mapping[str, Source] = {
     "NUM013": Source("models/gpt_oss/moe.py", "class GptOssGroupedExperts"),
 }
 """Code -> the fault in the source of the releases that have it."""
+
+_OF_TEXT = "TextCollator.Config"
+"""What puts main's batches together where they have no images."""
 
 _SECTIONS = {
     "training": "training",

@@ -2,8 +2,9 @@
 
 ``install(repair=True)`` and the launcher's ``--repair`` apply those that a run needs, before its model is
 built. Each proves first that the code it mends is the code it knows. What each does is measured by
-``tests/rehearsal/test_repairs.py``: a run beside one process, without and with it; and, for CKPT001, by
-``tests/torchrun/test_hugging_face_weights.py``; and for CKPT005, by ``tests/rehearsal/test_resumption.py``.
+``tests/rehearsal/test_repairs.py``: a run beside one process, without and with it; for CKPT001, by
+``tests/torchrun/test_hugging_face_weights.py``; for CKPT005 and CKPT006, by
+``tests/rehearsal/test_resumption.py``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torchtitan_tp_validate.releases.sources import installed_faults
 REPAIRS = {
     "CKPT001": "permuted_heads",
     "CKPT005": "transposed_experts",
+    "CKPT006": "optimizer_states",
     "NUM001": "router_gradients",
     "NUM002": "router_gradients",
     "NUM003": "expert_bias",
