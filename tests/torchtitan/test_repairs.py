@@ -79,6 +79,7 @@ _REPAIRED = {
         "Module._spmd_distribute_state",
         "Qwen35StateDictAdapter.to_hf",
         "ScaledBiasRowwiseLinear.forward",
+        "_PipelineStageBase.get_bwd_send_ops",
     ],
 }
 
