@@ -998,7 +998,7 @@ FAULTS: dict[str, RunRule] = {
                 text="the gradient of the router's gate is 120 % off, SILENTLY.",
             ),
             instead="set parallelism.spmd_backend to spmd_types, with an expert parallel degree of 2 or more",
-            source="torchtitan of 0.3.0; full_dtensor is gone from main",
+            source="torchtitan of 0.3.0, measured once (docs/faults.md); full_dtensor is gone from main",
         ),
         RunRule(
             code="NUM014",

@@ -12,7 +12,8 @@ from typing import Any
 
 from torchtitan_tp_validate.repairs.patching import Patch
 
-_KNOWN = ("f7136ed398c094bd",)
+_KNOWN = ("c66de5e9d2f4576d", "f7136ed398c094bd")
+"""torch 2.14.1's, and 2.15's, which has another way to name the communicator."""
 
 
 def patches() -> list[Patch]:
