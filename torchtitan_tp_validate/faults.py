@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG, SHARDS_ARE_UNKNOWN
 from torchtitan_tp_validate.errors import Problem
-from torchtitan_tp_validate.layout import Run
+from torchtitan_tp_validate.layout import Run, stages
 from torchtitan_tp_validate.rules import FAULTS
 
 
@@ -75,6 +75,16 @@ def _one_at_a_time(run: Run) -> bool:
     return _microbatch(run) == 1 and (cuts_tokens or (degrees.cp > 1 and run.gathers_by_local_map))
 
 
+def _passes_rows_on(run: Run) -> bool:
+    """Return whether stages send parts of several sequences, which lie in another order than their gradients.
+
+    Two stages do so where the first changes what the embedding hands on; of more, those in the middle do.
+    """
+    pipeline, degrees = run.pipeline, run.degrees
+    cuts_rows = pipeline.degree > 1 and degrees.tp > 1 and degrees.sequence_parallel
+    return cuts_rows and (_microbatch(run) or 1) > 1 and (run.changes_embedding or stages(run) != 2)
+
+
 def _is_ddp(run: Run) -> bool:
     degrees = run.degrees
     return degrees.dp_replicate > 1 and degrees.dp_shard * degrees.cp == 1 and degrees.dp_shard_is_known
@@ -99,16 +109,10 @@ _SHOWS: dict[str, Callable[[Run], bool]] = {
     "NUM009": _is_ddp,
     "NUM010": lambda run: True,
     "NUM011": lambda run: True,
-    "NUM012": lambda run: run.degrees.tp > 1 and run.pipeline.degree > 1 and run.degrees.sequence_parallel,
     "NUM013": lambda run: run.degrees.tp > 1 and run.degrees.cp > 1,
     "CKPT001": _splits_permuted_heads,
     "CKPT005": lambda run: run.has_experts,
     "CKPT006": lambda run: True,
-    "NUM014": lambda run: (
-        run.degrees.tp > 1
-        and run.pipeline.degree > 1
-        and run.degrees.sequence_parallel
-        and (_microbatch(run) or 1) > 1
-    ),
+    "NUM014": _passes_rows_on,
 }
 """Code -> whether a run of a model that has the fault is in a layout that shows it."""

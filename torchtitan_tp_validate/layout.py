@@ -143,6 +143,7 @@ class Run:
         has_experts: whether the model has routed experts.
         shares_with_fsdp: whether the embedding and the output are one weight that FSDP would have to share.
         gathers_by_local_map: whether context parallelism gathers keys and values by ``local_map``.
+        changes_embedding: whether the first stage does something to the embedding's output before its layers.
         permuted_heads: the key-value heads whose rows are permuted as Hugging Face weights are loaded or
             saved, or None where none are.
         checkpoint: what it starts from, or None.
@@ -174,6 +175,7 @@ class Run:
     has_experts: bool = False
     shares_with_fsdp: bool = False
     gathers_by_local_map: bool = False
+    changes_embedding: bool = False
     permuted_heads: int | None = None
     checkpoint: Checkpoint | None = None
     faults: frozenset[str] = frozenset()

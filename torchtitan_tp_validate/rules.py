@@ -990,20 +990,6 @@ FAULTS: dict[str, RunRule] = {
             can_be_repaired=True,
         ),
         RunRule(
-            code="NUM012",
-            about="Muse Glimmer's stages under TP",
-            must="Muse Glimmer's later stages take whole sequences (enable_sequence_parallel off), or there "
-            "is one stage",
-            otherwise=_wrong(
-                Line.SPMD_TYPES,
-                text="a later stage takes the part of the sequence that it is sent for the whole one, "
-                "SILENTLY.",
-            ),
-            instead="set parallelism.enable_sequence_parallel to false, pipeline_parallel_degree to 1, or "
-            "tensor_parallel_degree to 1",
-            source="torchtitan models/muse_glimmer/model.py (forward) of 0.3.0",
-        ),
-        RunRule(
             code="NUM013",
             about="gpt-oss with CP and TP on full_dtensor",
             must="gpt-oss runs with context and tensor parallelism on spmd_types or partial_dtensor",
@@ -1012,23 +998,25 @@ FAULTS: dict[str, RunRule] = {
                 text="the gradient of the router's gate is 120 % off, SILENTLY.",
             ),
             instead="set parallelism.spmd_backend to spmd_types, with an expert parallel degree of 2 or more",
-            source="torchtitan of 0.3.0; full_dtensor is gone from main",
+            source="torchtitan of 0.3.0, measured once (docs/faults.md); full_dtensor is gone from main",
         ),
         RunRule(
             code="NUM014",
-            about="gradients between stages of Qwen3.5 and Kimi",
-            must="under tensor and sequence parallelism the stages of Qwen3.5 and Kimi take one sequence at "
-            "a time on spmd_types",
+            about="gradients between stages under TP",
+            must="under tensor and sequence parallelism the stages of a pipeline take one sequence at a time "
+            "on spmd_types, or there are two stages and the first does no more than embed before its layers",
             otherwise=_wrong(
                 Line.SPMD_TYPES,
-                text="the gradient that a stage sends back is contiguous, its receiver has a buffer with the "
-                "sequence outermost, and both are sent as they lie in memory: SILENTLY, every gradient of "
-                "the earlier stages is unrelated to the right one.",
+                text="a gradient is sent with its dims in one order in memory, and taken for one with them "
+                "in another by the stage that it is for: SILENTLY, every gradient of the earlier stages is "
+                "unrelated to the right one.",
             ),
-            instead="set parallelism.pipeline_parallel_microbatch_size to 1, or parallelism.spmd_backend to "
-            "partial_dtensor",
-            source="torch/distributed/pipelining/stage.py of torch 2.15; measured on the CPU, where tensors "
-            "are sent as NCCL sends them",
+            instead="repair it (--repair), set parallelism.pipeline_parallel_microbatch_size to 1, or "
+            "parallelism.spmd_backend to partial_dtensor",
+            source="torch/distributed/pipelining/stage.py of torch 2.15 (_backward_metadata_inference); NCCL "
+            "sends memory as it lies, https://github.com/pytorch/pytorch/issues/62283; measured on the CPU, "
+            "where tensors are sent in that way",
+            can_be_repaired=True,
         ),
         RunRule(
             code="CKPT001",
@@ -1072,8 +1060,8 @@ FAULTS: dict[str, RunRule] = {
                 Otherwise(
                     "cannot be resumed",
                     "on text alone the vision encoder has no gradients, and none of its parameters a state "
-                    "in the optimizer, which is saved without them. A run that resumes from such a checkpoint "
-                    'dies as it loads: "Missing key in checkpoint state_dict: '
+                    "in the optimizer, which is saved without them. A run that resumes from such a "
+                    'checkpoint dies as it loads: "Missing key in checkpoint state_dict: '
                     'optimizer.state.vision_encoder...".',
                 ),
             ),

@@ -16,6 +16,7 @@ from torchtitan_tp_validate.validate import run_error
 TWO_STAGES = {"degree": 2}
 ONE = {"degree": 2, "microbatch_size": 1}
 TWO = {"degree": 2, "microbatch_size": 2}
+FOUR_STAGES = {"schedule": "Interleaved1F1B"}
 
 CASES: dict[str, tuple[Run, list[Run]]] = {
     "NUM001": (
@@ -53,23 +54,19 @@ CASES: dict[str, tuple[Run, list[Run]]] = {
     ),
     "NUM010": (run(OLD), [run(SPMD)]),
     "NUM011": (run(), [run(OLD)]),
-    "NUM012": (
-        run(pipeline=TWO_STAGES, tp=2),
-        [
-            run(pipeline=TWO_STAGES),
-            run(tp=2),
-            run(pipeline=TWO_STAGES, tp=2, sequence_parallel=False),
-        ],
-    ),
     "NUM013": (run(DTENSOR, tp=2, cp=2), [run(DTENSOR, tp=2), run(DTENSOR, cp=2), run(tp=2, cp=2)]),
     "NUM014": (
-        run(pipeline=TWO, tp=2),
+        run(pipeline=TWO, tp=2, changes_embedding=True),
         [
-            run(pipeline=ONE, tp=2),
-            run(pipeline=TWO),
-            run(tp=2),
-            run(pipeline=TWO, tp=2, sequence_parallel=False),
-            run(DTENSOR, TWO, tp=2),
+            run(pipeline=TWO, tp=2),
+            run(pipeline=ONE, tp=2, changes_embedding=True),
+            run(pipeline=ONE | FOUR_STAGES, tp=2),
+            run(pipeline=TWO | FOUR_STAGES),
+            run(tp=2, changes_embedding=True),
+            run(pipeline=TWO | FOUR_STAGES, tp=2, sequence_parallel=False),
+            run(DTENSOR, TWO | FOUR_STAGES, tp=2, changes_embedding=True),
+            run(OLD, TWO | FOUR_STAGES, tp=2),
+            run(pipeline=TWO | FOUR_STAGES, tp=2, local_batch_size=64, sizes=Sizes(in_a_row=True)),
         ],
     ),
 }
@@ -98,6 +95,12 @@ MORE = {
         run(tp=4, permuted_heads=2),
     ],
     "NUM001": [run(OLD, tp=2, ep=2, etp=2, dp_shard=2)],
+    "NUM014": [
+        run(pipeline=TWO | FOUR_STAGES, tp=2),
+        run(pipeline=TWO | {"degree": 3}, tp=2),
+        run(pipeline=TWO | {"parts": (("tok_embeddings",), ("layers.0",), ("lm_head",))}, tp=2),
+        run(pipeline=TWO | {"from_file": True}, tp=2),
+    ],
     "NUM006": [
         run(DTENSOR, ONE, tp=2, local_batch_size=4, has_experts=True),
         run(DTENSOR, cp=2, local_batch_size=1, gathers_by_local_map=True),

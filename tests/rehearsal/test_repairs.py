@@ -25,6 +25,17 @@ ONE_AT_A_TIME = (
 )
 
 
+def in_four_stages(module: str, config: str) -> dict[str, Any]:
+    """Return what to rehearse for a pipeline of four stages, which are tensor parallel and take two rows."""
+    words = [
+        *("--module", module, "--config", config, "--training.disable_cuda_graphs"),
+        *("--parallelism.tensor_parallel_degree", "2", "--parallelism.pipeline_parallel_degree", "2"),
+        *("--parallelism.pipeline_parallel_schedule", "Interleaved1F1B", "--training.local_batch_size", "8"),
+        *("--parallelism.pipeline_parallel_microbatch_size", "2"),
+    ]
+    return {"arguments": words}
+
+
 @dataclass(frozen=True)
 class Shown:
     """A run that shows a fault.
@@ -66,6 +77,7 @@ SHOWN: dict[str, dict[str, Shown]] = {
         "NUM004": Shown(at("gpt_oss 20b", tp=2, dp=1), ("mlp2_bias", "gradient")),
         "NUM005": Shown(at("gpt_oss 20b", tp=2, dp=1, backend="partial_dtensor"), ("wo.bias", "gradient")),
         "NUM006": Shown({"arguments": ONE_AT_A_TIME}, ("norm", "gradient")),
+        "NUM014": Shown(in_four_stages("llama3", "llama3_debugmodel"), ("layers.", "gradient")),
     },
 }
 """Line -> fault -> a run that shows it.
@@ -75,9 +87,9 @@ NUM007 shows in one process too: see ``tests/torchtitan/test_repairs.py``. NUM01
 
 COMPOSED: dict[str, dict[str, Any]] = {
     "0.2": at("deepseek_v3 16B", tp=2, ep=2, dp=2),
-    "0.3": at("gpt_oss 20b", tp=2, pp=2),
+    "0.3": in_four_stages("gpt_oss", "gpt_oss_20b"),
 }
-"""Line -> a run of several faults, or with a pipeline beside one."""
+"""Line -> a run of several faults."""
 
 OUTSIDE: dict[str, dict[str, Any]] = {
     "0.2": at("llama4 debugmodel", tp=2, dp=2),

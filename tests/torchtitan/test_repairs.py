@@ -82,6 +82,7 @@ _REPAIRED = {
         "Module._spmd_distribute_state",
         "Qwen35StateDictAdapter.to_hf",
         "ScaledBiasRowwiseLinear.forward",
+        "_PipelineStageBase.get_bwd_send_ops",
         "torchtitan.components.optimizer.optimizer.init_optim_state",
         "torchtitan.components.optimizer.utils.init_optim_state",
     ],

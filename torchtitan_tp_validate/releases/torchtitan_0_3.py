@@ -132,15 +132,17 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
     """Return what a ``Trainer.Config`` says of its run as a whole; see `releases.base.Release`."""
     pipeline = runs.read_pipeline(job.parallelism, is_supported=model.has_pipelines)
     config = model.config
+    classes = _class_names(config)
+    # Its sharding does not ask whether it is off.
+    splits = degrees.sequence_parallel or "Qwen35Model.Config" in classes
     run = Run(
-        degrees,
+        replace(degrees, sequence_parallel=splits),
         line_of(degrees),
         pipeline,
         n_layers=len(config.layers) if _is_tree(config) else None,
         modules=tuple(name for name in _MODULES if getattr(config, name, None) is not None),
         **runs.read_batches(job),
     )
-    classes = _class_names(config)
     heads, section = None, getattr(job, "checkpoint", None)
     assets = getattr(job, "hf_assets_path", "")
     start = start_of(section, getattr(job, "dump_folder", ""), assets, empty_is_new=True)
@@ -149,6 +151,7 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
     run = replace(
         run,
         has_experts=_is_tree(config) and _has_experts(config),
+        changes_embedding=_changes_embedding(config),
         permuted_heads=heads,
         checkpoint=read_checkpoint(
             start,
@@ -214,6 +217,12 @@ def _mask_block(config: Any) -> int | None:
     return math.lcm(*(size if isinstance(size, int) else size[0] for size in sizes)) if sizes else None
 
 
+def _changes_embedding(config: Any) -> bool:
+    """Return whether a norm, or the features of images, come between the embedding and the first layer."""
+    embedding = getattr(config, "tok_embeddings", None)
+    return getattr(config, "vision_encoder", None) is not None or hasattr(embedding, "norm")
+
+
 def _parameter_names(config: Any) -> tuple[str, ...]:
     """Return the names of all parameters of the model that a config describes."""
     import torch
@@ -231,7 +240,7 @@ def _possible_faults(
     layer_classes = {name for layer in layers for name in _class_names(layer)}
     function = model.parallelize_fn.__module__
     checkpoint = getattr(job, "checkpoint", None)
-    yield from ("CKPT001", "NUM006")
+    yield from ("CKPT001", "NUM006", "NUM014")
     if saves_transposed_experts(model.config, checkpoint):
         yield "CKPT005"
     has_vision = getattr(model.config, "vision_encoder", None) is not None
@@ -247,10 +256,6 @@ def _possible_faults(
         yield "NUM007"
     if "transformers_modeling_backend" in function and not _names_rope_init_fn():
         yield "NUM011"
-    if "muse_glimmer" in function:
-        yield "NUM012"
-    if "qwen3_5" in function or "kimi_k2_7" in function:
-        yield "NUM014"
 
 
 def _has_text_alone(job: Any) -> bool:
@@ -302,11 +307,12 @@ FAULT_SOURCES: Mapping[str, Source] = {
         "experiments/transformers_modeling_backend/model.py",
         'rope_init_fn = getattr(module, "rope_init_fn", None)',
     ),
-    "NUM012": Source(
-        "models/muse_glimmer/model.py", "# NOTE: Under PP + TP + SP, this is not a truly correct typeing."
-    ),
-    "NUM014": Source("distributed/pipeline_parallel.py", "def pipeline_vlm("),
     "NUM013": Source("models/gpt_oss/moe.py", "class GptOssGroupedExperts"),
+    "NUM014": Source(
+        "distributed/pipelining/stage.py",
+        "if isinstance(g, torch.Tensor): processed_metas.append(extract_tensor_meta(g))",
+        package="torch",
+    ),
 }
 """Code -> the fault in the source of the releases that have it."""
 

@@ -31,6 +31,7 @@ REPAIRS = {
     "NUM009": "loss_scale",
     "NUM010": "router_bias",
     "NUM011": "rotary_embedding",
+    "NUM014": "sent_gradients",
 }
 """Code of a fault -> the module of this package that mends it."""
 

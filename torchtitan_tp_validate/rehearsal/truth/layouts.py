@@ -11,7 +11,7 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 RANKS = 4
@@ -131,11 +131,18 @@ class Layout:
         return ", ".join(filter(None, asdict(self).values()))
 
 
+_IN_STAGES = partial(Layout, mesh="tp2 pp2", backend="spmd_types", loss="chunked", sequence_parallel="on")
 _FURTHER = {
     "0.2": (),
-    "0.3": (Layout("muse_glimmer debugmodel", "tp2 pp2", "spmd_types", "chunked", sequence_parallel="on"),),
+    "0.3": (
+        _IN_STAGES("muse_glimmer debugmodel"),
+        _IN_STAGES("muse_glimmer debugmodel", batch="1"),
+        _IN_STAGES("llama3 debugmodel"),
+        _IN_STAGES("llama3 debugmodel", schedule="Interleaved1F1B"),
+        _IN_STAGES("qwen3_5 debugmodel", sequence_parallel="off"),
+    ),
 }
-"""Line -> layouts of a fault that only three values show together."""
+"""Line -> layouts of a fault that only three values show together, and some a step outside."""
 
 
 def axes_of(line: str) -> dict[str, Sequence[str]]:

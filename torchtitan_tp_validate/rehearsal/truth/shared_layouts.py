@@ -134,7 +134,7 @@ def _is_possible(line: str, *, model: str, mesh: str, more: str, backend: str, b
         (" ep" in mesh and not has_experts)
         or ("gpt_oss" in model and (" ep" not in mesh or is_dtensor))  # NUM004, NUM005
         or ("qwen3_5" in model and any(word in mesh for word in ("tp4", "cp", "pp")))  # TP003, RUN002, NUM014
-        or (model in ("qwen3 debugmodel_moe", "muse_glimmer debugmodel") and "pp" in mesh)  # OPT001, NUM012
+        or (model in ("qwen3 debugmodel_moe", "muse_glimmer debugmodel") and "pp" in mesh)  # OPT001, NUM014
         or (more == "lora" and model not in _ON_LORA)
         or backend not in _BACKENDS.get(model, (backend,))
         or (backend == "full_dtensor" and "cp" in mesh)  # minutes of planning, see `layouts`
