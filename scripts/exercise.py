@@ -18,6 +18,7 @@ import ast
 import builtins
 import contextlib
 import dataclasses
+import gc
 import importlib
 import inspect
 import json
@@ -391,6 +392,7 @@ def described(error: BaseException) -> str:
 
 def main() -> None:
     """Call everything that the request names."""
+    gc.disable()  # what is imported stays
     request = json.loads(sys.argv[1])
     # torchtitan's methods make copies of configs by it.
     dataclasses.replace = _replaced

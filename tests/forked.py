@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import ctypes
 import functools
+import gc
 import importlib
 import json
 import os
@@ -81,6 +82,12 @@ def run_module(
 ) -> Ended:
     """Run ``python -m MODULE ARGUMENTS``."""
     return _run(module, arguments, out, cwd, env, timeout)
+
+
+def run_program(module: str, out: Path) -> None:
+    """Run a program of the tests, which reads and writes the files of a folder, to its good end."""
+    ended = run_module(module, [str(out)], out=out / "ended", timeout=900)
+    assert ended.returncode == 0, ended
 
 
 def run_script(name: str, *arguments: str, out: Path) -> list[str]:
@@ -157,10 +164,13 @@ def main() -> None:
     """Fork for every line of standard input, and say on standard output how each fork ended."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what importing says
+    gc.disable()
     for name in IMPORTED if find_spec("torchtitan") else IMPORTED_BY_TRANSFORMERS:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     assert not {"torchtitan", "torchtitan_tp_validate"} & sys.modules.keys()
+    # All of it stays: no fork is to look for garbage in it, nor to copy what it looks at.
+    gc.freeze()
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     _die_with_parent()
     while line := sys.stdin.readline():
@@ -209,6 +219,7 @@ def _children() -> list[int]:
 
 def _become(request: dict[str, Any]) -> None:
     """Be what a process of its own would be, and run."""
+    gc.enable()
     os.setsid()
     _die_with_parent()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

@@ -197,6 +197,7 @@ def mended(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@in_forks
 def test_each_unit_test_fails_before_and_passes_after(checkout: Path, mended: Path, tmp_path: Path) -> None:
     for patch in MENDS:
         for file in unit_tests(patch):

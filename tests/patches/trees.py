@@ -17,6 +17,8 @@ from importlib import metadata
 from pathlib import Path
 from xml.etree import ElementTree
 
+from tests.forked import run_module
+
 ROOT = Path(__file__).parents[2]
 RELEASE = metadata.version("torchtitan")
 COMMITTED = ROOT / "patches" / f"torchtitan-{RELEASE}"
@@ -83,10 +85,10 @@ def commit_all(folder: Path) -> None:
 def outcomes(checkout: Path, files: list[str], out: Path) -> dict[str, set[str]]:
     """Run files of unit tests in a checkout; file -> what became of its tests."""
     python_path = os.pathsep.join([str(checkout), *filter(None, [os.environ.get("PYTHONPATH")])])
-    env = {**os.environ, "PYTHONPATH": python_path, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={out}", *files]
-    result = subprocess.run(command, cwd=checkout, env=env, capture_output=True, text=True)
-    assert out.exists(), result.stdout + result.stderr
+    env = {"PYTHONPATH": python_path, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    words = ["-q", "-p", "no:cacheprovider", f"--junitxml={out}", *files]
+    ended = run_module("pytest", words, out=out.with_suffix(""), cwd=checkout, env=env)
+    assert out.exists(), ended
     seen: dict[str, set[str]] = {file: set() for file in files}
     for case in ElementTree.parse(out).iter("testcase"):
         module = f"{case.attrib['classname']}."

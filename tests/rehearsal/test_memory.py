@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import subprocess
-import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.forked import run_program
 from torchtitan_tp_validate.cli import main
 from torchtitan_tp_validate.cli.torchtitan import judge_run, search_layouts
 from torchtitan_tp_validate.errors import RehearsalError
@@ -78,15 +77,7 @@ def above_one(search: Search, layout: Layout) -> dict[str, int]:
 def train(jobs: list[tuple[list[str], int]], out: Path) -> list[Any]:
     """Return what the fullest rank of each job holds after a step, or why there is none."""
     (out / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
-    with (out / "output.txt").open("w") as output:
-        subprocess.run(
-            [sys.executable, "-m", "tests.rehearsal.held", str(out)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=output,
-            stderr=output,
-            check=True,
-            timeout=600,
-        )
+    run_program("tests.rehearsal.held", out)
     held: list[Any] = json.loads((out / "held.json").read_text(encoding="utf-8"))
     return held
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
+from tests.forked import run_program
 from tests.rehearsal.planted import FAULTS, JOBS
 
 pytestmark = [pytest.mark.requires(torchtitan="0.3"), pytest.mark.xdist_group("planted")]
@@ -19,14 +17,7 @@ pytestmark = [pytest.mark.requires(torchtitan="0.3"), pytest.mark.xdist_group("p
 def results(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Job or fault -> what the rehearsal says."""
     out = tmp_path_factory.mktemp("planted")
-    ended = subprocess.run(
-        [sys.executable, "-m", "tests.rehearsal.planted", str(out)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    run_program("tests.rehearsal.planted", out)
     return json.loads((out / "results.json").read_text(encoding="utf-8"))
 
 

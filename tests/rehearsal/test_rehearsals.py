@@ -23,28 +23,32 @@ FOLDER = "{folder}"
 LLAMA = {"model": "llama3", "flavor": "8B"}
 REQUESTS: dict[str, dict[str, dict[str, Any]]] = {
     "0.2": {
-        "dense": {**LLAMA, "degrees": TP_2, "ranks": 2},
+        "dense": {**LLAMA, "degrees": TP_2},
         "experts": {"model": "qwen3", "flavor": "30B-A3B", "degrees": TP_2},
-        "pipeline": {**LLAMA, "degrees": {**TP_2, "pipeline_parallel_degree": 2}},
+        "pipeline": {**LLAMA, "degrees": {**TP_2, "pipeline_parallel_degree": 2}, "ranks": 4},
     },
     "0.3": {
-        "pipeline": {**LLAMA, "degrees": {**TP_2, "pipeline_parallel_degree": 2}},
-        "context": {**LLAMA, "degrees": {**TP_2, "context_parallel_degree": 2}},
+        "pipeline": {**LLAMA, "degrees": {**TP_2, "pipeline_parallel_degree": 2}, "ranks": 4},
+        "context": {**LLAMA, "degrees": {**TP_2, "context_parallel_degree": 2}, "ranks": 4},
         "one microbatch": {
             "arguments": (
                 *("--module", "llama3", "--config", "llama3_8b", "--training.disable_cuda_graphs"),
                 *(*TP_2_FLAG, "--parallelism.pipeline_parallel_degree", "2"),
-            )
+            ),
+            "ranks": 4,
         },
-        "refused": {"arguments": ("--module", "qwen3_5", "--config", "qwen35_35b_a3b", TP_2_FLAG[0], "4")},
+        "refused": {
+            "arguments": ("--module", "qwen3_5", "--config", "qwen35_35b_a3b", TP_2_FLAG[0], "4"),
+            "ranks": 4,
+        },
         "float8": {"arguments": ("--module", "llama3", "--config", "llama3_debugmodel_float8", *TP_2_FLAG)},
         "own": {"arguments": ("--module", OWN, "--config", "own_8b", *TP_2_FLAG)},
         "own square": {"model": OWN, "flavor": "8B-square", "degrees": TP_2},
         "own small square": {"model": OWN, "flavor": "small-square", "degrees": TP_2},
-        "own shared": {"model": OWN, "flavor": "small-shared", "degrees": TP_2, "ranks": 2},
+        "own shared": {"model": OWN, "flavor": "small-shared", "degrees": TP_2},
         "shared muse": {
             **{"model": "muse_glimmer", "flavor": "30B", "degrees": {"tensor_parallel_degree": 4}},
-            "replicate_kv_heads": True,
+            **{"replicate_kv_heads": True, "ranks": 4},
         },
         "hybridep": {
             "arguments": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -60,13 +61,15 @@ def at(model: str, **degrees: int | str) -> dict[str, Any]:
         "pp": "pipeline_parallel_degree",
         "backend": "spmd_backend",
     }
-    return {"model": name, "flavor": flavor, "degrees": {fields[name]: one for name, one in degrees.items()}}
+    ranks = math.prod(one for name, one in degrees.items() if isinstance(one, int) and "e" not in name)
+    of = {fields[name]: one for name, one in degrees.items()}
+    return {"model": name, "flavor": flavor, "degrees": of, "ranks": ranks}
 
 
 GATE = "layers.0.moe.router.gate.weight"
 SHOWN: dict[str, dict[str, Shown]] = {
     "0.2": {
-        "NUM001": Shown(at("qwen3 30B-A3B", tp=2, dp=2), (GATE, "gradient")),
+        "NUM001": Shown(at("qwen3 30B-A3B", tp=2, dp=1), (GATE, "gradient")),
         "NUM002": Shown(at("llama4 debugmodel", tp=2, ep=2, dp=2), ("layers.1.moe.router.gate", "gradient")),
         "NUM003": Shown(at("gpt_oss debugmodel", tp=2, ep=2, etp=2, dp=2), ("", "")),
         "NUM008": Shown(at("llama3 debugmodel", pp=2, dp=1), ("layers.0", "gradient")),

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.forked import run_program
 from tests.rehearsal.test_memory import ALLOWED, OLD, run_of
 from torchtitan_tp_validate.cli.torchtitan import judge_run
 from torchtitan_tp_validate.job import Options
@@ -63,15 +61,7 @@ def of(
 
 def outcomes(runs: list[Run], out: Path) -> list[str]:
     (out / "runs.json").write_text(json.dumps(runs), encoding="utf-8")
-    with (out / "output.txt").open("w") as output:
-        subprocess.run(
-            [sys.executable, "-m", "tests.rehearsal.resumed", str(out)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=output,
-            stderr=output,
-            check=True,
-            timeout=900,
-        )
+    run_program("tests.rehearsal.resumed", out)
     found: list[str] = json.loads((out / "outcomes.json").read_text(encoding="utf-8"))
     return found
 

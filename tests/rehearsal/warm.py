@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.forked import run_program
 from torchtitan_tp_validate.rehearsal.children import die_with_parent
 from torchtitan_tp_validate.rehearsal.findings import Rehearsal
 from torchtitan_tp_validate.rehearsal.jobs import installed_line
@@ -23,7 +23,7 @@ from torchtitan_tp_validate.rehearsal.rehearse import read_result
 
 DEFAULTS = {
     **{"arguments": [], "model": "", "flavor": "", "degrees": (), "replicate_kv_heads": False},
-    **{"compile": False, "repair": False, "ranks": 4, "patience": 120.0, "keep": False},
+    **{"compile": False, "repair": False, "ranks": 2, "patience": 120.0, "keep": False},
 }
 
 
@@ -34,8 +34,7 @@ def rehearse_all(requests: Mapping[str, Mapping[str, Any]], out: Path) -> None:
         told = {**DEFAULTS, **request}
         told["degrees"] = list(dict(told["degrees"]).items())
         (out / name / "request.json").write_text(json.dumps(told), encoding="utf-8")
-    program = [sys.executable, "-m", "tests.rehearsal.warm", str(out)]
-    subprocess.run(program, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, timeout=900)
+    run_program("tests.rehearsal.warm", out)
 
 
 def found(out: Path, name: str) -> Rehearsal:

@@ -7,6 +7,7 @@ device's module no more than is here.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from types import ModuleType, SimpleNamespace
@@ -18,6 +19,8 @@ def choose_cpu(compile: bool) -> None:
 
     Unless it is to be compiled, what torch would compile runs as it is written: that takes less long.
     """
+    # What is imported stays: looking for garbage in it takes longer each time. The Trainer does the same.
+    gc.disable()
     import torch
 
     assert "torchtitan.tools.utils" not in sys.modules, "torchtitan has chosen its device already"

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from wrapt import when_imported
 
 from torchtitan_tp_validate.rehearsal.noted import note
 
@@ -86,9 +87,10 @@ def _flex_attention(
 
 def attend_for_transformers(used: set[str]) -> None:
     """Let the flex attention that torchtitan's transformers backend calls work by plain products."""
-    from transformers.integrations import flex_attention
 
-    flex_attention.flex_attention_forward = note(_transformers_attention, "flex attention", used)
+    @when_imported("transformers.integrations.flex_attention")
+    def patch(module: Any) -> None:
+        module.flex_attention_forward = note(_transformers_attention, "flex attention", used)
 
 
 def _transformers_attention(
@@ -160,6 +162,10 @@ def _attend(
 
 def run_each_document(used: set[str]) -> None:
     """Let the gated-delta layers of Qwen3.5 work by plain products, a document at a time."""
+    when_imported("torchtitan.models.qwen3_5")(lambda _: _patch_gated_delta(used))
+
+
+def _patch_gated_delta(used: set[str]) -> None:
     from transformers.models.qwen3_5_moe import modeling_qwen3_5_moe
 
     # Unwrapped, because the decorator would send the call back to fla.
