@@ -1053,7 +1053,7 @@ FAULTS: dict[str, RunRule] = {
         ),
         RunRule(
             code="CKPT006",
-            about="checkpoints of a vision encoder that sees no images",
+            about="checkpoints of what sees no images",
             must="a run of Qwen3.5 or Kimi that saves its optimizer trains on images, too",
             otherwise=dict.fromkeys(
                 (Line.SPMD_TYPES, Line.DTENSOR),
