@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG, SHARDS_ARE_UNKNOWN
 from torchtitan_tp_validate.errors import Problem
-from torchtitan_tp_validate.layout import Run, stages
-from torchtitan_tp_validate.rules import FAULTS
+from torchtitan_tp_validate.layout import Run, splits_backward, stages
+from torchtitan_tp_validate.rules import FAULTS, Line
 
 
 def find_faults(run: Run) -> tuple[Problem, ...]:
@@ -85,6 +85,13 @@ def _passes_rows_on(run: Run) -> bool:
     return cuts_rows and (_microbatch(run) or 1) > 1 and (run.changes_embedding or stages(run) != 2)
 
 
+def _loses_gradients(run: Run) -> bool:
+    """Return whether the gradients of weights are looked for when FSDP has put shards in their place."""
+    degrees = run.degrees
+    has_fsdp = run.line is not Line.TORCHTITAN_0_2 or degrees.dp_shard * degrees.cp > 1 or degrees.ep > 1
+    return splits_backward(run) and run.shards_before_backward and has_fsdp
+
+
 def _is_ddp(run: Run) -> bool:
     degrees = run.degrees
     return degrees.dp_replicate > 1 and degrees.dp_shard * degrees.cp == 1 and degrees.dp_shard_is_known
@@ -114,5 +121,6 @@ _SHOWS: dict[str, Callable[[Run], bool]] = {
     "CKPT005": lambda run: run.has_experts,
     "CKPT006": lambda run: True,
     "NUM014": _passes_rows_on,
+    "NUM015": _loses_gradients,
 }
 """Code -> whether a run of a model that has the fault is in a layout that shows it."""

@@ -32,12 +32,14 @@ class Schedule:
         least_is_stages: whether it wants at least one microbatch for each stage.
         in_rounds: whether the microbatches must be a multiple of its rounds, which are as many as groups of
             ``pp`` microbatches, and one at least.
+        splits_backward: whether it computes the gradients of weights apart from those of inputs, and later.
     """
 
     least_stages: int
     most_stages: int | None = None
     least_is_stages: bool = False
     in_rounds: bool = False
+    splits_backward: bool = False
 
     @property
     def default_stages(self) -> int:
@@ -49,10 +51,10 @@ SCHEDULES = {
     "1F1B": Schedule(1, 1, least_is_stages=True),
     "GPipe": Schedule(1, 1),
     "Interleaved1F1B": Schedule(2, in_rounds=True),
-    "InterleavedZeroBubble": Schedule(2, in_rounds=True),
+    "InterleavedZeroBubble": Schedule(2, in_rounds=True, splits_backward=True),
     "LoopedBFS": Schedule(2),
-    "ZBVZeroBubble": Schedule(2, 2),
-    "DualPipeV": Schedule(2, 2, least_is_stages=True),
+    "ZBVZeroBubble": Schedule(2, 2, splits_backward=True),
+    "DualPipeV": Schedule(2, 2, least_is_stages=True, splits_backward=True),
 }
 """Every schedule of torch that a job can name, in any case of its letters."""
 
@@ -128,6 +130,9 @@ class Run:
         local_batch_size: in sequences or tokens, or None where it is not known.
         global_batch_size: the same, or None where it is what the ranks make of it.
         validated_to_the_end: the field by which each rank validates all that it has of the data, or empty.
+        recomputes_selectively: whether chosen operations of a layer are recomputed in its backward pass.
+        shards_before_backward: whether FSDP shards weights again before their backward pass: all of them, or
+            those of the output where the loss comes in chunks.
         world_size: the number of ranks, or None where it is not known.
         gpus_per_node: how many of them share a node, or None.
         shards_with_experts: whether the parallelize function takes a sharding mesh for granted where there is
@@ -162,6 +167,8 @@ class Run:
     local_batch_size: int | None = None
     global_batch_size: int | None = None
     validated_to_the_end: str = ""
+    recomputes_selectively: bool = False
+    shards_before_backward: bool = False
     world_size: int | None = None
     gpus_per_node: int | None = None
     shards_with_experts: bool = False
@@ -318,6 +325,12 @@ def _schedule(run: Run) -> Schedule | None:
     return _BY_LOWER_CASE.get(pipeline.schedule.lower())
 
 
+def splits_backward(run: Run) -> bool:
+    """Return whether the pipeline of a run computes the gradients of weights apart from those of inputs."""
+    schedule = _schedule(run)
+    return schedule is not None and schedule.splits_backward
+
+
 def stages(run: Run) -> int | None:
     """Return how many stages the model is cut into, or None where that is not known."""
     pipeline, schedule = run.pipeline, _schedule(run)
@@ -459,6 +472,11 @@ def _overlap(run: Run) -> _Found:
     in_stages = pipeline.degree > 1 and pipeline.schedule.lower() == "dualpipev"
     if in_stages and ep > 1 and pipeline.overlaps_experts:
         yield f"DualPipeV has {FLAGS['ep']} {ep} and activation checkpointing", ""
+
+
+def _recomputed(run: Run) -> _Found:
+    if splits_backward(run) and run.recomputes_selectively:
+        yield f"{run.pipeline.schedule} meets selective activation checkpointing", ""
 
 
 def _sequence(run: Run) -> _Found:
@@ -638,6 +656,7 @@ _CONDITIONS: dict[str, Callable[[Run], _Found]] = {
     "PP007": _schedule_name,
     "PP008": _modules,
     "PP009": _overlap,
+    "PP010": _recomputed,
     "SEQ001": _sequence,
     "CP001": _layers_for_cp,
     "CP002": _attention,

@@ -635,6 +635,21 @@ RUN_RULES: dict[str, RunRule] = {
             source="torchtitan distributed/dual_pipe_v.py of 0.2.1 and 0.2.2",
         ),
         RunRule(
+            code="PP010",
+            about="recomputation in zero-bubble schedules",
+            must="a schedule that computes the gradients of weights apart (InterleavedZeroBubble, "
+            "ZBVZeroBubble, DualPipeV) goes without selective activation checkpointing",
+            otherwise=_everywhere(
+                "dies in step 1",
+                'torch stops the first backward pass with "Trying to backward an extra time. You are only '
+                'allowed to backward once on any region computed under selective activation checkpoint".',
+            ),
+            instead="checkpoint whole layers (activation-checkpoint:full, 0.2.x: activation_checkpoint.mode "
+            "full) or nothing, or take Interleaved1F1B",
+            source="torch/utils/checkpoint.py (_CachedTorchDispatchMode), "
+            "torch/distributed/pipelining/_backward.py; measured on 0.2.2, 0.3.0 and main",
+        ),
+        RunRule(
             code="SEQ001",
             about="sequence of context parallelism",
             must="training.seq_len (main: num_tokens_per_microbatch_per_dp_rank) is a multiple of twice the "
@@ -1017,6 +1032,23 @@ FAULTS: dict[str, RunRule] = {
             "sends memory as it lies, https://github.com/pytorch/pytorch/issues/62283; measured on the CPU, "
             "where tensors are sent in that way",
             can_be_repaired=True,
+        ),
+        RunRule(
+            code="NUM015",
+            about="gradients of zero-bubble schedules under FSDP",
+            must="a schedule that computes the gradients of weights apart (InterleavedZeroBubble, "
+            "ZBVZeroBubble, DualPipeV) finds the weights as the forward pass left them: "
+            "fsdp_reshard_after_forward is not always, and the loss does not come in chunks",
+            otherwise=_wrong(
+                *LINES,
+                text="the gradients of weights that FSDP has sharded again are not computed, SILENTLY: with "
+                "the chunked loss those of the last norm, which is never trained; with "
+                "fsdp_reshard_after_forward always those of most layers (80 to 90 % off).",
+            ),
+            instead="take Interleaved1F1B; or parallelism.fsdp_reshard_after_forward default and (0.3.x) a "
+            "loss that is not chunked (its loss_fn in the place of ChunkedLossWrapper)",
+            source="torch/distributed/pipelining/stage.py (backward_one_chunk: the parameters of the stage) "
+            "of torch 2.13 and 2.15, torchtitan components/loss.py (ChunkedLossWrapper: lm_head.reshard)",
         ),
         RunRule(
             code="CKPT001",

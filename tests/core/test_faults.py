@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.core.test_layout import DTENSOR, OLD, SPMD, run
+from tests.core.test_layout import BUBBLE, DTENSOR, OLD, SPMD, run
 from torchtitan_tp_validate.faults import find_faults, not_judged
 from torchtitan_tp_validate.layout import Run, Sizes
 from torchtitan_tp_validate.rules import FAULTS, Line
@@ -70,6 +70,15 @@ CASES: dict[str, tuple[Run, list[Run]]] = {
         ],
     ),
 }
+CASES["NUM015"] = (
+    run(pipeline=BUBBLE, shards_before_backward=True),
+    [
+        run(pipeline=BUBBLE),
+        run(pipeline={**BUBBLE, "schedule": "Interleaved1F1B"}, shards_before_backward=True),
+        run(shards_before_backward=True),
+        run(OLD, BUBBLE, shards_before_backward=True),
+    ],
+)
 CASES["CKPT005"] = (run(has_experts=True), [run()])
 CASES["CKPT006"] = (run(), [run(OLD)])
 CASES["CKPT001"] = (

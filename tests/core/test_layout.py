@@ -45,6 +45,7 @@ HALVES = parts("tok_embeddings " + " ".join(ALL[:4]), " ".join(ALL[4:]) + " norm
 
 EVERYTHING = frozenset((DATA_LOADER, *STATES))
 
+BUBBLE = {"degree": 2, "schedule": "InterleavedZeroBubble"}
 DUAL = {"degree": 2, "schedule": "DualPipeV"}
 
 TOKENS = Sizes("tokens_at_a_time", "tokens_in_a_step", "tokens_at_a_time", in_a_row=True)
@@ -164,6 +165,13 @@ CASES: dict[str, list[tuple[Run, Run]]] = {
             run(OLD, {**DUAL, "overlaps_experts": True}, ep=2, dp_shard=2),
             run(OLD, {**DUAL, "overlaps_experts": True, "schedule": "LoopedBFS"}, ep=2, dp_shard=2),
         ),
+    ],
+    "PP010": [
+        (
+            run(pipeline=BUBBLE, recomputes_selectively=True),
+            run(pipeline={**BUBBLE, "schedule": "Interleaved1F1B"}, recomputes_selectively=True),
+        ),
+        (run(OLD, DUAL, recomputes_selectively=True), run(OLD, DUAL)),
     ],
     "SEQ001": [
         (run(cp=2, seq_len=62), run(cp=2, seq_len=64)),

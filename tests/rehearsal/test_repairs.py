@@ -34,7 +34,7 @@ def in_four_stages(module: str, config: str) -> dict[str, Any]:
         *("--parallelism.pipeline_parallel_schedule", "Interleaved1F1B", "--training.local_batch_size", "8"),
         *("--parallelism.pipeline_parallel_microbatch_size", "2"),
     ]
-    return {"arguments": words}
+    return {"arguments": words, "ranks": 4}
 
 
 @dataclass(frozen=True)

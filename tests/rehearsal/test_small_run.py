@@ -49,7 +49,7 @@ def test_tokens_that_what_is_compiled_counts_once_are_not_halved(
 ) -> None:
     model = nn.Module()
     model.layers = nn.ModuleDict({"0": checkpoint_wrapper(Block())})
-    line: Any = NS(build_trainer=lambda *_: NS(model_parts=[model]))
+    line: Any = NS(build_trainer=lambda *_, **__: NS(model_parts=[model]))
     job, world = NS(compile=NS(enable=compiled)), World(Degrees(tp=1), 1, microbatches=1, cuts=())
     SmallRun(line, job, world, 1, tmp_path, set()).build_trainer(list, 1, 1)
     assert balanced(model) == bias

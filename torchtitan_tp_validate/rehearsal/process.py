@@ -133,9 +133,12 @@ class Process:
         outputs: dict[str, torch.Tensor] = {}
         if self._outputs:
             watch_outputs(model, outputs.__setitem__)
-        self._train(
-            trainer, lambda name, gradient: steps[-1].__setitem__(name, gradient), lambda: steps.append({})
-        )
+
+        def take(name: str, gradient: torch.Tensor | None) -> None:
+            if gradient is not None:
+                steps[-1][name] = gradient
+
+        self._train(trainer, take, lambda: steps.append({}))
         content = {"weights": weights, "uninitialized": drawn, "steps": steps, "outputs": outputs}
         torch.save(content, self._out / "reference.pt")
 
@@ -169,13 +172,15 @@ class Process:
             for step in reference["steps"]
         ]
 
-        def compare(name: str, gradient: torch.Tensor) -> None:
+        def compare(name: str, gradient: torch.Tensor | None) -> None:
             gradients = self.record.gradients
-            if self._keep:
+            if self._keep and gradient is not None:
                 kept[-1][name] = gradient
             step = len(gradients) - 1
             wanted = reference["steps"][step]
             if name in wanted:
+                # What nobody has computed is nothing.
+                gradient = torch.zeros_like(wanted[name]) if gradient is None else gradient
                 least = _ROUNDING * norms[step]
                 gradients[-1].append(beside(name, gradient, wanted[name], layouts[name], least))
 
@@ -204,7 +209,7 @@ class Process:
         return trainer
 
     def _train(
-        self, trainer: Any, take: Callable[[str, torch.Tensor], None], begin: Callable[[], None]
+        self, trainer: Any, take: Callable[[str, torch.Tensor | None], None], begin: Callable[[], None]
     ) -> None:
         parts = trainer.model_parts
         self.record.trainable = [n for m in parts for n, p in named_parameters(m) if p.requires_grad]
@@ -214,8 +219,7 @@ class Process:
             begin()
             for model in parts:
                 for name, parameter in named_parameters(model):
-                    if parameter.grad is not None:
-                        take(name, whole(parameter.grad))
+                    take(name, None if parameter.grad is None else whole(parameter.grad))
             self._enter("clipping gradients")
 
         with _watched(trainer, self.record, look):

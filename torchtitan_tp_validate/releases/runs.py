@@ -17,10 +17,16 @@ from typing import Any
 
 from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG, TOKEN_BUDGET, Degrees
 from torchtitan_tp_validate.layout import MICROBATCHES_FIELD, Pipeline, Sizes
+from torchtitan_tp_validate.releases.sources import Source
 
 _REAL_RANKS = ("default", "torchcomms")
 """Values of ``comm.mode`` with as many processes as ranks."""
 
+
+SPLIT_BACKWARD = Source(
+    "distributed/pipelining/_backward.py", "map(_get_grad_fn_or_grad_acc, weights)", package="torch"
+)
+"""Where torch looks for the weights whose gradients are computed apart: by the parameters of a stage."""
 
 PIPELINE_FIELDS = {
     "degree": PIPELINE_FLAG,
@@ -68,6 +74,22 @@ def read_batches(job: Any) -> dict[str, Any]:
         # Main refuses it itself.
         "validated_to_the_end": "" if sizes.in_a_row else _validated_to_the_end(job),
     }
+
+
+def read_backward(job: Any) -> dict[str, Any]:
+    """Return what of a job changes how a pipeline computes gradients, by field of `Run`."""
+    checkpointing, loss = (getattr(job, name, None) for name in ("activation_checkpoint", "loss"))
+    selective = getattr(checkpointing, "mode", "") == "selective"
+    by_operation = selective and getattr(checkpointing, "selective_ac_option", "") == "op"  # 0.2.x
+    resharding = getattr(job.parallelism, "fsdp_reshard_after_forward", "default")
+    return {
+        "recomputes_selectively": by_operation or _is_a(checkpointing, "SelectiveAC.Config"),
+        "shards_before_backward": resharding == "always" or _is_a(loss, "ChunkedLossWrapper.Config"),
+    }
+
+
+def _is_a(config: Any, name: str) -> bool:
+    return any(base.__qualname__ == name for base in type(config).__mro__)
 
 
 def _validated_to_the_end(job: Any) -> str:

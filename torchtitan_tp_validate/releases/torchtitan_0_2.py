@@ -145,6 +145,7 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
         ),
         faults=installed_faults(FAULT_SOURCES, _possible_faults(model, job, starts=start is None)),
         **runs.read_batches(job),
+        **runs.read_backward(job),
     )
     refusal = ""
     if not _fetches(model.config):
@@ -207,7 +208,7 @@ def _possible_faults(model: RequestedModel, job: Any, *, starts: bool) -> Iterat
         job: that it is of.
         starts: whether its weights are drawn, and not loaded.
     """
-    yield from ("CKPT001", "NUM008", "NUM009")
+    yield from ("CKPT001", "NUM008", "NUM009", "NUM015")
     moe = getattr(model.config, "moe_args", None)
     if not _has_experts(model.config) or moe is None:
         return
@@ -244,6 +245,7 @@ FAULT_SOURCES: Mapping[str, Source] = {
     "NUM009": Source(
         "train.py", "global_valid_tokens=global_valid_tokens, ) accumulated_losses.append(loss.detach())"
     ),
+    "NUM015": runs.SPLIT_BACKWARD,
     "NUM010": Source(
         "models/moe/moe.py",
         "trunc_normal_(self.gate.weight, mean=0.0, std=init_std) "

@@ -142,6 +142,7 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
         n_layers=len(config.layers) if _is_tree(config) else None,
         modules=tuple(name for name in _MODULES if getattr(config, name, None) is not None),
         **runs.read_batches(job),
+        **runs.read_backward(job),
     )
     heads, section = None, getattr(job, "checkpoint", None)
     assets = getattr(job, "hf_assets_path", "")
@@ -240,7 +241,7 @@ def _possible_faults(
     layer_classes = {name for layer in layers for name in _class_names(layer)}
     function = model.parallelize_fn.__module__
     checkpoint = getattr(job, "checkpoint", None)
-    yield from ("CKPT001", "NUM006", "NUM014")
+    yield from ("CKPT001", "NUM006", "NUM014", "NUM015")
     if saves_transposed_experts(model.config, checkpoint):
         yield "CKPT005"
     has_vision = getattr(model.config, "vision_encoder", None) is not None
@@ -307,6 +308,7 @@ FAULT_SOURCES: Mapping[str, Source] = {
         "experiments/transformers_modeling_backend/model.py",
         'rope_init_fn = getattr(module, "rope_init_fn", None)',
     ),
+    "NUM015": runs.SPLIT_BACKWARD,
     "NUM013": Source("models/gpt_oss/moe.py", "class GptOssGroupedExperts"),
     "NUM014": Source(
         "distributed/pipelining/stage.py",

@@ -132,14 +132,28 @@ class Layout:
 
 
 _IN_STAGES = partial(Layout, mesh="tp2 pp2", backend="spmd_types", loss="chunked", sequence_parallel="on")
+_IN_BUBBLES = partial(Layout, mesh="pp2", backend="spmd_types", loss="plain", sequence_parallel="on")
+_I, _V = "InterleavedZeroBubble", "ZBVZeroBubble"
 _FURTHER = {
-    "0.2": (),
+    "0.2": (
+        Layout("llama3 debugmodel", "pp2", loss="parallel", schedule=_I),
+        Layout("llama3 debugmodel", "pp2", loss="parallel", schedule=_V),
+    ),
     "0.3": (
         _IN_STAGES("muse_glimmer debugmodel"),
         _IN_STAGES("muse_glimmer debugmodel", batch="1"),
         _IN_STAGES("llama3 debugmodel"),
         _IN_STAGES("llama3 debugmodel", schedule="Interleaved1F1B"),
         _IN_STAGES("qwen3_5 debugmodel", sequence_parallel="off"),
+        _IN_BUBBLES("llama3 debugmodel", schedule=_I),
+        _IN_BUBBLES("llama3 debugmodel", schedule=_I, checkpointing="full"),
+        _IN_BUBBLES("llama3 debugmodel", schedule=_I, checkpointing="selective"),
+        _IN_BUBBLES("llama3 debugmodel", schedule=_I, loss="chunked", backend="partial_dtensor"),
+        _IN_BUBBLES("llama3 debugmodel", schedule=_V, loss="chunked"),
+        _IN_BUBBLES("llama3 debugmodel", schedule="Interleaved1F1B", loss="chunked"),
+        _IN_BUBBLES("gpt_oss debugmodel", schedule=_V),
+        _IN_BUBBLES("gpt_oss debugmodel", schedule=_V, loss="chunked", checkpointing="full"),
+        _IN_BUBBLES("llama3 debugmodel", schedule="Interleaved1F1B", checkpointing="selective"),
     ),
 }
 """Line -> layouts of a fault that only three values show together, and some a step outside."""
