@@ -1045,10 +1045,12 @@ FAULTS: dict[str, RunRule] = {
                 "the chunked loss those of the last norm, which is never trained; with "
                 "fsdp_reshard_after_forward always those of most layers (80 to 90 % off).",
             ),
-            instead="take Interleaved1F1B; or parallelism.fsdp_reshard_after_forward default and (0.3.x) a "
-            "loss that is not chunked (its loss_fn in the place of ChunkedLossWrapper)",
+            instead="repair it (--repair), or take Interleaved1F1B, or "
+            "parallelism.fsdp_reshard_after_forward default and (0.3.x) a loss that is not chunked (its "
+            "loss_fn in the place of ChunkedLossWrapper)",
             source="torch/distributed/pipelining/stage.py (backward_one_chunk: the parameters of the stage) "
             "of torch 2.13 and 2.15, torchtitan components/loss.py (ChunkedLossWrapper: lm_head.reshard)",
+            can_be_repaired=True,
         ),
         RunRule(
             code="CKPT001",

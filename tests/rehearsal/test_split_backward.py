@@ -39,28 +39,31 @@ def run_of(schedule: str, checkpointing: str, *more: str) -> dict[str, Any]:
             *words,
         ]
         words.append(f"activation-checkpoint:{checkpointing}")
-    return {"arguments": words, "ranks": 4, "repair": True}
+    return {"arguments": words, "ranks": 4}
 
 
 @pytest.fixture(scope="module")
 def rehearse(tmp_path_factory: pytest.TempPathFactory) -> Rehearse:
     requests = {
         "sharded again": run_of("InterleavedZeroBubble", "full"),
+        "sharded again repaired": run_of("InterleavedZeroBubble", "full") | {"repair": True},
         "recomputed selectively": run_of("ZBVZeroBubble", "selective"),
-        "another schedule": run_of("Interleaved1F1B", "selective"),
+        "another schedule": run_of("Interleaved1F1B", "selective") | {"repair": True},
     }
     out = tmp_path_factory.mktemp("split-backward")
     warm.rehearse_all(requests, out)
     return lambda name: warm.found(out, name)
 
 
-def test_gradients_of_weights_that_were_sharded_again_are_missed_and_the_run_is_refused(
+def test_gradients_of_weights_that_were_sharded_again_are_missed_refused_and_repaired(
     rehearse: Rehearse,
 ) -> None:
     seen = rehearse("sharded again")
     assert (seen.outcome, seen.degrees) == ("differs", {"dp_shard": 2, "pp": 2})
     assert "zero" in {one.looks_like for one in seen.differences if one.what == "gradient"}
     assert "NUM015 the installed torchtitan trains this model wrong" in seen.verdict
+    repaired = rehearse("sharded again repaired")
+    assert (repaired.outcome, repaired.verdict) == ("equal", "fits")
 
 
 def test_a_graph_that_is_recomputed_selectively_is_gone_and_the_run_is_refused(rehearse: Rehearse) -> None:

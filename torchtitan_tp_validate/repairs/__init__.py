@@ -32,6 +32,7 @@ REPAIRS = {
     "NUM010": "router_bias",
     "NUM011": "rotary_embedding",
     "NUM014": "sent_gradients",
+    "NUM015": "split_backward",
 }
 """Code of a fault -> the module of this package that mends it."""
 
