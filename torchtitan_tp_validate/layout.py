@@ -130,6 +130,7 @@ class Run:
         local_batch_size: in sequences or tokens, or None where it is not known.
         global_batch_size: the same, or None where it is what the ranks make of it.
         validated_to_the_end: the field by which each rank validates all that it has of the data, or empty.
+        gives_buffers_away: whether its model is compiled so that its backward pass runs once.
         recomputes_selectively: whether chosen operations of a layer are recomputed in its backward pass.
         shards_before_backward: whether FSDP shards weights again before their backward pass: all of them, or
             those of the output where the loss comes in chunks.
@@ -167,6 +168,7 @@ class Run:
     local_batch_size: int | None = None
     global_batch_size: int | None = None
     validated_to_the_end: str = ""
+    gives_buffers_away: bool = False
     recomputes_selectively: bool = False
     shards_before_backward: bool = False
     world_size: int | None = None
@@ -475,8 +477,13 @@ def _overlap(run: Run) -> _Found:
 
 
 def _recomputed(run: Run) -> _Found:
-    if splits_backward(run) and run.recomputes_selectively:
+    if splits_backward(run) and run.recomputes_selectively and not run.gives_buffers_away:
         yield f"{run.pipeline.schedule} meets selective activation checkpointing", ""
+
+
+def _compiled(run: Run) -> _Found:
+    if splits_backward(run) and run.gives_buffers_away:
+        yield f"{run.pipeline.schedule} meets a model that is compiled", ""
 
 
 def _sequence(run: Run) -> _Found:
@@ -657,6 +664,7 @@ _CONDITIONS: dict[str, Callable[[Run], _Found]] = {
     "PP008": _modules,
     "PP009": _overlap,
     "PP010": _recomputed,
+    "PP011": _compiled,
     "SEQ001": _sequence,
     "CP001": _layers_for_cp,
     "CP002": _attention,

@@ -650,6 +650,34 @@ RUN_RULES: dict[str, RunRule] = {
             "torch/distributed/pipelining/_backward.py; measured on 0.2.2, 0.3.0 and main",
         ),
         RunRule(
+            code="PP011",
+            about="compilation in zero-bubble schedules",
+            must="a schedule that computes the gradients of weights apart (InterleavedZeroBubble, "
+            "ZBVZeroBubble, DualPipeV) goes without torch.compile of the model, or with whole layers "
+            "recomputed (0.3.x)",
+            otherwise={
+                Line.TORCHTITAN_0_2: Otherwise(
+                    "schedule raises",
+                    'torch 2.13 stops with "The ... schedule is not supported with stage modules that have '
+                    f'used torch.compile" as the schedule is built, {_UP} and the weights are laid out.',
+                ),
+                **dict.fromkeys(
+                    LINES[1:],
+                    Otherwise(
+                        "dies in step 1",
+                        'torch stops the first backward pass with "This backward function was compiled '
+                        "with non-empty donated buffers which requires create_graph=False and "
+                        'retain_graph=False".',
+                    ),
+                ),
+            },
+            instead="take Interleaved1F1B, or leave the model out of compile.components; or, with 0.3.x, "
+            "checkpoint whole layers (activation-checkpoint:full), or set "
+            "torch._functorch.config.donated_buffer to False where the run starts, and --allow PP011",
+            source="torch/_functorch/config.py (donated_buffer), torch/distributed/pipelining/_backward.py "
+            "(retain_graph); measured on 0.2.2 and 0.3.0",
+        ),
+        RunRule(
             code="SEQ001",
             about="sequence of context parallelism",
             must="training.seq_len (main: num_tokens_per_microbatch_per_dp_rank) is a multiple of twice the "

@@ -173,6 +173,10 @@ CASES: dict[str, list[tuple[Run, Run]]] = {
         ),
         (run(OLD, DUAL, recomputes_selectively=True), run(OLD, DUAL)),
     ],
+    "PP011": [
+        (run(pipeline=BUBBLE, gives_buffers_away=True), run(pipeline=BUBBLE)),
+        (run(OLD, DUAL, gives_buffers_away=True), run(OLD, {"degree": 2}, gives_buffers_away=True)),
+    ],
     "SEQ001": [
         (run(cp=2, seq_len=62), run(cp=2, seq_len=64)),
         (run(OLD, seq_len=33), run(SPMD, seq_len=33)),

@@ -13,14 +13,16 @@ from torchtitan_tp_validate.rehearsal.findings import Rehearsal
 
 pytestmark = pytest.mark.xdist_group("split backward")
 
+ALWAYS = ("--parallelism.fsdp_reshard_after_forward", "always")
+COMPILE = ("--compile.enable", "--compile.backend", "aot_eager")
 Rehearse = Callable[[str], Rehearsal]
 
 
 def run_of(schedule: str, checkpointing: str, *more: str) -> dict[str, Any]:
-    """A pipeline of a dense model whose weights FSDP shards again before their backward pass."""
+    """A pipeline of a dense model under FSDP."""
     words = ["--parallelism.pipeline_parallel_degree", "2", "--parallelism.data_parallel_shard_degree", "2"]
     words += ["--parallelism.pipeline_parallel_schedule", schedule]
-    words += ["--parallelism.fsdp_reshard_after_forward", "always", *more]
+    words += more
     if version("torchtitan").startswith("0.2"):
         mode = [
             "--activation_checkpoint.mode",
@@ -45,10 +47,11 @@ def run_of(schedule: str, checkpointing: str, *more: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def rehearse(tmp_path_factory: pytest.TempPathFactory) -> Rehearse:
     requests = {
-        "sharded again": run_of("InterleavedZeroBubble", "full"),
-        "sharded again repaired": run_of("InterleavedZeroBubble", "full") | {"repair": True},
+        "sharded again": run_of("InterleavedZeroBubble", "full", *ALWAYS),
+        "sharded again repaired": run_of("InterleavedZeroBubble", "full", *ALWAYS) | {"repair": True},
         "recomputed selectively": run_of("ZBVZeroBubble", "selective"),
-        "another schedule": run_of("Interleaved1F1B", "selective") | {"repair": True},
+        "compiled": run_of("ZBVZeroBubble", "selective", *COMPILE) | {"compile": True},
+        "another schedule": run_of("Interleaved1F1B", "selective", *ALWAYS) | {"repair": True},
     }
     out = tmp_path_factory.mktemp("split-backward")
     warm.rehearse_all(requests, out)
@@ -71,6 +74,14 @@ def test_a_graph_that_is_recomputed_selectively_is_gone_and_the_run_is_refused(r
     assert seen.outcome == "dies"
     assert any("Trying to backward an extra time" in end["error"] for end in seen.ends), seen.ends
     assert "PP010 ZBVZeroBubble meets selective activation checkpointing" in seen.verdict
+
+
+def test_what_is_compiled_has_given_its_buffers_away_and_the_run_is_refused(rehearse: Rehearse) -> None:
+    seen = rehearse("compiled")
+    assert seen.outcome == "dies"
+    words = ("compiled with non-empty donated buffers", "stage modules that have used torch.compile")
+    assert any(one in end["traceback"] for one in words for end in seen.ends), seen.ends
+    assert "PP011 ZBVZeroBubble meets a model that is compiled" in seen.verdict
 
 
 def test_another_schedule_trains_what_one_process_trains(rehearse: Rehearse) -> None:

@@ -50,7 +50,17 @@ MODELS["main"] = MODELS["0.3"]
 SETS_UP = "sets up"
 _PATIENCE_SECONDS = 60.0
 _MOST_ERROR = 200
-_LOUD = frozenset(RUN_RULES) - {"MESH004", "PP008", "NODE001", "VAL001", "TIE001", "CP003", "CP004", "PP010"}
+_LOUD = frozenset(RUN_RULES) - {
+    "MESH004",
+    "PP008",
+    "NODE001",
+    "VAL001",
+    "TIE001",
+    "CP003",
+    "CP004",
+    "PP010",
+    "PP011",
+}
 """The rules whose breach torchtitan's set-up itself ends: not what warns, trains wrong or dies in a step."""
 
 
