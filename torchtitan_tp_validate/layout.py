@@ -130,7 +130,7 @@ class Run:
         local_batch_size: in sequences or tokens, or None where it is not known.
         global_batch_size: the same, or None where it is what the ranks make of it.
         validated_to_the_end: the field by which each rank validates all that it has of the data, or empty.
-        gives_buffers_away: whether its model is compiled so that its backward pass runs once.
+        gives_buffers_away: whether its model or loss is compiled so that its backward pass runs once.
         recomputes_selectively: whether chosen operations of a layer are recomputed in its backward pass.
         shards_before_backward: whether FSDP shards weights again before their backward pass: all of them, or
             those of the output where the loss comes in chunks.
@@ -483,7 +483,7 @@ def _recomputed(run: Run) -> _Found:
 
 def _compiled(run: Run) -> _Found:
     if splits_backward(run) and run.gives_buffers_away:
-        yield f"{run.pipeline.schedule} meets a model that is compiled", ""
+        yield f"{run.pipeline.schedule} meets torch.compile", ""
 
 
 def _sequence(run: Run) -> _Found:

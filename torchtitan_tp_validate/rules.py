@@ -653,8 +653,8 @@ RUN_RULES: dict[str, RunRule] = {
             code="PP011",
             about="compilation in zero-bubble schedules",
             must="a schedule that computes the gradients of weights apart (InterleavedZeroBubble, "
-            "ZBVZeroBubble, DualPipeV) goes without torch.compile of the model, or with whole layers "
-            "recomputed (0.3.x)",
+            "ZBVZeroBubble, DualPipeV) goes without torch.compile, or (0.3.x) with that of the model alone "
+            "and whole layers recomputed",
             otherwise={
                 Line.TORCHTITAN_0_2: Otherwise(
                     "schedule raises",
@@ -671,8 +671,8 @@ RUN_RULES: dict[str, RunRule] = {
                     ),
                 ),
             },
-            instead="take Interleaved1F1B, or leave the model out of compile.components; or, with 0.3.x, "
-            "checkpoint whole layers (activation-checkpoint:full), or set "
+            instead="take Interleaved1F1B, or set compile.enable to false; or, with 0.3.x, compile the model "
+            "alone and checkpoint whole layers (activation-checkpoint:full), or set "
             "torch._functorch.config.donated_buffer to False where the run starts, and --allow PP011",
             source="torch/_functorch/config.py (donated_buffer), torch/distributed/pipelining/_backward.py "
             "(retain_graph); measured on 0.2.2 and 0.3.0",

@@ -6,10 +6,7 @@ python pytorch-split-backward.py
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.pipelining._backward import (
-    stage_backward_input,
-    stage_backward_weight,
-)
+from torch.distributed.pipelining import _backward
 
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 mesh = dist.init_device_mesh("cpu", (1,))
@@ -20,8 +17,9 @@ for reshard in (False, True):
         layer.set_reshard_after_backward(False)  # as a stage does, like the next
         layer.set_requires_gradient_sync(False)
     x = torch.eye(2, requires_grad=True)
-    _, groups = stage_backward_input([model(x).sum()], None, [x], model.parameters())
-    stage_backward_weight(model.parameters(), groups)
+    _, groups = _backward.stage_backward_input(
+        [model(x).sum()], None, [x], model.parameters()
+    )
+    _backward.stage_backward_weight(model.parameters(), groups)
     found = sum(parameter.grad is not None for parameter in model.parameters())
     print(f"reshard_after_forward={reshard}: {found} of 4 parameters have a gradient")
-dist.destroy_process_group()

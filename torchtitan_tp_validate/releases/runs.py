@@ -77,7 +77,7 @@ def read_batches(job: Any) -> dict[str, Any]:
 
 
 _RECOMPUTED = ("FullAC.Config", "MemoryBudgetAC.Config")
-"""Of 0.3.x. Under the first what is compiled has nothing to give away; the second was not measured."""
+"""Of 0.3.x. Under the first a compiled model has nothing to give away; the second was not measured."""
 
 
 def read_backward(job: Any) -> dict[str, Any]:
@@ -87,9 +87,10 @@ def read_backward(job: Any) -> dict[str, Any]:
     by_operation = selective and getattr(checkpointing, "selective_ac_option", "") == "op"  # 0.2.x
     resharding = getattr(job.parallelism, "fsdp_reshard_after_forward", "default")
     compile = getattr(job, "compile", None)
-    compiled = getattr(compile, "enable", False) and "model" in getattr(compile, "components", ())
+    components = getattr(compile, "components", ()) if getattr(compile, "enable", False) else ()
+    recomputed = any(_is_a(checkpointing, name) for name in _RECOMPUTED)
     return {
-        "gives_buffers_away": compiled and not any(_is_a(checkpointing, name) for name in _RECOMPUTED),
+        "gives_buffers_away": "loss" in components or ("model" in components and not recomputed),
         "recomputes_selectively": by_operation or _is_a(checkpointing, "SelectiveAC.Config"),
         "shards_before_backward": resharding == "always" or _is_a(loss, "ChunkedLossWrapper.Config"),
     }

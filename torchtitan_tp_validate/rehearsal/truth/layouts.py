@@ -151,6 +151,8 @@ _FURTHER = {
         _IN_BUBBLES("llama3 debugmodel", schedule=_I, loss="chunked", backend="partial_dtensor"),
         _IN_BUBBLES("llama3 debugmodel", schedule=_V, loss="chunked"),
         _IN_BUBBLES("llama3 debugmodel", schedule="Interleaved1F1B", loss="chunked"),
+        _IN_BUBBLES("llama3 debugmodel compile=aot_eager", schedule=_V),
+        _IN_BUBBLES("llama3 debugmodel compile=aot_eager", schedule=_V, checkpointing="full"),
         _IN_BUBBLES("gpt_oss debugmodel", schedule=_V),
         _IN_BUBBLES("gpt_oss debugmodel", schedule=_V, loss="chunked", checkpointing="full"),
         _IN_BUBBLES("llama3 debugmodel", schedule="Interleaved1F1B", checkpointing="selective"),
