@@ -456,6 +456,11 @@ _SCHEDULE_RAISES = _everywhere(
     f"torch stops with a ValueError as the schedule is built, {_UP} and the weights are laid out.",
 )
 
+_SPLIT_BACKWARD = (
+    "a schedule that computes the gradients of weights apart (InterleavedZeroBubble, ZBVZeroBubble, "
+    "DualPipeV)"
+)
+
 RUN_RULES: dict[str, RunRule] = {
     rule.code: rule
     for rule in (
@@ -637,8 +642,7 @@ RUN_RULES: dict[str, RunRule] = {
         RunRule(
             code="PP010",
             about="recomputation in zero-bubble schedules",
-            must="a schedule that computes the gradients of weights apart (InterleavedZeroBubble, "
-            "ZBVZeroBubble, DualPipeV) goes without selective activation checkpointing",
+            must=f"{_SPLIT_BACKWARD} goes without selective activation checkpointing",
             otherwise=_everywhere(
                 "dies in step 1",
                 'torch stops the first backward pass with "Trying to backward an extra time. You are only '
@@ -652,9 +656,8 @@ RUN_RULES: dict[str, RunRule] = {
         RunRule(
             code="PP011",
             about="compilation in zero-bubble schedules",
-            must="a schedule that computes the gradients of weights apart (InterleavedZeroBubble, "
-            "ZBVZeroBubble, DualPipeV) goes without torch.compile, or (0.3.x) with that of the model alone "
-            "and whole layers recomputed",
+            must=f"{_SPLIT_BACKWARD} goes without torch.compile, or (0.3.x) with that of the model alone and "
+            "whole layers recomputed",
             otherwise={
                 Line.TORCHTITAN_0_2: Otherwise(
                     "schedule raises",
@@ -1064,8 +1067,7 @@ FAULTS: dict[str, RunRule] = {
         RunRule(
             code="NUM015",
             about="gradients of zero-bubble schedules under FSDP",
-            must="a schedule that computes the gradients of weights apart (InterleavedZeroBubble, "
-            "ZBVZeroBubble, DualPipeV) finds the weights as the forward pass left them: "
+            must=f"{_SPLIT_BACKWARD} finds the weights as the forward pass left them: "
             "fsdp_reshard_after_forward is not always, and the loss does not come in chunks",
             otherwise=_wrong(
                 *LINES,

@@ -21,7 +21,7 @@ from torchtitan_tp_validate.layout import (
     stages,
 )
 from torchtitan_tp_validate.plan import Plan, ShardedDim
-from torchtitan_tp_validate.rules import FAULTS, LINES, RULES, RUN_RULES, Line, Otherwise
+from torchtitan_tp_validate.rules import FAULTS, LINES, RULES, RUN_RULES, Line, Otherwise, RunRule
 from torchtitan_tp_validate.validate import run_error
 
 SPMD, DTENSOR, OLD = Line.SPMD_TYPES, Line.DTENSOR, Line.TORCHTITAN_0_2
@@ -438,3 +438,9 @@ def test_an_error_survives_the_way_between_processes() -> None:
     error = run_error(None, Degrees(tp=1), find_problems(run(global_batch_size=0)))
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), again.problems) == (str(error), error.problems if error else ())
+
+
+@pytest.mark.parametrize("rule", [RUN_RULES["PP010"], RUN_RULES["PP011"], FAULTS["NUM015"]])
+def test_the_schedules_that_are_named_are_those_that_split_the_backward_pass(rule: RunRule) -> None:
+    named = {name for name in SCHEDULES if name in rule.must}
+    assert named == {name for name, schedule in SCHEDULES.items() if schedule.splits_backward}

@@ -20,25 +20,13 @@ Rehearse = Callable[[str], Rehearsal]
 def run_of(schedule: str, checkpointing: str, *more: str) -> dict[str, Any]:
     """A pipeline of a dense model under FSDP."""
     words = ["--parallelism.pipeline_parallel_degree", "2", "--parallelism.data_parallel_shard_degree", "2"]
-    words += ["--parallelism.pipeline_parallel_schedule", schedule]
-    words += more
+    words += ["--parallelism.pipeline_parallel_schedule", schedule, *more]
     if version("torchtitan").startswith("0.2"):
-        mode = [
-            "--activation_checkpoint.mode",
-            checkpointing,
-            "--activation_checkpoint.selective_ac_option",
-            "op",
-        ]
-        words = ["--model.name", "llama3", "--model.flavor", "debugmodel", *words, *mode]
+        section = "--activation_checkpoint"
+        words += ["--model.name", "llama3", "--model.flavor", "debugmodel"]
+        words += [f"{section}.mode", checkpointing, f"{section}.selective_ac_option", "op"]
     else:
-        words = [
-            "--module",
-            "llama3",
-            "--config",
-            "llama3_debugmodel",
-            "--training.disable_cuda_graphs",
-            *words,
-        ]
+        words += ["--module", "llama3", "--config", "llama3_debugmodel", "--training.disable_cuda_graphs"]
         words.append(f"activation-checkpoint:{checkpointing}")
     return {"arguments": words, "ranks": 4}
 
