@@ -20,7 +20,7 @@ from typing import Any
 
 from torchtitan_tp_validate.degrees import degrees_of_job
 from torchtitan_tp_validate.rehearsal.children import Children
-from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line, pp, split
+from torchtitan_tp_validate.rehearsal.jobs import Request, checkpoint_of, installed_line, pp, split
 from torchtitan_tp_validate.rehearsal.jobs.batch import read_batch
 from torchtitan_tp_validate.rehearsal.rehearse import judged
 from torchtitan_tp_validate.rehearsal.small_run import SmallRun
@@ -33,6 +33,7 @@ TP = "--parallelism.tensor_parallel_degree"
 JOBS = {
     "dense": ("--module", "llama3", "--config", "llama3_debugmodel", TP, "2"),
     "shards": ("--module", "llama3", "--config", "llama3_debugmodel"),
+    "resumed": ("--module", "llama3", "--config", "llama3_debugmodel", TP, "2", "--checkpoint.enable"),
     "experts": (
         *("--module", "qwen3", "--config", "qwen3_30b_a3b", TP, "2"),
         *("--parallelism.expert_parallel_degree", "2", "--training.disable_cuda_graphs"),
@@ -203,6 +204,22 @@ def _scale_scores(output: Any) -> Any:
     return (scores * 1.5, *others)
 
 
+def _do_not_load(state: str) -> Callable[[Any], None]:
+    return lambda trainer: trainer.checkpointer.states.pop(state)
+
+
+def _load_one_weight_less(trainer: Any) -> None:
+    load, weight = trainer.checkpointer.load, trainer.model_parts[0].get_parameter("norm.weight")
+
+    def load_less(step: int) -> Any:
+        kept = weight.detach().clone()
+        loaded = load(step)
+        weight.data.copy_(kept)
+        return loaded
+
+    trainer.checkpointer.load = load_less
+
+
 def _raise(trainer: Any) -> None:
     if _is_second_tp_rank(trainer):
         raise RuntimeError("planted")
@@ -308,6 +325,9 @@ FAULTS = {
         "layers.0.attention.q_norm.weight",
         after=_gradient("layers.0.attention.q_norm.weight", lambda g, _: g.mul_(0.5)),
     ),
+    "optimizer not resumed": Fault("resumed", "optimizer state", after=_do_not_load("optimizer")),
+    "learning rate begins again": Fault("resumed", "learning rate", after=_do_not_load("lr_scheduler")),
+    "a weight not resumed": Fault("resumed", "gradient", after=_load_one_weight_less),
 }
 """Name -> fault. Most change what a rank computes at the place where a missing or doubled reduction would."""
 
@@ -340,9 +360,12 @@ def main(folder: str) -> None:
         job = line.parse(Request(arguments))
         world = cut_world(degrees_of_job(job), pp(job), read_batch(job).microbatches, 2)
         split(job, world)
+        checkpoint = checkpoint_of(job)
         line.make_small(job, world.degrees, out)
-        run = PlantedRun(line, job, world, 2, out, used)
+        run = PlantedRun(line, job, world, 2, out, used, checkpoint=checkpoint)
         run.run_reference(Children(out, PATIENCE))
+        if checkpoint is not None:
+            run.run_ranks(Children(out, PATIENCE))
         told = {
             **{"release": "", "model": name, "verdict": "fits", "degrees": asdict(world.degrees), "cuts": ()},
             **{"left_out": (), "microbatches": 1},
@@ -353,7 +376,8 @@ def main(folder: str) -> None:
             run.microbatch_size = 2 // run.accumulates
             hangs = run.fault is not None and run.fault.outcome == "hangs"
             children = Children(out, PATIENCE_FOR_WHAT_HANGS if hangs else PATIENCE)
-            results[called] = asdict(judged({**told, "runs": [run.run_ranks(children)]}))
+            seen = run.run_ranks(children) if checkpoint is None else run.resume_ranks(children)
+            results[called] = asdict(judged({**told, "runs": [seen]}))
             print(called, results[called]["outcome"], flush=True)
     (out / "results.json").write_text(json.dumps(results), encoding="utf-8")
 

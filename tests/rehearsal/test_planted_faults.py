@@ -41,4 +41,4 @@ def test_most_faults_are_named_by_their_module() -> None:
     by_module = [
         fault for fault in FAULTS.values() if fault.named.startswith(("layers", "norm", "lm", "tok"))
     ]
-    assert (len(FAULTS), len(by_module)) == (27, 19)
+    assert (len(FAULTS), len(by_module)) == (30, 19)

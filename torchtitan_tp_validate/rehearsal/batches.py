@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,7 @@ class Batches:
         more: what goes into the inputs beside tokens and positions.
         ignored: the label that the loss passes over, or None where it knows none. Some rows have more of
             them than others, as those of chats do: a mean over a rank's own labels is another one then.
+        passed: how many batches are not yielded: a run that resumes has trained on them.
     """
 
     rows: int
@@ -35,6 +37,7 @@ class Batches:
     seed: int
     more: tuple[tuple[str, Any], ...] = ()
     ignored: int | None = None
+    passed: int = 0
 
     @property
     def labels(self) -> int:
@@ -50,8 +53,10 @@ class Batches:
         """
         generator = torch.Generator().manual_seed(self.seed)
         mine = self.rows // dp_world_size
-        while True:
+        for batch in itertools.count():
             rows = list(zip(*(self._row(row, generator) for row in range(self.rows)), strict=True))
+            if batch < self.passed:
+                continue
             tensors = (torch.stack(part[dp_rank * mine : (dp_rank + 1) * mine]) for part in rows)
             for tokens, positions, labels in zip(*(t.split(batch_size) for t in tensors), strict=True):
                 yield {"input": tokens, "positions": positions, **dict(self.more)}, labels

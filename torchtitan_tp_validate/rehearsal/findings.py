@@ -18,7 +18,8 @@ class Difference:
     """What is not what one process computes.
 
     Attributes:
-        what: ``uninitialized``, ``loss``, ``gradient norm``, ``gradient``, ``copies`` or ``trainable``.
+        what: ``uninitialized``, ``loss``, ``gradient norm``, ``gradient``, ``optimizer state``, ``copies``
+            or ``trainable``.
         name: the parameter, or empty.
         local_batch_size: at which it was seen; step: in which, from 1.
         distance: relative.
@@ -57,6 +58,7 @@ class Rehearsal:
         ends: of ranks that did not end: rank, how, stage, error and traceback.
         stand_ins: what was computed otherwise than in the run: kernels that a CPU does not have, low
             precision.
+        resumed: whether it was resumed from a checkpoint, too.
     """
 
     model: str
@@ -71,6 +73,7 @@ class Rehearsal:
     output: str = ""
     ends: tuple[Mapping[str, Any], ...] = ()
     stand_ins: tuple[str, ...] = ()
+    resumed: bool = False
 
 
 def judged(result: Mapping[str, Any]) -> Rehearsal:
@@ -87,7 +90,7 @@ def judged(result: Mapping[str, Any]) -> Rehearsal:
         verdict=result["verdict"],
         degrees=degrees,
         cuts=tuple(result["cuts"]),
-        local_batch_sizes=tuple(run["local_batch_size"] for run in runs),
+        local_batch_sizes=tuple(run["local_batch_size"] for run in runs if not run["resumed"]),
         worst=max((difference.distance for difference in found), default=math.nan),
         compared=sum(difference.what == "gradient" for difference in found),
         differences=tuple(wrong),
@@ -105,6 +108,7 @@ def judged(result: Mapping[str, Any]) -> Rehearsal:
                 }
             )
         ),
+        resumed=any(run["resumed"] for run in runs),
     )
 
 
@@ -129,14 +133,19 @@ def _differences(run: Mapping[str, Any], result: Mapping[str, Any]) -> Iterator[
         yield Difference("uninitialized", name, size, 1, math.inf)
     worst: dict[tuple[str, str, int], Difference] = {}
     for record in filter(None, records):
-        seen = [Difference("copies", name, size, len(record["losses"]), math.inf) for name in record["drift"]]
+        first = record["first_step"]
+        last = first + len(record["losses"]) - 1
+        seen = [Difference("copies", name, size, last, math.inf) for name in record["drift"]]
+        for state in record["states"]:
+            name, distance, factor = state["name"], state["distance"], state["factor"]
+            seen.append(Difference("optimizer state", name, size, last, distance, factor))
         for what, values in (("loss", "losses"), ("gradient norm", "norms")):
-            pairs = zip(record[values], reference[values], strict=False)
-            for step, (value, wanted) in enumerate(pairs, 1):
+            pairs = zip(record[values], reference[values][first - 1 :], strict=False)
+            for step, (value, wanted) in enumerate(pairs, first):
                 if value is not None:
                     distance = abs(value - wanted) / abs(wanted)
                     seen.append(Difference(what, "", size, step, distance, value / wanted))
-        for step, gradients in enumerate(record["gradients"], 1):
+        for step, gradients in enumerate(record["gradients"], first):
             for one in gradients:
                 alike = sum(_near(other["factor"], one["factor"]) for other in gradients)
                 looks_like = _looks_like(one["factor"], one["rest"], meanings[2 * alike > len(gradients)])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -68,19 +69,23 @@ class Record:
         gradients: of each step, in the order of the model.
         outputs: module -> relative distance of what it computed in the first forward pass, in the order in
             which they were done; those that cannot be laid beside the reference's are left out.
+        states: what the optimizer holds of each parameter after the last step of a run that has resumed.
         drift: the parameters whose copies on several ranks are not equal any more after the last step.
         trainable: the parameters that have a gradient.
         uninitialized: weights and buffers that nothing is written to before the first step.
+        first_step: from 1; a run that has resumed begins later.
     """
 
     losses: list[float | None] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     gradients: list[list[Seen]] = field(default_factory=list)
     outputs: dict[str, float] = field(default_factory=dict)
+    states: list[Seen] = field(default_factory=list)
     drift: list[str] = field(default_factory=list)
     trainable: list[str] = field(default_factory=list)
     uninitialized: list[str] = field(default_factory=list)
     stand_ins: list[str] = field(default_factory=list)
+    first_step: int = 1
 
 
 def beside(name: str, seen: torch.Tensor, wanted: torch.Tensor, layout: str = "", least: float = 0.0) -> Seen:
@@ -109,15 +114,23 @@ class Process:
         enter: is told where the run is.
         keep: leave a rank's gradients in the folder, too.
         outputs: compare what modules compute.
+        resumes: ranks save a checkpoint, from which others train one more step.
     """
 
     def __init__(
-        self, out: Path, enter: Callable[[str], None], *, keep: bool = False, outputs: bool = True
+        self,
+        out: Path,
+        enter: Callable[[str], None],
+        *,
+        keep: bool = False,
+        outputs: bool = True,
+        resumes: bool = False,
     ) -> None:
         self._out = out
         self._enter = enter
         self._keep = keep
         self._outputs = outputs
+        self._resumes = resumes
         self.record = Record()
 
     def reference(self, build: Callable[[], Any]) -> None:
@@ -138,29 +151,74 @@ class Process:
             if gradient is not None:
                 steps[-1][name] = gradient
 
-        self._train(trainer, take, lambda: steps.append({}))
-        content = {"weights": weights, "uninitialized": drawn, "steps": steps, "outputs": outputs}
+        self._train(trainer, take, lambda: steps.append({}), STEPS + self._resumes)
+        states = dict(_optimizer_states(trainer)) if self._resumes else {}
+        content = {
+            "weights": weights,
+            "uninitialized": drawn,
+            "steps": steps,
+            "outputs": outputs,
+            "states": states,
+        }
         torch.save(content, self._out / "reference.pt")
 
     def rank(self, build: Callable[[], Any]) -> None:
         """Run as one of the ranks."""
+        trainer, reference = self._build_rank(build)
+        for model in trainer.model_parts:
+            # One that is not the reference's is told as trained in one place only.
+            load_weights(model, {n: reference["weights"].get(n, p) for n, p in named_parameters(model)})
+            if self._outputs:
+                watch_outputs(model, partial(self._compare_output, reference["outputs"]))
+        kept = self._compare_gradients(trainer, reference, STEPS)
+        if self._keep:
+            torch.save({"steps": kept}, self._out / f"rehearsal-rank{dist.get_rank()}.pt")
+        if self._resumes:
+            self._enter("saving a checkpoint")
+            _without_data(trainer.checkpointer).save(STEPS)
+
+    def resumed_rank(self, build: Callable[[], Any]) -> None:
+        """Run as one of the ranks that go on from the checkpoint that those before have left."""
+        self.record.first_step = STEPS + 1
+        trainer, reference = self._build_rank(build)
+        for model in trainer.model_parts:
+            _spoil(model)
+        self._enter("loading a checkpoint")
+        if not _without_data(trainer.checkpointer).load(-1):
+            raise RuntimeError("torchtitan finds no checkpoint in its folder")
+        self._compare_gradients(trainer, reference, 1)
+        self._enter("comparing the state of the optimizer")
+        wanted = reference["states"]
+        squares: dict[str, float] = defaultdict(float)
+        for (_, what), state in wanted.items():
+            squares[what] += float(state.double().norm()) ** 2
+        self.record.states = [
+            beside(f"{name}: {what}", seen, wanted[name, what], least=_ROUNDING * math.sqrt(squares[what]))
+            for (name, what), seen in _optimizer_states(trainer)
+            # What has no gradient has none in one process, and zeros once it is loaded.
+            if (name, what) in wanted
+        ]
+
+    def _build_rank(self, build: Callable[[], Any]) -> tuple[Any, Mapping[str, Any]]:
+        """Return the Trainer of a rank, and what it is compared with."""
         reference = torch.load(self._out / "reference.pt", mmap=True)
         trainer = self._build(build)
         for model in trainer.model_parts:
             sum_gradients_without_nccl(model)
-            names = {name for name, _ in named_parameters(model)}
-            load_weights(model, {n: w for n, w in reference["weights"].items() if n in names})
             for name, tensor in _uninitialized(model):
                 if name in reference["uninitialized"]:
                     _local(tensor).copy_(reference["uninitialized"][name])
-            if self._outputs:
-                watch_outputs(model, partial(self._compare_output, reference["outputs"]))
+        return trainer, reference
+
+    def _compare_gradients(
+        self, trainer: Any, reference: Mapping[str, Any], steps: int
+    ) -> list[dict[str, torch.Tensor]]:
+        """Train so many steps, and compare; return the gradients of each, if they are kept."""
         layouts = {
             name: str(p.placements) if isinstance(p, DTensor) else "replicated"
             for model in trainer.model_parts
             for name, p in named_parameters(model)
         }
-
         kept: list[dict[str, torch.Tensor]] = []
 
         def begin() -> None:
@@ -176,7 +234,7 @@ class Process:
             gradients = self.record.gradients
             if self._keep and gradient is not None:
                 kept[-1][name] = gradient
-            step = len(gradients) - 1
+            step = self.record.first_step + len(gradients) - 2
             wanted = reference["steps"][step]
             if name in wanted:
                 # What nobody has computed is nothing.
@@ -184,9 +242,7 @@ class Process:
                 least = _ROUNDING * norms[step]
                 gradients[-1].append(beside(name, gradient, wanted[name], layouts[name], least))
 
-        self._train(trainer, compare, begin)
-        if self._keep:
-            torch.save({"steps": kept}, self._out / f"rehearsal-rank{dist.get_rank()}.pt")
+        self._train(trainer, compare, begin, steps)
         self._enter("comparing copies")
         self.record.drift = [
             name
@@ -194,6 +250,7 @@ class Process:
             for name, parameter in named_parameters(model)
             if _copies_differ(parameter, trainer.parallel_dims)
         ]
+        return kept
 
     def _compare_output(self, wanted: Mapping[str, torch.Tensor], name: str, seen: torch.Tensor) -> None:
         parts = list(_parts(wanted[name], seen)) if name in wanted else []
@@ -209,7 +266,11 @@ class Process:
         return trainer
 
     def _train(
-        self, trainer: Any, take: Callable[[str, torch.Tensor | None], None], begin: Callable[[], None]
+        self,
+        trainer: Any,
+        take: Callable[[str, torch.Tensor | None], None],
+        begin: Callable[[], None],
+        steps: int,
     ) -> None:
         parts = trainer.model_parts
         self.record.trainable = [n for m in parts for n, p in named_parameters(m) if p.requires_grad]
@@ -224,7 +285,7 @@ class Process:
 
         with _watched(trainer, self.record, look):
             batches = trainer.batch_generator(trainer.dataloader)
-            for step in range(1, STEPS + 1):
+            for step in range(self.record.first_step, self.record.first_step + steps):
                 self._enter(f"forward or backward of step {step}")
                 trainer.step = step
                 trainer.train_step(batches)
@@ -235,6 +296,32 @@ def _uninitialized(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
         if bool(whole(tensor).isnan().any()):
             yield plain_name(name), tensor
+
+
+def _optimizer_states(trainer: Any) -> Iterator[tuple[tuple[str, str], torch.Tensor]]:
+    """Yield what the optimizer holds of each parameter, by name and kind, and its learning rate."""
+    names = {parameter: name for model in trainer.model_parts for name, parameter in named_parameters(model)}
+    for optimizer in trainer.optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                name = names[parameter]
+                yield (name, "learning rate"), torch.as_tensor(group["lr"]).clone()
+                for what, state in optimizer.state.get(parameter, {}).items():
+                    if isinstance(state, torch.Tensor):
+                        yield (name, what), whole(state)
+
+
+def _without_data(checkpointer: Any) -> Any:
+    """Return torchtitan's checkpointer, which leaves out the rehearsal's batches: they have no state."""
+    checkpointer.states.pop("dataloader", None)
+    return checkpointer
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def _spoil(model: nn.Module) -> None:
+    """Give every parameter other values: those that no checkpoint replaces show then."""
+    for parameter in model.parameters():
+        _local(parameter).normal_()
 
 
 def watch_outputs(model: nn.Module, take: Callable[[str, torch.Tensor], None]) -> None:

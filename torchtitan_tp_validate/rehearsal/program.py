@@ -23,7 +23,7 @@ from torchtitan_tp_validate.guards import install
 from torchtitan_tp_validate.identity import torchtitan_identity
 from torchtitan_tp_validate.job import Options, judge_job, read_job
 from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
-from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line, pp, split
+from torchtitan_tp_validate.rehearsal.jobs import Request, checkpoint_of, installed_line, pp, split
 from torchtitan_tp_validate.rehearsal.jobs.batch import read_batch
 from torchtitan_tp_validate.rehearsal.small_run import SmallRun
 from torchtitan_tp_validate.rehearsal.world import cut_world
@@ -100,6 +100,7 @@ def _rehearse(
     world = cut_world(degrees, pp(job), read_batch(job).microbatches, ranks)
     verdict = _verdict(job, request)
     split(job, world)
+    checkpoint = checkpoint_of(job)
     left_out = line.make_small(job, world.degrees, out)
     result: dict[str, Any] = {
         "release": torchtitan_identity().name,
@@ -122,16 +123,21 @@ def _rehearse(
         folder.mkdir(exist_ok=True)
         children = Children(folder, patience)
         run = SmallRun(
-            *(line, job, world, microbatch_size, folder, used, keep), repairs=repairs, accumulates=accumulates
+            *(line, job, world, microbatch_size, folder, used, keep),
+            repairs=repairs,
+            accumulates=accumulates,
+            checkpoint=checkpoint,
         )
         if reference is None:
             run.run_reference(children)
-            reference = folder
         else:
             run.take_reference(reference)
-        result["runs"].append(run.run_ranks(children))
-        if any(end["how"] != "ended" for end in result["runs"][-1]["ends"]):
-            break
+        for run_on_ranks in (run.run_ranks, *([run.resume_ranks] if checkpoint is not None else [])):
+            result["runs"].append(run_on_ranks(children))
+            if any(end["how"] != "ended" for end in result["runs"][-1]["ends"]):
+                return result
+        # One resumption tells of all.
+        reference, checkpoint = reference or folder, None
     return result
 
 

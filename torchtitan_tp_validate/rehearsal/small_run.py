@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from torchtitan_tp_validate.errors import RehearsalError
 from torchtitan_tp_validate.rehearsal.children import Children, End
-from torchtitan_tp_validate.rehearsal.jobs import ignored_label, split
+from torchtitan_tp_validate.rehearsal.jobs import ignored_label, save_every, split
 from torchtitan_tp_validate.rehearsal.jobs.batch import read_batch
 from torchtitan_tp_validate.rehearsal.world import World
+from torchtitan_tp_validate.releases import line_of
 
 if TYPE_CHECKING:
     from torchtitan_tp_validate.rehearsal.batches import Batches
+
+_OF_ONE_PROCESS = {"NUM016"}
+"""Faults of one process alone: it is repaired of them, since ranks are compared with it."""
 
 
 @dataclass
@@ -34,6 +38,7 @@ class SmallRun:
         outputs: compare what modules compute.
         repairs: codes of the known faults that are repaired.
         accumulates: local batches whose gradients are summed in a step.
+        checkpoint: how the job saves its checkpoints, if it does: it is resumed from one then.
     """
 
     line: ModuleType
@@ -46,6 +51,7 @@ class SmallRun:
     outputs: bool = True
     repairs: tuple[str, ...] = ()
     accumulates: int = 1
+    checkpoint: Any = None
 
     def run_reference(self, children: Children) -> None:
         """Run in one process, on the rows of all data ranks.
@@ -64,12 +70,22 @@ class SmallRun:
 
     def run_ranks(self, children: Children) -> dict[str, Any]:
         """Run on all ranks; return what each saw, as JSON data, beside the reference."""
-        ends = children.run("rehearsal", self.world.ranks, self._rank)
+        return self._seen_by_ranks("rehearsal", children, self._rank)
+
+    def resume_ranks(self, children: Children) -> dict[str, Any]:
+        """Run on all ranks again, from the checkpoint that they have left; return the same."""
+        return self._seen_by_ranks("resumption", children, self._resumed_rank)
+
+    def _seen_by_ranks(
+        self, name: str, children: Children, run: Callable[[int, Callable[[str], None]], None]
+    ) -> dict[str, Any]:
+        ends = children.run(name, self.world.ranks, run)
         return {
             "local_batch_size": self._local_batch_size,
+            "resumed": name == "resumption",
             "labels": self._batches.labels,
             "ends": [asdict(end) for end in ends],
-            "records": [_record(self.out / f"rehearsal-rank{rank}.json") for rank in range(len(ends))],
+            "records": [_record(self.out / f"{name}-rank{rank}.json") for rank in range(len(ends))],
             "reference": _record(self.out / "reference-rank0.json"),
         }
 
@@ -108,6 +124,15 @@ class SmallRun:
             ignored=ignored_label(),
         )
 
+    def _repair(self, name: str) -> None:
+        from torchtitan_tp_validate import repairs
+        from torchtitan_tp_validate.releases.sources import installed_faults
+
+        sources = line_of(self.job).FAULT_SOURCES
+        alone = installed_faults(sources, _OF_ONE_PROCESS & sources.keys()) if name == "reference" else ()
+        if codes := {*self.repairs, *alone}:
+            repairs.apply(sorted(codes))
+
     def _reference(self, rank: int, enter: Callable[[str], None]) -> None:
         split(self.job, None)
         self._run("reference", rank, enter, self._rows)
@@ -115,20 +140,30 @@ class SmallRun:
     def _rank(self, rank: int, enter: Callable[[str], None]) -> None:
         self._run("rehearsal", rank, enter, self._local_batch_size)
 
+    def _resumed_rank(self, rank: int, enter: Callable[[str], None]) -> None:
+        self._run("resumption", rank, enter, self._local_batch_size)
+
     def _run(self, name: str, rank: int, enter: Callable[[str], None], local_batch_size: int) -> None:
-        from torchtitan_tp_validate.rehearsal.process import Process, write_json
+        from torchtitan_tp_validate.rehearsal.process import STEPS, Process, write_json
 
         enter("starting")
-        if self.repairs:
-            from torchtitan_tp_validate import repairs
-
-            repairs.apply(self.repairs)
+        self._repair(name)
+        batches = self._batches
+        if self.checkpoint is not None and name != "reference":
+            self.job.checkpoint = save_every(STEPS, self.checkpoint, self.out / "checkpoint")
+        if name == "resumption":
+            batches = replace(batches, passed=STEPS)
         # The stages of a pipeline find the shapes of their inputs by a forward pass of nothing, and what is
         # compiled takes no hooks.
         outputs = self.outputs and self.world.pp == 1 and not self.job.compile.enable
-        process = Process(self.out, enter, keep=self.keep, outputs=outputs)
-        run = process.reference if name == "reference" else process.rank
-        run(partial(self.build_trainer, self._batches.of_rank, local_batch_size, self.microbatch_size))
+        resumes = self.checkpoint is not None
+        process = Process(self.out, enter, keep=self.keep, outputs=outputs, resumes=resumes)
+        run = {
+            "reference": process.reference,
+            "rehearsal": process.rank,
+            "resumption": process.resumed_rank,
+        }[name]
+        run(partial(self.build_trainer, batches.of_rank, local_batch_size, self.microbatch_size))
         process.record.stand_ins = sorted(self.used)
         write_json(self.out / f"{name}-rank{rank}.json", asdict(process.record))
 

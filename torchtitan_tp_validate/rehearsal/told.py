@@ -57,9 +57,10 @@ def whole_text(rehearsal: Rehearsal) -> str:
 def _seen(rehearsal: Rehearsal) -> Iterator[str]:
     if rehearsal.outcome == "equal":
         sizes = " and ".join(map(str, rehearsal.local_batch_sizes))
+        resumed = ", and over one more resumed from a checkpoint" if rehearsal.resumed else ""
         yield (
             f"loss, gradient norm, {rehearsal.compared} gradients and all copies over two steps, at local "
-            f"batch sizes {sizes}; worst relative difference {rehearsal.worst:.1e}"
+            f"batch sizes {sizes}{resumed}; worst relative difference {rehearsal.worst:.1e}"
         )
     elif end := _first_end(rehearsal):
         others = len([other for other in rehearsal.ends if other["how"] == end["how"]]) - 1

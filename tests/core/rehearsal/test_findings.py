@@ -18,6 +18,8 @@ def record(**changes: Any) -> dict[str, Any]:
         **REFERENCE,
         "gradients": gradients,
         "drift": [],
+        "states": [],
+        "first_step": 1,
         "outputs": {},
         "stand_ins": ["flex attention"],
         **changes,
@@ -33,6 +35,7 @@ def rehearsal(
     *records: dict[str, Any],
     ends: tuple[str, ...] = ("ended",),
     uninitialized: tuple[str, ...] = (),
+    resumed: bool = False,
     **degrees: int,
 ) -> Rehearsal:
     told = [
@@ -41,6 +44,7 @@ def rehearsal(
     ]
     run = {
         "local_batch_size": 2,
+        "resumed": resumed,
         "labels": 64,
         "records": records,
         "reference": {**REFERENCE, "uninitialized": uninitialized},
@@ -144,6 +148,15 @@ def test_the_first_wrong_output_is_named(outputs: dict[str, float], first: str) 
 def test_whatever_differs_is_found(changes: dict[str, Any], what: str) -> None:
     result = rehearsal(record(**changes))
     assert (result.outcome, [difference.what for difference in result.differences]) == ("differs", [what])
+
+
+def test_a_run_that_has_resumed_is_compared_from_its_first_step() -> None:
+    resumption = {"losses": [3.0], "norms": [0.5], "gradients": [[seen("w1")]], "first_step": 2}
+    equal = rehearsal(record(**resumption), resumed=True)
+    assert (equal.outcome, equal.resumed, equal.local_batch_sizes) == ("equal", True, ())
+    wrong = record(**resumption | {"losses": [4.0]}, states=[seen("w1: exp_avg", 0.9)], drift=["w2"])
+    found = [(one.what, one.name, one.step) for one in rehearsal(wrong, resumed=True).differences]
+    assert found == [("copies", "w2", 2), ("loss", "", 2), ("optimizer state", "w1: exp_avg", 2)]
 
 
 def test_what_nobody_initializes_is_told_first() -> None:

@@ -20,10 +20,12 @@ One file per line (`torchtitan_0_2`, `torchtitan_0_3`, `torchtitan_main`), each 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -95,6 +97,33 @@ def pp(job: Any) -> int:
     """Return the job's pipeline parallel degree."""
     degree: int = getattr(job.parallelism, PIPELINE_FLAG)
     return degree
+
+
+def checkpoint_of(job: Any) -> Any:
+    """Return a copy of how the job saves checkpoints, or None where it saves none."""
+    checkpoint = copy.deepcopy(job.checkpoint)
+    return checkpoint if checkpoint.enable and not getattr(checkpoint, "load_only", False) else None
+
+
+def save_every(steps: int, checkpoint: Any, folder: Path) -> Any:
+    """Return how a rehearsal saves what the job saves: into its own folder, starting from nothing else."""
+    checkpoint = copy.deepcopy(checkpoint)
+    ours = {
+        "folder": str(folder),
+        "interval": steps,
+        "load_step": -1,
+        "initial_load_path": None,
+        "initial_load_in_hf": False,
+        "initial_load_in_hf_quantized": False,
+        "last_save_in_hf": False,
+        "async_mode": "disabled",
+        "keep_latest_k": 0,
+        "create_seed_checkpoint": False,
+    }
+    for name, value in ours.items():
+        if hasattr(checkpoint, name):
+            setattr(checkpoint, name, value)
+    return checkpoint
 
 
 def ignored_label() -> int | None:

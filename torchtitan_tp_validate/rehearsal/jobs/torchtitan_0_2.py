@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from torchtitan_tp_validate.degrees import Degrees
+from torchtitan_tp_validate.errors import RehearsalError
 from torchtitan_tp_validate.rehearsal.cpu import choose_cpu
 from torchtitan_tp_validate.rehearsal.jobs import (
     EPSILON,
@@ -48,8 +50,40 @@ def prepare(compile: bool) -> set[str]:
     # In fp32 attention has the math kernel only, which adds a plain causal mask to qwen3's DTensors.
     _until_exit.enter_context(implicit_replication())
     used: set[str] = set()
+    _count_no_tokens_of_shapes(used)
     FlexAttentionWrapper.forward = note(FlexAttentionWrapper.forward, "flex attention", used)
     return used
+
+
+def _count_no_tokens_of_shapes(used: set[str]) -> None:
+    """Let experts be balanced by the tokens of the batch alone.
+
+    The stages of a pipeline find the shapes that they send by one forward and backward pass of what the
+    memory holds, and 0.2.x counts its tokens with those of the first step: biases of experts are then off by
+    twice ``load_balance_coeff`` at most, until they are balanced again.
+    Source: torch/distributed/pipelining/stage.py, torchtitan models/moe/moe.py (tokens_per_expert).
+    """
+    import torch
+    from torch.distributed.pipelining.stage import PipelineStage
+
+    def uncounted(compute: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(compute)
+        def compute_uncounted(self: Any, *args: Any, **kwargs: Any) -> Any:
+            named = self.submod.named_buffers()
+            counts = [(each, each.clone()) for name, each in named if name.endswith("tokens_per_expert")]
+            result = compute(self, *args, **kwargs)
+            with torch.no_grad():
+                for buffer, count in counts:
+                    buffer.copy_(count)
+            if counts:
+                used.add("experts balanced without the pass that finds a pipeline's shapes")
+            return result
+
+        return compute_uncounted
+
+    # The backward pass counts where it computes activations again.
+    PipelineStage._compute_outputs = uncounted(PipelineStage._compute_outputs)
+    PipelineStage._compute_input_grads = uncounted(PipelineStage._compute_input_grads)
 
 
 def parse(request: Request) -> Any:
@@ -93,6 +127,9 @@ def make_small(job: Any, degrees: Degrees, folder: Path) -> list[str]:
         # The kernel rounds to bfloat16, on a CPU too.
         args.moe_args.use_grouped_mm = False
         left_out.append("a loop over the experts")
+    if degrees.cp > 1:
+        _keep_tokens_in_order(job)
+        left_out.append("context parallelism without a load balancer")
     job.optimizer.eps = EPSILON
     left_out.append(OF_THE_OPTIMIZER)
     training = job.training
@@ -101,6 +138,20 @@ def make_small(job: Any, degrees: Degrees, folder: Path) -> list[str]:
     training.enable_cpu_offload = False
     _turn_off(job, args)
     return left_out
+
+
+def _keep_tokens_in_order(job: Any) -> None:
+    """Shard a row into consecutive parts: attention by the math kernel of a CPU knows no other order.
+
+    Raises:
+        RehearsalError: the release has no option for it, as 0.2.0 and 0.2.1.
+    """
+    if not hasattr(job.parallelism, "context_parallel_load_balancer"):
+        raise RehearsalError(
+            "context parallelism of this release needs the attention kernels of a GPU: to rehearse the rest, "
+            "set context_parallel_degree to 1"
+        )
+    job.parallelism.context_parallel_load_balancer = None
 
 
 def make_plain(job: Any) -> None:

@@ -72,9 +72,17 @@ def installed_line() -> ModuleType:
 
 
 def sum_gradients_without_nccl(model: nn.Module) -> None:
-    """Let data parallelism reduce gradients by a plain sum: gloo has no sum with a factor."""
+    """Let data parallelism reduce gradients by a plain sum: gloo has no sum with a factor.
+
+    Where one rank alone holds a shard there is no sum, and torch would divide by a factor of torchtitan's
+    (0.2.0 and 0.2.1, experts) once in place of it, and once more behind it.
+    Source: ``torch/distributed/fsdp/_fully_shard/_fsdp_collectives.py`` (foreach_reduce) of torch 2.13.
+    """
     from torch.distributed.fsdp import FSDPModule
 
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_force_sum_reduction_for_comms(True)
+            for group in module._get_fsdp_state()._fsdp_param_groups:
+                if group.mesh_info.shard_mesh_size == 1 and group.gradient_divide_factor is not None:
+                    group.force_sum_reduction_for_comms = False

@@ -303,7 +303,7 @@ def stand_in_for_gpu_kernels() -> None:
     import torch
     from torch.nn.attention import SDPBackend
     from torchtitan.distributed import parallel_dims
-    from torchtitan.models.attention import ScaledDotProductAttentionWrapper
+    from torchtitan.models.attention import FlexAttentionWrapper, ScaledDotProductAttentionWrapper
     from torchtitan.models.moe import utils as moe_utils
     from torchtitan.tools import utils
 
@@ -314,17 +314,17 @@ def stand_in_for_gpu_kernels() -> None:
     torch.histc = _counting_integers(torch.histc)
     # Without it, a Triton kernel reorders the tokens that expert parallelism has exchanged.
     moe_utils.generate_permute_indices = partial(moe_utils.generate_permute_indices, use_cpu=True)
+    # It has no backward on CPU.
+    FlexAttentionWrapper.forward = _masked_attention
     if "gpt_oss" in MORE_FAMILIES:
-        _stand_in_for_flex_attention()
+        _run_gpt_oss_on_cpu()
 
 
-def _stand_in_for_flex_attention() -> None:
-    """Flex attention has no backward on CPU, and its compiled mask takes a C++ compiler and a minute."""
+def _run_gpt_oss_on_cpu() -> None:
     from torch.nn.attention.flex_attention import create_block_mask
-    from torchtitan.models.attention import FlexAttentionWrapper
     from torchtitan.models.gpt_oss.model import model as gpt_oss
 
-    FlexAttentionWrapper.forward = _masked_attention
+    # Compiled, it takes a C++ compiler and a minute.
     gpt_oss.create_attention_mask = partial(create_block_mask, device="cpu")
     # It makes its blocks bfloat16, in which no two degrees would agree.
     gpt_oss.TransformerBlock.to = lambda block, dtype: block

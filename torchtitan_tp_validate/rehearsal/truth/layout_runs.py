@@ -228,8 +228,6 @@ def _put_into_0_2(job: Any, layout: Layout) -> None:
 
     job.parallelism.disable_loss_parallel = layout.loss == "whole"
     job.activation_checkpoint.mode = layout.checkpointing
-    # The math kernel of a CPU knows nothing of tokens in another order.
-    job.parallelism.context_parallel_load_balancer = None
     args = get_train_spec(job.model.name).model_args[job.model.flavor]
     if hasattr(args, "enable_weight_tying"):
         args.enable_weight_tying = layout.tied == "yes"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ EQUAL = Rehearsal(
     compared=40,
     stand_ins=("flex attention",),
 )
+RESUMED = replace(EQUAL, cuts=(), stand_ins=(), resumed=True)
 GATE = "layers.0.moe.router.gate.weight"
 DIFFERS = Rehearsal(
     *("qwen3 30B-A3B", "differs", "fits", {"tp": 2}, (), (2, 1)),
@@ -79,6 +81,14 @@ def says(monkeypatch: pytest.MonkeyPatch, seen: Rehearsal) -> list[Any]:
             "  not the run's own: flex attention\n",
         ),
         (
+            RESUMED,
+            0,
+            "llama3 8B at tp 2, dp_shard 2: equal to one process\n"
+            "  loss, gradient norm, 40 gradients and all copies over two steps, at local batch sizes 2 and "
+            "1, and over one more resumed from a checkpoint; worst relative difference 2.5e-07\n"
+            "  by the rules: fits\n",
+        ),
+        (
             DIFFERS,
             1,
             "qwen3 30B-A3B at tp 2: differs from one process\n"
@@ -117,7 +127,7 @@ def test_what_was_seen_is_told_first_things_first(
     assert tp_validate("rehearse", *RUN) == (status, text, "")
 
 
-@pytest.mark.parametrize("seen", [EQUAL, DIFFERS, DIES, HANGS])
+@pytest.mark.parametrize("seen", [EQUAL, RESUMED, DIFFERS, DIES, HANGS])
 def test_the_json_is_as_its_schema_says(
     tp_validate: Program, monkeypatch: pytest.MonkeyPatch, seen: Rehearsal
 ) -> None:
