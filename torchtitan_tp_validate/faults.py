@@ -92,6 +92,11 @@ def _loses_gradients(run: Run) -> bool:
     return splits_backward(run) and run.shards_before_backward and has_fsdp
 
 
+def _shards_no_weight(run: Run) -> bool:
+    degrees = run.degrees
+    return degrees.tp * degrees.dp_shard * degrees.cp == 1 and degrees.dp_shard_is_known
+
+
 def _is_ddp(run: Run) -> bool:
     degrees = run.degrees
     return degrees.dp_replicate > 1 and degrees.dp_shard * degrees.cp == 1 and degrees.dp_shard_is_known
@@ -100,6 +105,7 @@ def _is_ddp(run: Run) -> bool:
 _TOLD: dict[str, Callable[[Run], str]] = {
     "CKPT001": _splits_heads,
     "CKPT005": lambda run: "Hugging Face weights of experts are to be saved after the last step",
+    "NUM016": lambda run: "the model's embedding and output are tied, and nothing shards them",
     "CKPT006": lambda run: "the optimizer of a vision encoder is to be saved, and the data has no images",
 }
 """Code -> what is said of a run that suffers from it, where that is not that it trains wrong."""
@@ -122,5 +128,6 @@ _SHOWS: dict[str, Callable[[Run], bool]] = {
     "CKPT006": lambda run: True,
     "NUM014": _passes_rows_on,
     "NUM015": _loses_gradients,
+    "NUM016": _shards_no_weight,
 }
 """Code -> whether a run of a model that has the fault is in a layout that shows it."""

@@ -1083,6 +1083,20 @@ FAULTS: dict[str, RunRule] = {
             can_be_repaired=True,
         ),
         RunRule(
+            code="NUM016",
+            about="tied weights that nothing shards",
+            must="a qwen3 whose embedding and output are tied is sharded, by tensor parallelism or over data",
+            otherwise=_wrong(
+                Line.TORCHTITAN_0_2,
+                text="the embedding and the output are two weights, drawn apart and trained apart, SILENTLY: "
+                "moving the model off the meta device unties them.",
+            ),
+            instead="repair it (--repair), set tensor_parallel_degree to 2, or take 0.2.2 or 0.3.x",
+            source="torchtitan models/qwen3/infra/parallelize.py of 0.2.0 and 0.2.1 (the tie), "
+            "torch/nn/modules/module.py (_apply)",
+            can_be_repaired=True,
+        ),
+        RunRule(
             code="CKPT001",
             about="Hugging Face weights of Llama 3",
             must="where Hugging Face weights of Llama 3 are loaded or saved, n_kv_heads is a multiple of "

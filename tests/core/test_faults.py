@@ -79,6 +79,10 @@ CASES["NUM015"] = (
         run(OLD, BUBBLE, shards_before_backward=True),
     ],
 )
+CASES["NUM016"] = (
+    run(OLD, dp_replicate=2),
+    [run(OLD, tp=2), run(OLD, dp_shard=2), run(OLD, cp=2), run(OLD, dp_shard=None), run(SPMD)],
+)
 CASES["CKPT005"] = (run(has_experts=True), [run()])
 CASES["CKPT006"] = (run(), [run(OLD)])
 CASES["CKPT001"] = (
@@ -104,6 +108,7 @@ MORE = {
         run(tp=4, permuted_heads=2),
     ],
     "NUM001": [run(OLD, tp=2, ep=2, etp=2, dp_shard=2)],
+    "NUM016": [run(OLD)],
     "NUM014": [
         run(pipeline=TWO | FOUR_STAGES, tp=2),
         run(pipeline=TWO | {"degree": 3}, tp=2),

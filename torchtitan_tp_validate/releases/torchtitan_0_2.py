@@ -135,7 +135,9 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
         has_experts=_has_experts(model.config),
         mask_block=_MASK_BLOCK if getattr(model.config, "attn_type", "") == "flex" else None,
         **_uncut(model),
-        shares_with_fsdp=getattr(model.config, "enable_weight_tying", False) and _ONE_GROUP.is_installed,
+        shares_with_fsdp=getattr(model.config, "enable_weight_tying", False)
+        and _ONE_GROUP.is_installed
+        and _TIED_BEFORE_FSDP.is_installed,
         permuted_heads=permuted_heads(model.config, model.config, job.checkpoint, start),
         checkpoint=read_checkpoint(
             start,
@@ -209,6 +211,8 @@ def _possible_faults(model: RequestedModel, job: Any, *, starts: bool) -> Iterat
         starts: whether its weights are drawn, and not loaded.
     """
     yield from ("CKPT001", "NUM008", "NUM009", "NUM015")
+    if getattr(model.config, "enable_weight_tying", False) and "qwen3" in model.parallelize_fn.__module__:
+        yield "NUM016"
     moe = getattr(model.config, "moe_args", None)
     if not _has_experts(model.config) or moe is None:
         return
@@ -226,7 +230,12 @@ def _possible_faults(model: RequestedModel, job: Any, *, starts: bool) -> Iterat
 _ONE_GROUP = Source(
     "distributed/fsdp/_fully_shard/_fsdp_state.py", "already managed by another FSDP group", package="torch"
 )
-"""torch refuses a parameter that two FSDP groups share; torchtitan of 0.2.x makes two of a tie."""
+_TIED_BEFORE_FSDP = Source(
+    "models/qwen3/model/model.py",
+    "bias=False) if self.enable_weight_tying: self.output.weight = self.tok_embeddings.weight",
+)
+"""torch refuses a parameter that two FSDP groups share; torchtitan makes two of a tie. 0.2.0 and 0.2.1, which
+tie behind FSDP, give each group its own, until `to_empty` makes them one, and both gradients are added."""
 
 _GATE = Source("models/llama4/infra/parallelize.py", '"moe.router.gate": NoParallel(),')
 FAULT_SOURCES: Mapping[str, Source] = {
@@ -246,6 +255,10 @@ FAULT_SOURCES: Mapping[str, Source] = {
         "train.py", "global_valid_tokens=global_valid_tokens, ) accumulated_losses.append(loss.detach())"
     ),
     "NUM015": runs.SPLIT_BACKWARD,
+    "NUM016": Source(
+        "models/qwen3/model/model.py",
+        "# If weight tying is enabled, we don't need to initialize the output layer",
+    ),
     "NUM010": Source(
         "models/moe/moe.py",
         "trunc_normal_(self.gate.weight, mean=0.0, std=init_std) "

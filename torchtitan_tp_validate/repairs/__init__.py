@@ -33,6 +33,7 @@ REPAIRS = {
     "NUM011": "rotary_embedding",
     "NUM014": "sent_gradients",
     "NUM015": "split_backward",
+    "NUM016": "tied_weights",
 }
 """Code of a fault -> the module of this package that mends it."""
 
