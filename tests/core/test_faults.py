@@ -81,7 +81,7 @@ CASES["NUM015"] = (
 )
 CASES["NUM016"] = (
     run(OLD, dp_replicate=2),
-    [run(OLD, tp=2), run(OLD, dp_shard=2), run(OLD, cp=2), run(OLD, dp_shard=None), run(SPMD)],
+    [run(OLD, tp=2), run(OLD, dp_shard=2), run(OLD, cp=2), run(OLD, dp_shard_is_known=False), run(SPMD)],
 )
 CASES["CKPT005"] = (run(has_experts=True), [run()])
 CASES["CKPT006"] = (run(), [run(OLD)])
