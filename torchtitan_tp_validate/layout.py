@@ -116,6 +116,23 @@ class Sizes:
 
 
 @dataclass(frozen=True)
+class Validation:
+    """How a run validates; one that does not is as good as one of which nothing is known.
+
+    Attributes:
+        to_the_end: the field by which each rank validates all that it has of the data, or empty.
+        stopped_by: why the validator cannot run the model, or empty.
+        batch_size: of a validator that has its own, in sequences.
+        counts_parts: whether its loss is divided by the tokens of one context parallel rank.
+    """
+
+    to_the_end: str = ""
+    stopped_by: str = ""
+    batch_size: int | None = None
+    counts_parts: bool = False
+
+
+@dataclass(frozen=True)
 class Run:
     """A run as a whole.
 
@@ -129,7 +146,8 @@ class Run:
         sizes: the names of the following, and of ``degrees.seq_len``.
         local_batch_size: in sequences or tokens, or None where it is not known.
         global_batch_size: the same, or None where it is what the ranks make of it.
-        validated_to_the_end: the field by which each rank validates all that it has of the data, or empty.
+        unfed: what the model asks for that the batches of its data lack, or empty.
+        validation: how it validates.
         gives_buffers_away: whether its model or loss is compiled so that its backward pass runs once.
         recomputes_selectively: whether chosen operations of a layer are recomputed in its backward pass.
         shards_before_backward: whether FSDP shards weights again before their backward pass: all of them, or
@@ -167,7 +185,8 @@ class Run:
     sizes: Sizes = Sizes()
     local_batch_size: int | None = None
     global_batch_size: int | None = None
-    validated_to_the_end: str = ""
+    unfed: str = ""
+    validation: Validation = Validation()
     gives_buffers_away: bool = False
     recomputes_selectively: bool = False
     shards_before_backward: bool = False
@@ -539,10 +558,38 @@ def _uncut(run: Run) -> _Found:
         yield f"{FLAGS['cp']} is {degrees.cp}{beside}, and {run.uncut}", ""
 
 
-def _validation(run: Run) -> _Found:
+def _data(run: Run) -> _Found:
+    if run.unfed:
+        yield f"the model asks for {run.unfed}, which the batches of its data loader lack", ""
+
+
+def _validation_to_the_end(run: Run) -> _Found:
     data_ranks = run.degrees.dp_replicate * run.degrees.dp_shard
-    if run.validated_to_the_end and run.degrees.dp_shard_is_known and data_ranks > 1:
-        yield f"{run.validated_to_the_end} is -1 on {data_ranks} data parallel ranks", ""
+    if run.validation.to_the_end and run.degrees.dp_shard_is_known and data_ranks > 1:
+        yield f"{run.validation.to_the_end} is -1 on {data_ranks} data parallel ranks", ""
+
+
+def _validator(run: Run) -> _Found:
+    if run.validation.stopped_by:
+        yield run.validation.stopped_by, ""
+
+
+def _validation_batch(run: Run) -> _Found:
+    pipeline, batch, validated = run.pipeline, run.local_batch_size, run.validation.batch_size
+    if pipeline.degree == 1 or not batch or not validated or batch % pipeline.microbatch_size:
+        return
+    microbatches = batch // pipeline.microbatch_size
+    if validated % microbatches:
+        yield (
+            f"validation.local_batch_size ({validated}) is no multiple of the {microbatches} microbatches of "
+            "the pipeline",
+            f"set validation.local_batch_size to {-(-validated // microbatches) * microbatches}",
+        )
+
+
+def _validation_loss(run: Run) -> _Found:
+    if run.validation.counts_parts:
+        yield f"the validation loss is multiplied by {FLAGS['cp']} ({run.degrees.cp})", ""
 
 
 def _optimizer_groups(run: Run) -> _Found:
@@ -622,7 +669,7 @@ def _global_batch(run: Run) -> _Found:
         )
 
 
-def _data(run: Run) -> _Found:
+def _data_ranks(run: Run) -> _Found:
     if run.checkpoint is not None:
         yield from run.checkpoint.problems_with_data(run.degrees)
 
@@ -672,9 +719,13 @@ _CONDITIONS: dict[str, Callable[[Run], _Found]] = {
     "CP004": _uncut,
     "TIE001": _tied,
     "BATCH001": _global_batch,
-    "VAL001": _validation,
+    "DATA001": _data,
+    "VAL001": _validation_to_the_end,
+    "VAL002": _validator,
+    "VAL003": _validation_batch,
+    "VAL004": _validation_loss,
     "OPT001": _optimizer_groups,
-    "CKPT002": _data,
+    "CKPT002": _data_ranks,
     "CKPT003": _states,
     "CKPT004": _weights,
     "RUN001": _refusal,

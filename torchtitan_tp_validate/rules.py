@@ -776,6 +776,21 @@ RUN_RULES: dict[str, RunRule] = {
             source="torchtitan trainer.py, 0.2.x train.py",
         ),
         RunRule(
+            code="DATA001",
+            about="batches of qwen3_5",
+            must="the data loader of a qwen3_5 names the special tokens of images, as MMDataLoader does",
+            otherwise=dict.fromkeys(
+                (Line.SPMD_TYPES, Line.DTENSOR),
+                Otherwise(
+                    _DIES,
+                    "the first forward pass dies with \"'NoneType' object is not subscriptable\": it looks "
+                    "up the token of images, also where there are none.",
+                ),
+            ),
+            instead="take MMDataLoader, or torchtitan's main",
+            source="torchtitan models/qwen3_5/model.py (_prepare_multimodal_embeds) of 0.3.0",
+        ),
+        RunRule(
             code="VAL001",
             about="validation to the end of the data",
             must="several data parallel ranks validate a number of batches, not all that each of them has",
@@ -787,6 +802,48 @@ RUN_RULES: dict[str, RunRule] = {
             instead="set it to a number of batches that every rank has",
             source="torchtitan components/validate.py; https://github.com/pytorch/torchtitan/issues/1618, "
             "https://github.com/pytorch/torchtitan/issues/4807",
+            warns=True,
+        ),
+        RunRule(
+            code="VAL002",
+            about="validation of the model",
+            must="the validator of a run that validates feeds the model as the Trainer does",
+            otherwise=_everywhere(
+                "dies in validation",
+                "every rank stops behind the first step, in the first validation; without a validator, with "
+                "an AssertionError as the Trainer is built.",
+            ),
+            instead="set validation.enable (0.3.x: validator.enable) to false",
+            source="torchtitan components/validate.py, models/*/__init__.py (build_validator_fn) of 0.2.x",
+        ),
+        RunRule(
+            code="VAL003",
+            about="validation batch of a pipeline",
+            must="validation.local_batch_size is a multiple of the number of microbatches of a pipeline: "
+            "training.local_batch_size / pipeline_parallel_microbatch_size",
+            otherwise={
+                Line.TORCHTITAN_0_2: Otherwise(
+                    "dies in validation",
+                    'every rank stops behind the first step, in the first validation: "Expecting 8 arg_mbs '
+                    'but got 4", or as a microbatch of another size is sent.',
+                )
+            },
+            instead="change validation.local_batch_size",
+            source="torchtitan components/validate.py of 0.2.x (pp_schedule.eval)",
+        ),
+        RunRule(
+            code="VAL004",
+            about="validation loss under context parallelism",
+            must="a run with context parallelism divides its validation loss by all tokens",
+            otherwise={
+                Line.TORCHTITAN_0_2: Otherwise(
+                    "logged wrong",
+                    "the validation loss that is logged is context_parallel_degree times what it is: labels "
+                    "are counted when they have been cut. Training is not touched.",
+                )
+            },
+            instead="divide the loss that is logged by context_parallel_degree, or take 0.3.x",
+            source="torchtitan components/validate.py of 0.2.2 (local_valid_tokens)",
             warns=True,
         ),
         RunRule(

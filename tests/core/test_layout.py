@@ -15,6 +15,7 @@ from torchtitan_tp_validate.layout import (
     Pipeline,
     Run,
     Sizes,
+    Validation,
     find_problems,
     known_shards,
     layers_of_stages,
@@ -34,6 +35,12 @@ def run(line: Line = SPMD, pipeline: dict[str, Any] | None = None, **fields: Any
     degrees = Degrees(**{"tp": 1, **{name: fields.pop(name) for name in names}})
     given = {"n_layers": 8, "local_batch_size": 8, "modules": MODULES, **fields}
     return Run(degrees, line, Pipeline(**(pipeline or {})), **given)
+
+
+def validating(batch_size: int | None, *, degree: int = 2, microbatch_size: int = 1) -> Run:
+    """A pipeline that trains on a batch of 8, and validates on one of so many sequences."""
+    pipeline = {"degree": degree, "microbatch_size": microbatch_size}
+    return run(OLD, pipeline, validation=Validation(batch_size=batch_size))
 
 
 def parts(*stages_of: str) -> tuple[tuple[str, ...], ...]:
@@ -215,12 +222,24 @@ CASES: dict[str, list[tuple[Run, Run]]] = {
         (in_tokens(global_batch_size=64 * 6), in_tokens(global_batch_size=64 * 8)),
         (in_tokens(global_batch_size=64 * 6), in_tokens(pp=1, global_batch_size=64 * 6)),
     ],
+    "DATA001": [(run(unfed="something"), run())],
     "VAL001": [
         (
-            run(dp_shard=2, validated_to_the_end="validation.steps"),
-            run(tp=2, validated_to_the_end="validation.steps"),
+            run(dp_shard=2, validation=Validation("validation.steps")),
+            run(tp=2, validation=Validation("validation.steps")),
         ),
-        (run(dp_replicate=2, validated_to_the_end="validator.steps"), run(dp_replicate=2)),
+        (run(dp_replicate=2, validation=Validation("validator.steps")), run(dp_replicate=2)),
+    ],
+    "VAL002": [(run(validation=Validation(stopped_by="something")), run())],
+    "VAL003": [
+        (validating(4), validating(8)),
+        (validating(12), validating(16)),
+        (validating(6, microbatch_size=2), validating(4, microbatch_size=2)),
+        (validating(4), validating(4, degree=1)),
+        (validating(4), validating(None)),
+    ],
+    "VAL004": [
+        (run(OLD, cp=2, seq_len=64, validation=Validation(counts_parts=True)), run(OLD, cp=2, seq_len=64))
     ],
     "OPT001": [
         (

@@ -36,8 +36,8 @@ def test_what_is_kept_repeats_the_rehearsal(tmp_path: Path) -> None:
     with pytest.raises(RehearsalError) as caught:
         rehearse(model="llama3", flavor="8B", keep=kept)
     assert str(caught.value) == f"{kept} is not empty: what is in it is not overwritten."
-    gradients = torch.load(kept / "microbatch-1" / "rehearsal-rank1.pt")["steps"]
-    wanted = torch.load(kept / "microbatch-1" / "reference.pt")["steps"]
+    gradients = torch.load(kept / "microbatch-1-accumulated" / "rehearsal-rank1.pt")["steps"]
+    wanted = torch.load(kept / "microbatch-1-accumulated" / "reference.pt")["steps"]
     assert [step.keys() for step in gradients] == [step.keys() for step in wanted]
     ended = subprocess.run([sys.executable, kept / "repeat.py"], capture_output=True, text=True, check=True)
     assert ended.stdout == whole_text(seen) + "\n"

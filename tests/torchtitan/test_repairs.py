@@ -118,7 +118,7 @@ def _without_images() -> Any:
     """A job that trains a model with a vision encoder on text, and saves its optimizer."""
     from torchtitan.hf_datasets.text_datasets import HuggingFaceTextDataLoader
 
-    words = ["--module", "qwen3_5", "--config", "qwen35_debugmodel_moe"]
+    words = ["--module", "kimi_k2_7", "--config", "kimi_k2_5_debugmodel"]
     job = parse_command_line([*words, "--checkpoint.enable", "--checkpoint.interval", "5"])
     job.dataloader = HuggingFaceTextDataLoader.Config(dataset="c4")
     return job

@@ -18,8 +18,8 @@ class Difference:
     """What is not what one process computes.
 
     Attributes:
-        what: ``uninitialized``, ``loss``, ``gradient norm``, ``gradient``, ``optimizer state``, ``copies``
-            or ``trainable``.
+        what: ``uninitialized``, ``loss``, ``gradient norm``, ``validation loss``, ``gradient``,
+            ``optimizer state``, ``copies`` or ``trainable``.
         name: the parameter, or empty.
         local_batch_size: at which it was seen; step: in which, from 1.
         distance: relative.
@@ -58,7 +58,7 @@ class Rehearsal:
         ends: of ranks that did not end: rank, how, stage, error and traceback.
         stand_ins: what was computed otherwise than in the run: kernels that a CPU does not have, low
             precision.
-        resumed: whether it was resumed from a checkpoint, too.
+        resumed: whether it was resumed from a checkpoint, too; validated: whether it validated.
     """
 
     model: str
@@ -74,6 +74,7 @@ class Rehearsal:
     ends: tuple[Mapping[str, Any], ...] = ()
     stand_ins: tuple[str, ...] = ()
     resumed: bool = False
+    validated: bool = False
 
 
 def judged(result: Mapping[str, Any]) -> Rehearsal:
@@ -109,6 +110,7 @@ def judged(result: Mapping[str, Any]) -> Rehearsal:
             )
         ),
         resumed=any(run["resumed"] for run in runs),
+        validated=any(run["reference"]["validations"] for run in runs),
     )
 
 
@@ -139,7 +141,11 @@ def _differences(run: Mapping[str, Any], result: Mapping[str, Any]) -> Iterator[
         for state in record["states"]:
             name, distance, factor = state["name"], state["distance"], state["factor"]
             seen.append(Difference("optimizer state", name, size, last, distance, factor))
-        for what, values in (("loss", "losses"), ("gradient norm", "norms")):
+        for what, values in (
+            ("loss", "losses"),
+            ("gradient norm", "norms"),
+            ("validation loss", "validations"),
+        ):
             pairs = zip(record[values], reference[values][first - 1 :], strict=False)
             for step, (value, wanted) in enumerate(pairs, first):
                 if value is not None:

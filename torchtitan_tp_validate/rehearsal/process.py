@@ -69,6 +69,7 @@ class Record:
         gradients: of each step, in the order of the model.
         outputs: module -> relative distance of what it computed in the first forward pass, in the order in
             which they were done; those that cannot be laid beside the reference's are left out.
+        validations: the loss of each validation, which a rank without the last stage has none of either.
         states: what the optimizer holds of each parameter after the last step of a run that has resumed.
         drift: the parameters whose copies on several ranks are not equal any more after the last step.
         trainable: the parameters that have a gradient.
@@ -80,6 +81,7 @@ class Record:
     norms: list[float] = field(default_factory=list)
     gradients: list[list[Seen]] = field(default_factory=list)
     outputs: dict[str, float] = field(default_factory=dict)
+    validations: list[float | None] = field(default_factory=list)
     states: list[Seen] = field(default_factory=list)
     drift: list[str] = field(default_factory=list)
     trainable: list[str] = field(default_factory=list)
@@ -115,6 +117,7 @@ class Process:
         keep: leave a rank's gradients in the folder, too.
         outputs: compare what modules compute.
         resumes: ranks save a checkpoint, from which others train one more step.
+        validates: the first step is followed by a validation, as torchtitan's is.
     """
 
     def __init__(
@@ -125,12 +128,14 @@ class Process:
         keep: bool = False,
         outputs: bool = True,
         resumes: bool = False,
+        validates: bool = False,
     ) -> None:
         self._out = out
         self._enter = enter
         self._keep = keep
         self._outputs = outputs
         self._resumes = resumes
+        self._validates = validates
         self.record = Record()
 
     def reference(self, build: Callable[[], Any]) -> None:
@@ -289,6 +294,9 @@ class Process:
                 self._enter(f"forward or backward of step {step}")
                 trainer.step = step
                 trainer.train_step(batches)
+                if self._validates and step == 1:
+                    self._enter("validating")
+                    trainer.validator.validate(trainer.model_parts, step)
 
 
 def _uninitialized(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -366,9 +374,13 @@ def _watched(trainer: Any, record: Record, look: Callable[[], None]) -> Iterator
         del step
         record.losses.append(float(global_avg_loss) if has_loss else None)
 
+    def log_validation(loss: float, *_: Any, **__: Any) -> None:
+        record.validations.append(float(loss) if has_loss else None)
+
     with (
         mock.patch.object(utils, "clip_grad_norm_", clip_grad_norm_),
         mock.patch.object(trainer.metrics_processor, "log", log),
+        mock.patch.object(trainer.metrics_processor, "log_validation", log_validation),
         mock.patch.object(trainer.metrics_processor, "should_log", return_value=True),
     ):
         yield

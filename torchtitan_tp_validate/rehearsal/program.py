@@ -23,7 +23,14 @@ from torchtitan_tp_validate.guards import install
 from torchtitan_tp_validate.identity import torchtitan_identity
 from torchtitan_tp_validate.job import Options, judge_job, read_job
 from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
-from torchtitan_tp_validate.rehearsal.jobs import Request, checkpoint_of, installed_line, pp, split
+from torchtitan_tp_validate.rehearsal.jobs import (
+    Request,
+    checkpoint_of,
+    installed_line,
+    pp,
+    split,
+    validation_of,
+)
 from torchtitan_tp_validate.rehearsal.jobs.batch import read_batch
 from torchtitan_tp_validate.rehearsal.small_run import SmallRun
 from torchtitan_tp_validate.rehearsal.world import cut_world
@@ -32,7 +39,9 @@ from torchtitan_tp_validate.wrappers.guard import guardable_functions
 
 MICROBATCHES = ((2, 1), (1, 2))
 """Sequences at a time, and how many such batches a step sums the gradients of: as many in all, so that they
-have one reference. Upstream has faults that only one sequence at a time shows."""
+have one reference. Upstream has faults that only one sequence at a time shows, and some that only two do."""
+ALONE = ((1, 1), (1, 2))
+"""The same of a pipeline whose microbatches have one sequence: two are not the run's."""
 
 
 class _StoppedError(BaseException):
@@ -99,8 +108,9 @@ def _rehearse(
         repairs = tuple(sorted(found.faults & REPAIRS.keys()))
     world = cut_world(degrees, pp(job), read_batch(job).microbatches, ranks)
     verdict = _verdict(job, request)
+    microbatches = ALONE if pp(job) > 1 and read_batch(job).microbatch == 1 else MICROBATCHES
     split(job, world)
-    checkpoint = checkpoint_of(job)
+    checkpoint, validates = checkpoint_of(job), validation_of(job).enable
     left_out = line.make_small(job, world.degrees, out)
     result: dict[str, Any] = {
         "release": torchtitan_identity().name,
@@ -112,14 +122,14 @@ def _rehearse(
         "microbatches": world.microbatches,
         "runs": [],
     }
-    reference: Path | None = None
+    references: dict[int, Path] = {}
     if not request.compile:
         job.compile.enable = False
     if request.replicate_kv_heads:
         kv_replication_of(line_of(job)).put_into_job(job)
         install(replicate_kv_heads=True)
-    for microbatch_size, accumulates in MICROBATCHES:
-        folder = out / f"microbatch-{microbatch_size}"
+    for microbatch_size, accumulates in microbatches:
+        folder = out / f"microbatch-{microbatch_size}{'-accumulated' if accumulates > 1 else ''}"
         folder.mkdir(exist_ok=True)
         children = Children(folder, patience)
         run = SmallRun(
@@ -127,17 +137,20 @@ def _rehearse(
             repairs=repairs,
             accumulates=accumulates,
             checkpoint=checkpoint,
+            validates=validates,
         )
-        if reference is None:
-            run.run_reference(children)
+        rows = microbatch_size * accumulates
+        if rows in references:
+            run.take_reference(references[rows])
         else:
-            run.take_reference(reference)
+            run.run_reference(children)
+            references[rows] = folder
         for run_on_ranks in (run.run_ranks, *([run.resume_ranks] if checkpoint is not None else [])):
             result["runs"].append(run_on_ranks(children))
             if any(end["how"] != "ended" for end in result["runs"][-1]["ends"]):
                 return result
-        # One resumption tells of all.
-        reference, checkpoint = reference or folder, None
+        # Once is enough of both; and where gradients accumulate, validation has other batches.
+        checkpoint, validates = None, False
     return result
 
 

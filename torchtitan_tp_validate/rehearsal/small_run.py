@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchtitan_tp_validate.errors import RehearsalError
 from torchtitan_tp_validate.rehearsal.children import Children, End
-from torchtitan_tp_validate.rehearsal.jobs import ignored_label, save_every, split
+from torchtitan_tp_validate.rehearsal.jobs import ignored_label, save_every, split, validation_of
 from torchtitan_tp_validate.rehearsal.jobs.batch import read_batch
 from torchtitan_tp_validate.rehearsal.world import World
 from torchtitan_tp_validate.releases import line_of
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 _OF_ONE_PROCESS = {"NUM016"}
 """Faults of one process alone: it is repaired of them, since ranks are compared with it."""
+
+_VALIDATION_STEPS = 2
+"""As many batches as a step is not."""
 
 
 @dataclass
@@ -39,6 +42,7 @@ class SmallRun:
         repairs: codes of the known faults that are repaired.
         accumulates: local batches whose gradients are summed in a step.
         checkpoint: how the job saves its checkpoints, if it does: it is resumed from one then.
+        validates: validate between the steps.
     """
 
     line: ModuleType
@@ -52,6 +56,7 @@ class SmallRun:
     repairs: tuple[str, ...] = ()
     accumulates: int = 1
     checkpoint: Any = None
+    validates: bool = False
 
     def run_reference(self, children: Children) -> None:
         """Run in one process, on the rows of all data ranks.
@@ -151,13 +156,21 @@ class SmallRun:
         batches = self._batches
         if self.checkpoint is not None and name != "reference":
             self.job.checkpoint = save_every(STEPS, self.checkpoint, self.out / "checkpoint")
+        if self.validates and name != "resumption":
+            validation = validation_of(self.job)
+            validation.enable, validation.steps = True, _VALIDATION_STEPS
         if name == "resumption":
             batches = replace(batches, passed=STEPS)
         # The stages of a pipeline find the shapes of their inputs by a forward pass of nothing, and what is
         # compiled takes no hooks.
         outputs = self.outputs and self.world.pp == 1 and not self.job.compile.enable
-        resumes = self.checkpoint is not None
-        process = Process(self.out, enter, keep=self.keep, outputs=outputs, resumes=resumes)
+        process = Process(
+            *(self.out, enter),
+            keep=self.keep,
+            outputs=outputs,
+            resumes=self.checkpoint is not None,
+            validates=self.validates and name != "resumption",
+        )
         run = {
             "reference": process.reference,
             "rehearsal": process.rank,

@@ -56,11 +56,12 @@ def whole_text(rehearsal: Rehearsal) -> str:
 
 def _seen(rehearsal: Rehearsal) -> Iterator[str]:
     if rehearsal.outcome == "equal":
-        sizes = " and ".join(map(str, rehearsal.local_batch_sizes))
+        sizes = " and ".join(map(str, dict.fromkeys(rehearsal.local_batch_sizes)))
         resumed = ", and over one more resumed from a checkpoint" if rehearsal.resumed else ""
+        validated = "validation loss, " if rehearsal.validated else ""
         yield (
-            f"loss, gradient norm, {rehearsal.compared} gradients and all copies over two steps, at local "
-            f"batch sizes {sizes}{resumed}; worst relative difference {rehearsal.worst:.1e}"
+            f"loss, {validated}gradient norm, {rehearsal.compared} gradients and all copies over two steps, "
+            f"at local batch sizes {sizes}{resumed}; worst relative difference {rehearsal.worst:.1e}"
         )
     elif end := _first_end(rehearsal):
         others = len([other for other in rehearsal.ends if other["how"] == end["how"]]) - 1

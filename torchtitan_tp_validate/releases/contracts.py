@@ -123,6 +123,7 @@ def of_config_trees(
         Reads("components/optimizer/optimizer.py", ("ParamGroupConfig.pattern",), ("OPT001",)),
         Reads("trainer.py", ("Trainer.Config.validator",), ("VAL001",)),
         Reads("components/validate.py", ("Validator.Config.enable", "Validator.Config.steps"), ("VAL001",)),
+        Reads("components/validate.py", ("Validator.Config.dataloader",), ("VAL002",)),
         *(of_checkpoints if checkpoints else ()),
     )
 
@@ -158,5 +159,7 @@ def of_job_configs() -> tuple[Reads, ...]:
         Reads(config, tuple(f"Checkpoint.{name}" for name in _OF_A_CHECKPOINT), _CHECKPOINTS),
         Reads(config, ("Job.dump_folder", "FaultTolerance.enable"), _CHECKPOINTS),
         Reads(config, ("JobConfig.validation", "Validation.enable", "Validation.steps"), ("VAL001",)),
+        Reads(config, ("Validation.local_batch_size",), ("VAL003",)),
+        Reads("protocols/train_spec.py", ("TrainSpec.build_validator_fn",), ("VAL002",)),
         _MESH,
     )

@@ -62,7 +62,7 @@ SIZES = (
 
 
 def read_batches(job: Any) -> dict[str, Any]:
-    """Return the batch sizes of ``[training]``, and of the validation, by field of `Run`."""
+    """Return the batch sizes of ``[training]``, by field of `Run`."""
     training = getattr(job, "training", None)
     sizes = next((sizes for sizes in SIZES if hasattr(training, sizes.local)), SIZES[0])
     total = getattr(training, sizes.total, -1)
@@ -71,8 +71,6 @@ def read_batches(job: Any) -> dict[str, Any]:
         "sizes": sizes,
         "local_batch_size": getattr(training, sizes.local, None),
         "global_batch_size": None if total < 0 else total,
-        # Main refuses it itself.
-        "validated_to_the_end": "" if sizes.in_a_row else _validated_to_the_end(job),
     }
 
 
@@ -98,15 +96,6 @@ def read_backward(job: Any) -> dict[str, Any]:
 
 def _is_a(config: Any, name: str) -> bool:
     return any(base.__qualname__ == name for base in type(config).__mro__)
-
-
-def _validated_to_the_end(job: Any) -> str:
-    """Return the field that says so: of 0.2.x, or of 0.3.x."""
-    for name in ("validation", "validator"):
-        section = getattr(job, name, None)
-        if getattr(section, "enable", False) and getattr(section, "steps", None) == -1:
-            return f"{name}.steps"
-    return ""
 
 
 def has_real_ranks(job: Any) -> bool:

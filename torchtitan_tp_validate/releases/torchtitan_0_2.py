@@ -38,6 +38,7 @@ from torchtitan_tp_validate.releases.reading import (
     shortened,
 )
 from torchtitan_tp_validate.releases.sources import Source, installed_faults
+from torchtitan_tp_validate.releases.validation import read_validation
 from torchtitan_tp_validate.rules import Line
 
 HOW_TO_CHANGE = (
@@ -139,6 +140,7 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
         and _ONE_GROUP.is_installed
         and _TIED_BEFORE_FSDP.is_installed,
         permuted_heads=permuted_heads(model.config, model.config, job.checkpoint, start),
+        validation=read_validation(job, _train_spec(job), model.config, degrees),
         checkpoint=read_checkpoint(
             start,
             _not_loaded(job),

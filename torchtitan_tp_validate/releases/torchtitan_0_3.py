@@ -43,6 +43,7 @@ from torchtitan_tp_validate.releases.rows import (
     splits_sequence,
 )
 from torchtitan_tp_validate.releases.sources import Source, installed_faults
+from torchtitan_tp_validate.releases.validation import is_of_text, read_validator
 
 HOW_TO_CHANGE = (
     "--parallelism.{flag} {degree}, or in the config registry:",
@@ -144,6 +145,7 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
         **runs.read_batches(job),
         **runs.read_backward(job),
     )
+    asks = "special_tokens" if "Qwen35Model.Config" in classes and _LOOKS_UP_TOKENS.is_installed else ""
     heads, section = None, getattr(job, "checkpoint", None)
     assets = getattr(job, "hf_assets_path", "")
     start = start_of(section, getattr(job, "dump_folder", ""), assets, empty_is_new=True)
@@ -153,6 +155,8 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
         run,
         has_experts=_is_tree(config) and _has_experts(config),
         changes_embedding=_changes_embedding(config),
+        unfed=asks if is_of_text(getattr(job, "dataloader", None)) else "",
+        validation=read_validator(job, asks, in_a_row=run.sizes.in_a_row),
         permuted_heads=heads,
         checkpoint=read_checkpoint(
             start,
@@ -245,7 +249,11 @@ def _possible_faults(
     if saves_transposed_experts(model.config, checkpoint):
         yield "CKPT005"
     has_vision = getattr(model.config, "vision_encoder", None) is not None
-    if has_vision and _has_text_alone(job) and saves_optimizer(checkpoint, job.training.steps):
+    if (
+        has_vision
+        and is_of_text(getattr(job, "dataloader", None))
+        and saves_optimizer(checkpoint, job.training.steps)
+    ):
         yield "CKPT006"
     if "GptOssGroupedExperts.Config" in classes:
         yield "NUM004"
@@ -257,13 +265,6 @@ def _possible_faults(
         yield "NUM007"
     if "transformers_modeling_backend" in function and not _names_rope_init_fn():
         yield "NUM011"
-
-
-def _has_text_alone(job: Any) -> bool:
-    """Return whether the data of a job has no images, as far as that is known: by its class, or collator."""
-    loader = getattr(job, "dataloader", None)
-    source = type(getattr(loader, "collator", loader))
-    return source.__module__ == "torchtitan.hf_datasets.text_datasets" or source.__qualname__ == _OF_TEXT
 
 
 def _class_names(config: Any) -> set[str]:
@@ -318,8 +319,8 @@ FAULT_SOURCES: Mapping[str, Source] = {
 }
 """Code -> the fault in the source of the releases that have it."""
 
-_OF_TEXT = "TextCollator.Config"
-"""What puts main's batches together where they have no images."""
+_LOOKS_UP_TOKENS = Source("models/qwen3_5/model.py", 'image_token_id = special_tokens["image_id"]')
+"""Of 0.3.0, whether there are images or not."""
 
 _SECTIONS = {
     "training": "training",

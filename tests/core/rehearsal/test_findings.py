@@ -9,7 +9,10 @@ import pytest
 
 from torchtitan_tp_validate.rehearsal.findings import Rehearsal, judged
 
-REFERENCE = {"losses": [4.0, 3.0], "norms": [1.0, 0.5], "trainable": ["w1", "w2"], "uninitialized": []}
+REFERENCE = {
+    **{"losses": [4.0, 3.0], "norms": [1.0, 0.5], "validations": [3.5]},
+    **{"trainable": ["w1", "w2"], "uninitialized": []},
+}
 
 
 def record(**changes: Any) -> dict[str, Any]:
@@ -140,6 +143,7 @@ def test_the_first_wrong_output_is_named(outputs: dict[str, float], first: str) 
     [
         ({"losses": [4.0, 3.1]}, "loss"),
         ({"norms": [2.0, 0.5]}, "gradient norm"),
+        ({"validations": [7.0]}, "validation loss"),
         ({"drift": ["w1"]}, "copies"),
         ({"trainable": ["w1", "w2", "w3"]}, "trainable"),
         ({"trainable": ["w1"]}, "trainable"),
@@ -151,7 +155,13 @@ def test_whatever_differs_is_found(changes: dict[str, Any], what: str) -> None:
 
 
 def test_a_run_that_has_resumed_is_compared_from_its_first_step() -> None:
-    resumption = {"losses": [3.0], "norms": [0.5], "gradients": [[seen("w1")]], "first_step": 2}
+    resumption = {
+        "losses": [3.0],
+        "norms": [0.5],
+        "validations": [],
+        "gradients": [[seen("w1")]],
+        "first_step": 2,
+    }
     equal = rehearsal(record(**resumption), resumed=True)
     assert (equal.outcome, equal.resumed, equal.local_batch_sizes) == ("equal", True, ())
     wrong = record(**resumption | {"losses": [4.0]}, states=[seen("w1: exp_avg", 0.9)], drift=["w2"])
@@ -166,7 +176,7 @@ def test_what_nobody_initializes_is_told_first() -> None:
 
 
 def test_a_rank_without_the_last_stage_of_a_pipeline_has_no_loss_to_compare() -> None:
-    assert rehearsal(record(losses=[None, None]), record()).outcome == "equal"
+    assert rehearsal(record(losses=[None, None], validations=[None]), record()).outcome == "equal"
 
 
 @pytest.mark.parametrize(

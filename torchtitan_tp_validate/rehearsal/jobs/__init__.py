@@ -126,6 +126,11 @@ def save_every(steps: int, checkpoint: Any, folder: Path) -> Any:
     return checkpoint
 
 
+def validation_of(job: Any) -> Any:
+    """Return the part of a job that says how it validates."""
+    return job.validator if hasattr(job, "validator") else job.validation
+
+
 def ignored_label() -> int | None:
     """Return the label that torchtitan's loss passes over, or None: 0.2.0 and 0.2.1 take means of all."""
     from torchtitan.components import loss

@@ -233,6 +233,15 @@ def build_on_meta(job: Any) -> Any:
         return spec.model_cls(updated_args(spec.model_args[job.model.flavor], job))
 
 
+def _microbatches(job: Any) -> int:
+    """Return how many parts a validation batch is cut into."""
+    return (
+        job.training.local_batch_size // job.parallelism.pipeline_parallel_microbatch_size
+        if pp(job) > 1
+        else 1
+    )
+
+
 def build_trainer(
     job: Any,
     feed: Callable[..., Any],
@@ -242,16 +251,24 @@ def build_trainer(
     global_batch_size: int = -1,
 ) -> Any:
     """Return the job's Trainer; see `jobs`."""
+    from torchtitan.components import validate
     from torchtitan.protocols import train_spec
     from torchtitan.train import Trainer
 
     training = job.training
+    # One too few, where the job's own validation batch does not fill the microbatches of its pipeline.
+    validated = local_batch_size - (job.validation.local_batch_size % _microbatches(job) != 0)
     training.local_batch_size, training.global_batch_size = local_batch_size, global_batch_size
     job.parallelism.pipeline_parallel_microbatch_size = microbatch_size
 
-    def batches(*, dp_world_size: int, dp_rank: int, **_: Any) -> Any:
+    def batches(*, dp_world_size: int, dp_rank: int, rows: int = local_batch_size, **_: Any) -> Any:
         for inputs, labels in feed(dp_rank, dp_world_size, local_batch_size):
-            yield {"input": inputs["input"]}, labels
+            yield {"input": inputs["input"][:rows]}, labels[:rows]
 
     train_spec.get_train_spec(job.model.name).build_dataloader_fn = batches
+    # 0.2.0 calls it after Hugging Face.
+    old = hasattr(validate, "build_hf_validation_dataloader")
+    setattr(
+        validate, f"build_{'hf' if old else 'text'}_validation_dataloader", partial(batches, rows=validated)
+    )
     return Trainer(job)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -256,14 +257,27 @@ def build_trainer(
     at_a_time = microbatch_size if pp(job) > 1 else local_batch_size
     job.tokenizer = _Part(lambda **_: None)
     job.dataloader = _Part(lambda *, dp_world_size, dp_rank, **_: feed(dp_rank, dp_world_size, at_a_time))
+    has_images = type(job.validator.dataloader).__qualname__.startswith("MMDataLoader.")
+    job.validator.dataloader = job.dataloader if has_images else _Part(_without_images(job.dataloader.build))
     return job.build()
 
 
+def _without_images(build: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a data loader of text alone: nothing in its batches tells a model where its images are."""
+
+    def build_text(**how: Any) -> Any:
+        for inputs, labels in build(**how):
+            yield {name: each for name, each in inputs.items() if name != "special_tokens"}, labels
+
+    return build_text
+
+
+@dataclass
 class _Part:
     """In the place of a config whose part of the job is not rehearsed."""
 
-    def __init__(self, build: Callable[..., Any]) -> None:
-        self.build = build
+    build: Callable[..., Any]
+    infinite: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Return what the job's config logs of it."""
