@@ -70,7 +70,8 @@ def _quickest(rows: list[Row], count: int) -> list[Row]:
 def _run_again(line: str, rows: list[Row]) -> int:
     """Run recorded layouts again; return how many come out in another way."""
     changed = 0
-    for row, again in zip(rows, run_layouts([row.layout for row in rows]), strict=True):
+    hanging = [row.layout for row in rows if row.outcome == "hangs"]
+    for row, again in zip(rows, run_layouts([row.layout for row in rows], hanging), strict=True):
         same = (row.verdict, row.outcome, explain(line, row)) == (
             *(again.verdict, again.outcome),
             explain(line, again),

@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 
@@ -178,7 +178,7 @@ def main() -> None:
         child = os.fork()
         if not child:
             answers.close()
-            _leave(functools.partial(_become, request))
+            os._exit(_ended(functools.partial(_become, request)))
         answers.write(f"{json.dumps(_watch(child, request['timeout']))}\n")
         answers.flush()
 
@@ -277,10 +277,6 @@ def _as_rank(module: str, arguments: Sequence[str]) -> None:
 
 def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-
-def _leave(run: Callable[[], None]) -> NoReturn:
-    os._exit(_ended(run))
 
 
 def _ended(run: Callable[[], None]) -> int:

@@ -6,7 +6,12 @@ from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+import torchtitan_tp_validate as tpv
+from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.plan import ShardedDim, describe_places
+from torchtitan_tp_validate.validate import judge
 
 
 def model_args(n_heads: Any = 8, n_kv_heads: Any = 2, n_layers: Any = 2, **more: Any) -> Any:
@@ -64,3 +69,10 @@ def told(dims: Iterable[ShardedDim], n_layers: int) -> list[str]:
         f"{dim.code} {dim.name} {dim.size}: {dim.split.value}, in {describe_places(dim, n_layers)}"
         for dim in dims
     ]
+
+
+def refusal(model: Any, degrees: Degrees) -> tpv.TPCompatError:
+    """What a model is refused with."""
+    with pytest.raises(tpv.TPCompatError) as caught:
+        judge(model, degrees, model_name="Tiny")
+    return caught.value

@@ -4,28 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 import torchtitan_tp_validate as tpv
-from tests.core.shapes import attention_layer, config_tree, model_args, model_with_experts
+from tests.core.shapes import attention_layer, config_tree, model_args, model_with_experts, refusal
 from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.plan import Plan, ShardedDim
 from torchtitan_tp_validate.rules import Otherwise
-from torchtitan_tp_validate.validate import compat_error, judge
+from torchtitan_tp_validate.validate import compat_error
 
 SIX_EXPERTS = SimpleNamespace(num_experts=6)
 
 
 def toml(flag: str, degree: int) -> str:
     return f"--parallelism.{flag} {degree}, or in the job's TOML file:\n  [parallelism]\n  {flag} = {degree}"
-
-
-def refusal(model: Any, degrees: Degrees) -> tpv.TPCompatError:
-    with pytest.raises(tpv.TPCompatError) as caught:
-        judge(model, degrees, model_name="Tiny")
-    return caught.value
 
 
 def test_an_expert_degree_is_called_by_its_name() -> None:

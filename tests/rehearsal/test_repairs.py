@@ -95,8 +95,8 @@ COMPOSED: dict[str, dict[str, Any]] = {
 """Line -> a run of several faults."""
 
 OUTSIDE: dict[str, dict[str, Any]] = {
-    "0.2": at("llama4 debugmodel", tp=2, dp=2),
-    "0.3": at("gpt_oss 20b", tp=2, ep=2, dp=2),
+    "0.2": at("llama4 debugmodel", tp=2, dp=1),
+    "0.3": at("gpt_oss 20b", tp=2, ep=2, dp=1),
 }
 """Line -> a run one step outside of the faults' layouts."""
 
@@ -129,6 +129,29 @@ def test_a_fault_is_seen_refused_and_repaired(rehearse: Rehearse, code: str) -> 
     assert repaired.outcome == "equal", whole_text(repaired)
     assert repaired.verdict == "fits"
     assert f"{code} repaired" in repaired.stand_ins
+
+
+@pytest.mark.requires(torchtitan="0.2")
+def test_the_router_of_0_2_is_reported_by_name(rehearse: Rehearse) -> None:
+    """Upstream issue #1805, mended by #2416 after 0.2.2."""
+    seen = rehearse("NUM001")
+    assert (seen.outcome, "NUM001" in seen.verdict, seen.output) == ("differs", True, "")
+    first = seen.differences[0]
+    assert (first.what, first.name, first.step) == ("gradient", GATE, 1)
+    assert 0.3 < first.factor < 0.7
+    assert "#1805" in first.issue
+    assert GATE in [difference.name for difference in seen.differences if difference.what == "copies"]
+
+
+@pytest.mark.requires(torchtitan="0.2")
+def test_the_gradients_of_a_pipeline_of_0_2_are_times_the_tokens_of_a_step(rehearse: Rehearse) -> None:
+    """Upstream issue #2972. Clipping hides it from the loss."""
+    seen = rehearse("NUM008")
+    assert (seen.outcome, seen.degrees, seen.local_batch_sizes) == ("differs", {"pp": 2}, (8, 4))
+    first = seen.differences[0]
+    # Of 8 sequences of 32 tokens: the labels that count.
+    assert (round(first.factor), first.looks_like) == (160, "counted once per token of a step")
+    assert "#2972" in first.issue
 
 
 def test_repairs_go_together_and_with_everything_else(rehearse: Rehearse) -> None:

@@ -8,14 +8,14 @@ Every folder of ``OUT`` with a ``request.json`` becomes the folder of a rehearsa
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tests.forked import run_program
-from torchtitan_tp_validate.rehearsal.children import die_with_parent
+from torchtitan_tp_validate.rehearsal.children import run_in_fork
 from torchtitan_tp_validate.rehearsal.findings import Rehearsal
 from torchtitan_tp_validate.rehearsal.jobs import installed_line
 from torchtitan_tp_validate.rehearsal.program import write_result
@@ -51,20 +51,8 @@ def main(folder: str) -> None:
     line = installed_line()
     used = line.prepare(compile=False)
     for path in sorted(Path(folder).glob("*/request.json")):
-        pid = os.fork()
-        if pid:
-            os.waitpid(pid, 0)
-            continue
-        try:
-            die_with_parent()
-            log = os.open(path.with_name("output.txt"), os.O_WRONLY | os.O_CREAT, 0o600)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            write_result(line, used, path.parent, json.loads(path.read_text(encoding="utf-8")))
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(0)
+        request = json.loads(path.read_text(encoding="utf-8"))
+        run_in_fork(partial(write_result, line, used, path.parent, request), path.with_name("output.txt"))
 
 
 if __name__ == "__main__":

@@ -102,9 +102,7 @@ class Children:
         status = 1
         try:
             die_with_parent()
-            log = os.open(file.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
+            _write_output_to(file.with_suffix(".log"))
             stacks = file.with_suffix(".stack").open("w")
             faulthandler.register(signal.SIGUSR1, stacks, all_threads=False)
             os.environ.update(environment, RANK=str(rank))
@@ -157,6 +155,27 @@ class Children:
         return End(rank, how, _read(file.with_suffix(".stage")), error, way)
 
 
+def run_in_fork(function: Callable[[], None], log: Path) -> None:
+    """Run a function in a fork of this process, whose output goes into a file, and wait for its end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    gc.freeze()
+    pid = os.fork()
+    if pid:
+        os.waitpid(pid, 0)
+        return
+    try:
+        die_with_parent()
+        _write_output_to(log)
+        function()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
 def current_stage(folder: Path) -> str:
     """Return where the first rank of a run is, in a folder that is being written below."""
     stages = sorted(folder.glob("**/*-rank0.stage"), key=lambda path: path.stat().st_mtime)
@@ -169,6 +188,12 @@ def die_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, by)
     if os.getppid() != parent:
         os.kill(os.getpid(), by)
+
+
+def _write_output_to(file: Path) -> None:
+    log = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
 
 
 def _kill(pid: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import torchtitan_tp_validate as tpv
-from tests.core.shapes import model_with_experts
+from tests.core.shapes import model_with_experts, refusal
 from torchtitan_tp_validate.degrees import Axis, Degrees, read_degrees
 from torchtitan_tp_validate.job import read_job
 from torchtitan_tp_validate.plan import Plan, PlanBuilder
@@ -92,12 +92,6 @@ def test_alignment_counts_where_the_grouped_kernel_of_cuda_runs(
     degrees: Degrees, grouped: bool, judged: bool
 ) -> None:
     assert sizes(plan(degrees, grouped=grouped)) == ([("expert_hidden_dim", 36)] if judged else [])
-
-
-def refusal(model: Any, degrees: Degrees) -> tpv.TPCompatError:
-    with pytest.raises(tpv.TPCompatError) as caught:
-        judge(model, degrees, model_name="Tiny")
-    return caught.value
 
 
 def test_a_part_that_is_not_aligned_is_refused() -> None:

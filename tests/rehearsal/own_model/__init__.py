@@ -111,11 +111,15 @@ def parallelize_own(model: Any, **how: Any) -> Any:
     return llama3.parallelize_llama(model, **how)
 
 
-def _of(flavor: str, widths: int) -> OwnModel.Config:
-    """Return Llama's config of a flavor, its feed-forward replaced by one of so many times its width."""
+def _of(flavor: str, widths: int, layers: int | None = None) -> OwnModel.Config:
+    """Return Llama's config of a flavor, its feed-forward replaced by one of so many times its width.
+
+    Args:
+        layers: how many of its layers, if not all.
+    """
     llama = llama3.llama3_configs[flavor](attn_backend="flex")
     own = OwnModel.Config(**{f.name: getattr(llama, f.name) for f in fields(llama) if f.init})
-    own.layers = [_block(layer, llama.dim, widths * llama.dim) for layer in llama.layers]
+    own.layers = [_block(layer, llama.dim, widths * llama.dim) for layer in llama.layers[:layers]]
     return own
 
 
@@ -140,8 +144,7 @@ own_configs = {
     "8B": lambda: _of("8B", widths=4),
     # Which side of its linears is the residual stream cannot be seen.
     "8B-square": lambda: _of("8B", widths=1),
-    "small-square": lambda: _of("debugmodel", widths=1),
-    "small-shared": lambda: _sharing(_of("debugmodel", widths=1), n_heads=8, n_kv_heads=1),
+    "small-shared": lambda: _sharing(_of("debugmodel", widths=1, layers=1), n_heads=8, n_kv_heads=1),
 }
 
 

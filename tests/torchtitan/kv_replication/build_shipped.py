@@ -12,15 +12,13 @@ import sys
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.distributed.tensor import DTensor
-from torch.testing._internal.distributed.fake_pg import FakeStore
-from torchtitan.distributed import ParallelDims, parallel_dims
-from torchtitan.distributed.utils import set_spmd_backend
+from torchtitan.distributed import parallel_dims
 from torchtitan.models.qwen3_5 import config_registry
 from torchtitan.tools import utils
 
 import torchtitan_tp_validate
+from tests.torchtitan.kv_replication.fake_rank import build, parallelize
 from torchtitan_tp_validate.guards import guards_in_place
 from torchtitan_tp_validate.job import Options, check_job
 
@@ -31,22 +29,9 @@ def main(name: str, world_size: int) -> None:
     config = getattr(config_registry, name)()
     check_job(config, guarded=guards_in_place(), options=Options(replicate_kv_heads=True))
 
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
-    set_spmd_backend(config.parallelism.spmd_backend)
-    spec = config.model_spec
-    spec.model.update_from_config(config=config)
-    with torch.device("meta"):
-        model = spec.model.build()
+    model = build(config, world_size)
     names = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    model = spec.parallelize_fn(
-        model,
-        parallel_dims=ParallelDims.from_config(config.parallelism, world_size),
-        training=config.training,
-        parallelism=config.parallelism,
-        compile_config=config.compile,
-        ac_config=None,
-        dump_folder="",
-    )
+    model = parallelize(config, model, world_size)
     print(json.dumps({"tp": config.parallelism.tensor_parallel_degree, "wk": _projections(model, names)}))
 
 

@@ -16,16 +16,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torchtitan.train
 from torch.distributed.tensor import DTensor, Replicate
-from torch.testing._internal.distributed.fake_pg import FakeStore
-from torchtitan.distributed import ParallelDims, parallel_dims
-from torchtitan.distributed.utils import set_spmd_backend
+from torchtitan.distributed import parallel_dims
 from torchtitan.tools import utils
 from torchtitan.trainer import Trainer
 
 from tests.core.walks import walk
+from tests.torchtitan.kv_replication.fake_rank import build, parallelize
 from torchtitan_tp_validate import degrees, job, plan, train, validate
 from torchtitan_tp_validate.kv_replication import torchtitan_0_3
 from torchtitan_tp_validate.kv_replication.linears import KVHeadLinear
@@ -53,22 +51,9 @@ def start(self: Any, config: Any) -> None:
     """What a Trainer does up to its sharded model."""
     note()
     world_size = config.parallelism.tensor_parallel_degree
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
-    set_spmd_backend(config.parallelism.spmd_backend)
-    spec = config.model_spec
-    spec.model.update_from_config(config=config)
-    with torch.device("meta"):
-        model = spec.model.build()
+    model = build(config, world_size)
     note()
-    model = spec.parallelize_fn(
-        model,
-        parallel_dims=ParallelDims.from_config(config.parallelism, world_size),
-        training=config.training,
-        parallelism=config.parallelism,
-        compile_config=config.compile,
-        ac_config=None,
-        dump_folder="",
-    )
+    model = parallelize(config, model, world_size)
     note()
     for linear in [module for module in model.modules() if isinstance(module, KVHeadLinear)][:1]:
         mesh, (_, in_features) = linear.weight.device_mesh, linear.weight.shape

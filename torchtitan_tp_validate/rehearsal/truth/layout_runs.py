@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import gc
 import json
-import os
-import shutil
-import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -22,7 +18,7 @@ from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG, degrees_of_job
 from torchtitan_tp_validate.errors import KVReplicationError, TPValidateError
 from torchtitan_tp_validate.guards import install
 from torchtitan_tp_validate.identity import torchtitan_identity
-from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
+from torchtitan_tp_validate.rehearsal.children import Children, run_in_fork
 from torchtitan_tp_validate.rehearsal.findings import Rehearsal, judged
 from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line, plain_job, pp, split
 from torchtitan_tp_validate.rehearsal.jobs.batch import Batch, set_batch
@@ -35,6 +31,7 @@ from torchtitan_tp_validate.releases import kv_replication_of, line_of
 
 _PATIENCE_SECONDS = 90.0
 _COMPILING_PATIENCE_SECONDS = 300.0
+_HANGING_PATIENCE_SECONDS = 30.0
 _LAYERS_PER_RANK = 3
 """Of a pipeline, which leaves none of two stages on each rank without a layer."""
 
@@ -44,16 +41,19 @@ _MOST_SHOWN = 3
 _MOST_ERROR = 240
 
 
-def run_layouts(layouts: Iterable[Layout]) -> Iterator[Row]:
+def run_layouts(layouts: Iterable[Layout], hanging: Collection[Layout] = ()) -> Iterator[Row]:
     """Yield what comes of each layout, one after the other.
 
     Upstream's registries are written to and its jobs are read once, so each has a process of its own.
+
+    Args:
+        hanging: those that are known to hang, and are not waited for as long as others.
     """
     line = installed_line()
     line.LAYERS_PER_RANK = _LAYERS_PER_RANK  # type: ignore[attr-defined]
     used = line.prepare(False)
     for layout, job in _jobs(line, layouts):
-        yield _in_a_fork(line, job, layout, used)
+        yield _in_a_fork(line, job, layout, used, layout in hanging)
 
 
 def judge_layouts(layouts: Iterable[Layout]) -> Iterator[str]:
@@ -94,42 +94,27 @@ def _registry_left_alone(layout: Layout) -> Iterator[None]:
         registered[flavor] = args
 
 
-def _in_a_fork(line: ModuleType, job: Any, layout: Layout, used: set[str]) -> Row:
-    out = Path(tempfile.mkdtemp(prefix="tp-validate-layout-"))
+def _in_a_fork(line: ModuleType, job: Any, layout: Layout, used: set[str], hangs: bool) -> Row:
     began = time.monotonic()
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        gc.freeze()
-        pid = os.fork()
-        if not pid:
-            _child(line, job, layout, used, out)
-        os.waitpid(pid, 0)
-        found = json.loads((out / "row.json").read_text(encoding="utf-8"))
-    finally:
-        shutil.rmtree(out)
+    with tempfile.TemporaryDirectory(prefix="tp-validate-layout-") as folder:
+        out = Path(folder)
+        row = out / "row.json"
+
+        def write_row() -> None:
+            try:
+                found = _run(line, job, layout, used, hangs, out)
+            except Exception as error:  # what cannot be rehearsed is told, and the next goes on
+                found = _row("", "not run", error=f"{type(error).__name__}: {error}")
+            row.write_text(json.dumps(found), encoding="utf-8")
+
+        run_in_fork(write_row, out / "output.txt")
+        found = json.loads(row.read_text(encoding="utf-8"))
     return Row(layout, **found, seconds=f"{time.monotonic() - began:.1f}")
 
 
-def _child(line: ModuleType, job: Any, layout: Layout, used: set[str], out: Path) -> None:
-    status = 1
-    try:
-        die_with_parent()
-        log = os.open(out / "output.txt", os.O_WRONLY | os.O_CREAT, 0o600)
-        os.dup2(log, 1)
-        # Rows are the one thing that is printed.
-        os.dup2(log, 2)
-        try:
-            found = _run(line, job, layout, used, out)
-        except Exception as error:  # what cannot be rehearsed is told, and the next goes on
-            found = _row("", "not run", error=f"{type(error).__name__}: {error}")
-        (out / "row.json").write_text(json.dumps(found), encoding="utf-8")
-        status = 0
-    finally:
-        os._exit(status)
-
-
-def _run(line: ModuleType, job: Any, layout: Layout, used: set[str], out: Path) -> dict[str, str]:
+def _run(
+    line: ModuleType, job: Any, layout: Layout, used: set[str], hangs: bool, out: Path
+) -> dict[str, str]:
     import torch
 
     put_into_job(job, layout)
@@ -147,7 +132,8 @@ def _run(line: ModuleType, job: Any, layout: Layout, used: set[str], out: Path) 
         kv_replication_of(line_of(job)).put_into_job(job)
         install(replicate_kv_heads=True, repair=layout.lora_rank > 0)
     run = SmallRun(line, job, world, int(layout.batch), out, used, outputs=False, repairs=repairs)
-    children = Children(out, _COMPILING_PATIENCE_SECONDS if job.compile.enable else _PATIENCE_SECONDS)
+    patience = _COMPILING_PATIENCE_SECONDS if job.compile.enable else _PATIENCE_SECONDS
+    children = Children(out, _HANGING_PATIENCE_SECONDS if hangs else patience)
     try:
         run.run_reference(children)
     except TPValidateError as error:

@@ -9,13 +9,9 @@ from __future__ import annotations
 
 import copy
 import csv
-import gc
 import json
 import math
-import os
 import random
-import shutil
-import sys
 import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
@@ -26,7 +22,7 @@ from typing import Any
 
 from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG, degrees_of_job
 from torchtitan_tp_validate.layout import SCHEDULES
-from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
+from torchtitan_tp_validate.rehearsal.children import Children, run_in_fork
 from torchtitan_tp_validate.rehearsal.cpu import join_fake_ranks
 from torchtitan_tp_validate.rehearsal.jobs import Request, plain_job
 from torchtitan_tp_validate.rehearsal.jobs.batch import Batch, set_batch
@@ -274,35 +270,20 @@ class Runner:
 
     def run(self, one: SetUp) -> SetUp:
         """Return a set-up with what comes of it."""
-        out = Path(tempfile.mkdtemp(prefix="tp-validate-set-up-"))
-        try:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            gc.freeze()
-            pid = os.fork()
-            if not pid:
-                self._child(one, out)
-            os.waitpid(pid, 0)
+        with tempfile.TemporaryDirectory(prefix="tp-validate-set-up-") as folder:
+            out = Path(folder)
+            run_in_fork(partial(self._write_found, one, out), out / "output.txt")
             found = json.loads((out / "found.json").read_text(encoding="utf-8"))
-        finally:
-            shutil.rmtree(out)
         return SetUp(**{**asdict(one), **found})
 
-    def _child(self, one: SetUp, out: Path) -> None:
-        try:
-            die_with_parent()
-            log = os.open(out / "output.txt", os.O_WRONLY | os.O_CREAT, 0o600)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            job = self.job(one)
-            verdict = verdict_of(job, int(one.world_size))
-            job.parallelism.module_fqns_per_model_part = None
-            self._line.make_small(job, degrees_of_job(job), out)
-            _put(job, one)
-            outcome = self._set_up(job, one, out)
-            (out / "found.json").write_text(json.dumps({"verdict": verdict, "outcome": outcome}))
-        finally:
-            os._exit(0)
+    def _write_found(self, one: SetUp, out: Path) -> None:
+        job = self.job(one)
+        verdict = verdict_of(job, int(one.world_size))
+        job.parallelism.module_fqns_per_model_part = None
+        self._line.make_small(job, degrees_of_job(job), out)
+        _put(job, one)
+        outcome = self._set_up(job, one, out)
+        (out / "found.json").write_text(json.dumps({"verdict": verdict, "outcome": outcome}))
 
     def _set_up(self, job: Any, one: SetUp, out: Path) -> str:
         world, pp = int(one.world_size), getattr(job.parallelism, PIPELINE_FLAG)

@@ -437,17 +437,8 @@ def test_color_is_for_terminals_that_want_it(config_file: Path) -> None:
 
 
 def test_a_reader_that_goes_away_is_no_error(config_file: Path) -> None:
-    arguments = [
-        sys.executable,
-        "-m",
-        "torchtitan_tp_validate",
-        "check",
-        "--tp",
-        "1-64",
-        "--output-format",
-        "json",
-    ]
-    command = [*arguments, "--hf-config", *[str(config_file)] * 20]
+    options = ["--tp", "1-64", "--output-format", "json", "--hf-config", *[str(config_file)] * 20]
+    command = [sys.executable, "-m", "torchtitan_tp_validate", "check", *options]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None

@@ -164,35 +164,15 @@ def test_a_picture_of_nothing_is_not_drawn(tp_validate: Program, meter: Meter) -
 
 
 def test_the_list_is_as_long_as_it_may_be(tp_validate: Program, meter: Meter) -> None:
-    words = [
-        "layouts",
-        "--world-size",
-        "8",
-        "--limit",
-        "1",
-        "--output-format",
-        "concise",
-        "--",
-        "--config",
-        "8b",
-    ]
+    options = ["--world-size", "8", "--limit", "1", "--output-format", "concise"]
+    words = ["layouts", *options, "--", "--config", "8b"]
     assert tp_validate(*words).out == "dp_shard 8\n"
     assert not meter.measured
 
 
 def test_what_is_written_down_is_no_list(tp_validate: Program, meter: Meter) -> None:
-    words = [
-        "layouts",
-        "--world-size",
-        "8",
-        "--emit",
-        "cli",
-        "--output-format",
-        "json",
-        "--",
-        "--config",
-        "8b",
-    ]
+    options = ["--world-size", "8", "--emit", "cli", "--output-format", "json"]
+    words = ["layouts", *options, "--", "--config", "8b"]
     status, out, err = tp_validate(*words)
     assert (status, out) == (2, "")
     assert "--emit writes no list: leave --output-format out" in err
