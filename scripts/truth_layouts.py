@@ -25,7 +25,7 @@ from tqdm import tqdm
 from torchtitan_tp_validate.identity import torchtitan_identity
 from torchtitan_tp_validate.rehearsal.truth.explained import KINDS, UNEXPLAINED, count_kinds, explain
 from torchtitan_tp_validate.rehearsal.truth.layout_runs import judge_layouts, run_layouts
-from torchtitan_tp_validate.rehearsal.truth.layouts import Row, layouts, read_rows, write_rows
+from torchtitan_tp_validate.rehearsal.truth.layouts import Row, is_of, layouts, read_rows, write_rows
 from torchtitan_tp_validate.rehearsal.truth.shared_layouts import shared_layouts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,7 +41,7 @@ def main() -> None:
     if options.again:
         sys.exit(_run_again(line, _quickest(list(recorded.values()), options.again)))
     every = shared_layouts(line) if options.shared else layouts(line)
-    todo = [layout for layout in every if layout not in recorded]
+    todo = [layout for layout in every if layout not in recorded and is_of(release, layout)]
     todo = [] if options.judge else todo[: options.part]
     if options.judge:
         verdicts = judge_layouts(recorded)

@@ -156,6 +156,7 @@ class Run:
         gpus_per_node: how many of them share a node, or None.
         shards_with_experts: whether the parallelize function takes a sharding mesh for granted where there is
             expert parallelism.
+        has_every_mesh: whether it is there, be it of one rank.
         wraps_attention: whether context parallelism wraps the attention of each stage, which must have some.
         mask_block: how many tokens a block of the masks has that context parallelism cuts, or None where it
             cuts none.
@@ -193,6 +194,7 @@ class Run:
     world_size: int | None = None
     gpus_per_node: int | None = None
     shards_with_experts: bool = False
+    has_every_mesh: bool = False
     wraps_attention: bool = False
     mask_block: int | None = None
     uncut: str = ""
@@ -311,7 +313,7 @@ def _replicas(run: Run) -> _Found:
 
 def _experts_sharded(run: Run) -> _Found:
     degrees = run.degrees
-    if degrees.ep > 1 and run.shards_with_experts and not _fsdp(degrees):
+    if degrees.ep > 1 and run.shards_with_experts and not run.has_every_mesh and not _fsdp(degrees):
         yield f"{FLAGS['ep']} is {degrees.ep}, and neither the data nor the sequence is sharded", ""
 
 

@@ -83,6 +83,10 @@ CASES: dict[str, list[tuple[Run, Run]]] = {
     "MESH005": [
         (run(OLD, ep=2, tp=2, shards_with_experts=True), run(OLD, ep=2, tp=2)),
         (run(OLD, ep=2, tp=2, shards_with_experts=True), run(OLD, ep=2, cp=2, shards_with_experts=True)),
+        (
+            run(OLD, ep=2, tp=2, shards_with_experts=True),
+            run(OLD, ep=2, tp=2, shards_with_experts=True, has_every_mesh=True),
+        ),
     ],
     "NODE001": [
         (run(tp=16, gpus_per_node=8), run(tp=8, gpus_per_node=8)),

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import csv
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.forked import in_forks, run_script
 from tests.rehearsal import warm
+from tests.torchtitan.installed import RELEASE
 from torchtitan_tp_validate.errors import RehearsalError
-from torchtitan_tp_validate.rehearsal.findings import Rehearsal
 from torchtitan_tp_validate.rehearsal.told import whole_text
+from torchtitan_tp_validate.rehearsal.truth.explained import AGREES, count_kinds, explain
+from torchtitan_tp_validate.rehearsal.truth.layouts import is_of, layouts, read_rows
 
 pytestmark = [
     pytest.mark.requires(torchtitan=("0.2.0", "0.2.1")),
     pytest.mark.xdist_group("older releases"),
 ]
 
+ROOT = Path(__file__).resolve().parents[2]
 REPLICAS = {"data_parallel_replicate_degree": 2, "data_parallel_shard_degree": 1}
 SHARDS = {"data_parallel_shard_degree": 2}
 
@@ -38,7 +43,6 @@ RUNS = {
     ),
     "context": run_of("llama3 debugmodel", {"context_parallel_degree": 2}),
 }
-Rehearse = Callable[[str], Rehearsal]
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +68,27 @@ def test_a_tie_that_nothing_shards_is_lost_refused_and_repaired(out: Path) -> No
 def test_what_is_let_through_trains_what_one_process_trains(out: Path, name: str) -> None:
     seen = warm.found(out, name)
     assert (seen.outcome, seen.verdict) == ("equal", "fits"), whole_text(seen)
+
+
+TABLE = ROOT / "tests" / "truth" / f"layouts-{RELEASE}.csv"
+
+
+def test_every_recorded_layout_agrees() -> None:
+    rows = read_rows(TABLE)
+    assert {row.layout for row in rows} == {one for one in layouts("0.2") if is_of(RELEASE, one)}
+    why = [explain("0.2", row) for row in rows]
+    assert {*why} == {AGREES}
+    with TABLE.open(encoding="utf-8", newline="") as stream:
+        assert [values["explanation"] for values in csv.DictReader(stream)] == why
+    counted = f"| layouts of {RELEASE} | {len(rows)} | {' | '.join(map(str, count_kinds('0.2', rows)))} |"
+    assert counted in (ROOT / "docs" / "truth.md").read_text(encoding="utf-8"), counted
+
+
+@in_forks
+def test_the_rules_say_of_every_layout_what_is_recorded(tmp_path: Path) -> None:
+    shutil.copy(TABLE, tmp_path)
+    run_script("truth_layouts", "--judge", "--out", str(tmp_path), out=tmp_path / "ended")
+    assert (tmp_path / TABLE.name).read_text() == TABLE.read_text()
 
 
 def test_what_a_cpu_cannot_run_is_told(out: Path) -> None:

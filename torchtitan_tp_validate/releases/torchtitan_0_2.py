@@ -133,6 +133,7 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
         # A model of somebody's own may have others.
         modules=_MODULES if model.parallelize_fn.__module__.startswith("torchtitan.") else (),
         shards_with_experts=_SHARDS_WITH_EXPERTS in _source(model.parallelize_fn),
+        has_every_mesh=not _ASKS_FOR_MESHES.is_installed,
         has_experts=_has_experts(model.config),
         mask_block=_MASK_BLOCK if getattr(model.config, "attn_type", "") == "flex" else None,
         **_uncut(model),
@@ -275,6 +276,10 @@ _MASK_BLOCK = 128
 _MODULES = ("tok_embeddings", "norm", "output")
 _SHARDS_WITH_EXPERTS = "parallel_dims.fsdp_enabled or parallel_dims.ep_enabled"
 """What a parallelize function asks that takes FSDP's mesh wherever there is expert parallelism."""
+_ASKS_FOR_MESHES = Source(
+    "distributed/parallel_dims.py", "mesh = self.get_optional_mesh(dims) if mesh is None:"
+)
+"""ParallelDims then has no mesh of one rank; that of 0.2.0 has."""
 
 
 def _source(function: Callable[..., Any]) -> str:

@@ -23,13 +23,18 @@ _TAKES_NO_MASKS = Source("models/llama4/model/model.py", "assert attention_masks
 
 
 _OF_TEXT = "TextCollator.Config"
-"""What puts main's batches together where they have no images."""
+_OF_IMAGES = ("MMDataLoader.Config", "MultiModalCollator.Config")
+"""What puts batches together: in 0.3.x the data loader, in main its collator."""
 
 
 def is_of_text(loader: Any) -> bool:
     """Return whether a data loader has no images, as far as that is known: by its class, or collator."""
-    source = type(getattr(loader, "collator", loader))
+    source = _source(loader)
     return source.__module__ == "torchtitan.hf_datasets.text_datasets" or source.__qualname__ == _OF_TEXT
+
+
+def _source(loader: Any) -> type:
+    return type(getattr(loader, "collator", loader))
 
 
 def read_validator(job: Any, asks: str, *, in_a_row: bool) -> Validation:
@@ -44,7 +49,7 @@ def read_validator(job: Any, asks: str, *, in_a_row: bool) -> Validation:
     if not getattr(section, "enable", False):
         return Validation()
     loader, stopped_by = getattr(section, "dataloader", None), ""
-    if type(loader).__qualname__.startswith("MMDataLoader.") and _TAKES_TENSORS.is_installed:
+    if _source(loader).__qualname__ in _OF_IMAGES and _TAKES_TENSORS.is_installed:
         stopped_by = "the validator takes batches of tensors alone, and those with images have more in them"
     elif asks and is_of_text(loader):
         stopped_by = f"the model asks for {asks}, which the validator's batches lack"

@@ -24,6 +24,7 @@ from torchtitan_tp_validate.rehearsal.jobs import (
 )
 from torchtitan_tp_validate.rehearsal.jobs.batch import Batch, read_batch, set_batch
 from torchtitan_tp_validate.rehearsal.shrink import configs_below, shrink
+from torchtitan_tp_validate.releases.validation import is_of_text
 
 _DISPATCHES_ON_A_GPU = (
     *("DeepEPTokenDispatcher", "HybridEPTokenDispatcher", "MinimalAsyncEPTokenDispatcher"),
@@ -257,8 +258,10 @@ def build_trainer(
     at_a_time = microbatch_size if pp(job) > 1 else local_batch_size
     job.tokenizer = _Part(lambda **_: None)
     job.dataloader = _Part(lambda *, dp_world_size, dp_rank, **_: feed(dp_rank, dp_world_size, at_a_time))
-    has_images = type(job.validator.dataloader).__qualname__.startswith("MMDataLoader.")
-    job.validator.dataloader = job.dataloader if has_images else _Part(_without_images(job.dataloader.build))
+    build = job.dataloader.build
+    job.validator.dataloader = _Part(
+        _without_images(build) if is_of_text(job.validator.dataloader) else build
+    )
     return job.build()
 
 
@@ -278,6 +281,7 @@ class _Part:
 
     build: Callable[..., Any]
     infinite: bool = True
+    repeat: bool = True  # main's name for it
 
     def to_dict(self) -> dict[str, Any]:
         """Return what the job's config logs of it."""

@@ -258,6 +258,16 @@ def layouts(line: str) -> tuple[Layout, ...]:
     return tuple(dict.fromkeys(sorted(found, key=lambda layout: layout.backend == "full_dtensor")))
 
 
+def is_of(release: str, layout: Layout) -> bool:
+    """Return whether a release can be rehearsed in a layout of its line.
+
+    0.2.0 and 0.2.1 have no gpt_oss among their models, and their context parallelism takes a GPU's kernels.
+    """
+    return release not in ("0.2.0", "0.2.1") or not (
+        layout.degrees["cp"] > 1 or layout.model.startswith("gpt_oss")
+    )
+
+
 OF_SHARED_LAYOUTS = ("shared_heads", "lora", "on", "balancer", "compile")
 """What is set in the model of a layout besides the fields of its config, see `shared_layouts`."""
 
