@@ -211,7 +211,8 @@ class Process:
         for model in trainer.model_parts:
             sum_gradients_without_nccl(model)
             for name, tensor in _uninitialized(model):
-                if name in reference["uninitialized"]:
+                # Weights are loaded.
+                if name in reference["uninitialized"] and not isinstance(tensor, nn.Parameter):
                     _local(tensor).copy_(reference["uninitialized"][name])
         return trainer, reference
 
