@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from torchtitan_tp_validate.rehearsal.batches import Batches
 
 _OF_ONE_PROCESS = {"NUM016"}
-"""Faults of one process alone: it is repaired of them, since ranks are compared with it."""
+"""Faults that one process has and its ranks may not: it is repaired of them, for the comparison."""
 
 _VALIDATION_STEPS = 2
-"""As many batches as a step is not."""
+"""Batches of a validation: more than one, so that it takes the mean of their losses."""
 
 
 @dataclass

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torchtitan_tp_validate.locate import package_folder
 
@@ -48,6 +50,14 @@ def installed_faults(sources: Mapping[str, Source], codes: Iterable[str]) -> fro
         codes: of the faults that the model can have.
     """
     return frozenset(code for code in codes if sources[code].is_installed)
+
+
+def source_of(thing: Any) -> str:
+    """Return the source of a function or class; nothing where it has none, as what is made at run time."""
+    try:
+        return inspect.getsource(inspect.unwrap(thing))
+    except (OSError, TypeError):
+        return ""
 
 
 @functools.cache

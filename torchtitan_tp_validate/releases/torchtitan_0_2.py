@@ -11,7 +11,6 @@ torchtitan 0.2.0, 0.2.1 and 0.2.2.
 from __future__ import annotations
 
 import importlib
-import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -37,7 +36,7 @@ from torchtitan_tp_validate.releases.reading import (
     share_kv_heads,
     shortened,
 )
-from torchtitan_tp_validate.releases.sources import Source, installed_faults
+from torchtitan_tp_validate.releases.sources import Source, installed_faults, source_of
 from torchtitan_tp_validate.releases.validation import read_validation
 from torchtitan_tp_validate.rules import Line
 
@@ -132,7 +131,7 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
         n_layers=getattr(model.config, "n_layers", None),
         # A model of somebody's own may have others.
         modules=_MODULES if model.parallelize_fn.__module__.startswith("torchtitan.") else (),
-        shards_with_experts=_SHARDS_WITH_EXPERTS in _source(model.parallelize_fn),
+        shards_with_experts=_SHARDS_WITH_EXPERTS in source_of(model.parallelize_fn),
         has_every_mesh=not _ASKS_FOR_MESHES.is_installed,
         has_experts=_has_experts(model.config),
         mask_block=_MASK_BLOCK if getattr(model.config, "attn_type", "") == "flex" else None,
@@ -280,13 +279,6 @@ _ASKS_FOR_MESHES = Source(
     "distributed/parallel_dims.py", "mesh = self.get_optional_mesh(dims) if mesh is None:"
 )
 """ParallelDims then has no mesh of one rank; that of 0.2.0 has."""
-
-
-def _source(function: Callable[..., Any]) -> str:
-    try:
-        return inspect.getsource(inspect.unwrap(function))
-    except OSError:  # made at run time
-        return ""
 
 
 def flavors(

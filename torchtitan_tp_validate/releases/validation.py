@@ -5,12 +5,11 @@ Source: ``components/validate.py`` of torchtitan 0.2.0 to 0.3.0 and main.
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from torchtitan_tp_validate.degrees import FLAGS, Degrees
 from torchtitan_tp_validate.layout import Validation
-from torchtitan_tp_validate.releases.sources import Source
+from torchtitan_tp_validate.releases.sources import Source, source_of
 
 _FILE = "components/validate.py"
 _ASKS_FOR_FREQUENCIES = Source(_FILE, "[m.freqs_cis for m in model_parts]")
@@ -90,10 +89,15 @@ def _stopped_by(spec: Any, config: Any, degrees: Degrees) -> str:
     of_llama4 = spec.model_cls.__module__.startswith("torchtitan.models.llama4.")
     if not masked and of_llama4 and _MAKES_MASKS.is_installed and _TAKES_NO_MASKS.is_installed:
         return "the validator makes masks, which the model's attention takes none of"
-    asks = degrees.cp > 1 and _ASKS_FOR_FREQUENCIES.is_installed
-    if asks and '"freqs_cis"' not in inspect.getsource(spec.model_cls):
+    if degrees.cp > 1 and _ASKS_FOR_FREQUENCIES.is_installed and _lacks_frequencies(spec.model_cls):
         return (
             f"{FLAGS['cp']} is {degrees.cp}, and the validator asks the model for freqs_cis, which it does "
             "not have"
         )
     return ""
+
+
+def _lacks_frequencies(model_cls: type) -> bool:
+    """Return whether neither a model nor what it extends registers ``freqs_cis``, by their sources."""
+    sources = [source_of(base) for base in model_cls.__mro__ if base is not object]
+    return all(sources) and not any('"freqs_cis"' in source for source in sources)

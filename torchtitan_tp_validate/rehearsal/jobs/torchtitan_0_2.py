@@ -24,6 +24,7 @@ from torchtitan_tp_validate.rehearsal.jobs import (
     small_seq_len,
     transformers_backend,
 )
+from torchtitan_tp_validate.rehearsal.jobs.batch import read_batch
 from torchtitan_tp_validate.rehearsal.shrink import shrink
 from torchtitan_tp_validate.releases.runs import updated_args
 
@@ -235,11 +236,7 @@ def build_on_meta(job: Any) -> Any:
 
 def _microbatches(job: Any) -> int:
     """Return how many parts a validation batch is cut into."""
-    return (
-        job.training.local_batch_size // job.parallelism.pipeline_parallel_microbatch_size
-        if pp(job) > 1
-        else 1
-    )
+    return max(1, read_batch(job).microbatches) if pp(job) > 1 else 1
 
 
 def build_trainer(
