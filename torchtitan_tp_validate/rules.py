@@ -1150,7 +1150,7 @@ FAULTS: dict[str, RunRule] = {
             ),
             instead="repair it (--repair), set tensor_parallel_degree to 2, or take 0.2.2 or 0.3.x",
             source="torchtitan models/qwen3/infra/parallelize.py of 0.2.0 and 0.2.1 (the tie), "
-            "torch/nn/modules/module.py (_apply)",
+            "torch/nn/modules/module.py (_apply); https://github.com/pytorch/torchtitan/issues/2252",
             can_be_repaired=True,
         ),
         RunRule(

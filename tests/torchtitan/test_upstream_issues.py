@@ -275,13 +275,13 @@ ISSUES = (
     ),
     Issue(
         2252,
-        "tied weights under FSDP",
-        "TIE001",
-        "the model's embedding and output are tied, and its parameters are sharded over data",
-        {SHARD: 2},
+        "tied weights that come apart",
+        "NUM016",
+        "the model's embedding and output are tied, and nothing shards them",
         {SHARD: 1},
+        {SHARD: 2},
         ("qwen3", "debugmodel"),
-        line="0.2",
+        line=("0.2.0", "0.2.1"),
     ),
     Issue(
         2318,
