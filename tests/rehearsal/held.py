@@ -62,11 +62,10 @@ def _rank(line: ModuleType, job: Any, out: Path, rank: int, enter: Any) -> None:
     trainer = line.build_trainer(job, batches.of_rank, batch.local, batch.microbatch)
     for model in trainer.model_parts:
         sum_gradients_without_nccl(model)
-    enter("step 1")
-    take_step(trainer)
-    enter("step 2")
-    with SentBytes() as counter, Allocated() as allocated:
-        take_step(trainer)
+    for step in (1, 2):
+        enter(f"step {step}")
+        with SentBytes() as counter, Allocated() as allocated:
+            take_step(trainer)
     degrees = {
         name: getattr(trainer.parallel_dims, name) for name in ("dp_replicate", "dp_shard", "cp", "tp")
     }
@@ -77,22 +76,21 @@ def _rank(line: ModuleType, job: Any, out: Path, rank: int, enter: Any) -> None:
         for state in optimizer.state.values()
         for value in state.values()
     ]
+    gradients = sum(_bytes(one.grad) for one in parameters if one.grad is not None)
     held = {
         "parameters": sum(map(_bytes, parameters)),
-        "gradients": sum(_bytes(one.grad) for one in parameters if one.grad is not None),
+        "gradients": gradients,
         "optimizer": sum(map(_bytes, states)),
         # Of a pipeline no axis is known.
         "sent": by_axes(counter.groups, degrees) if trainer.parallel_dims.pp == 1 else None,
-        "peak": allocated.peak,
+        # Those of the first step are freed as the second one begins.
+        "peak": allocated.peak + gradients,
     }
     (out / f"held-rank{rank}.json").write_text(json.dumps(held), encoding="utf-8")
 
 
 class Allocated:
-    """The most bytes that torch's allocator has given out at once since it was entered.
-
-    What was given out before is not seen to be freed: the gradients of the step before are, as a step begins.
-    """
+    """The most bytes that torch's allocator has given out at once since it was entered."""
 
     peak = 0
 
