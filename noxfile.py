@@ -87,7 +87,8 @@ def tests(session: nox.Session, torchtitan: str) -> None:
     # The older releases of a line differ in their entry points, and in nothing that is run behind them.
     patches, folders, ranks = "tests/patches", ["tests/rehearsal", "tests/docs"], RANKS
     if torchtitan in OLDER:
-        folders, ranks = ["tests/rehearsal/test_older_releases.py"], RANKS[:1]
+        folders = [f"tests/rehearsal/test_{name}.py" for name in ("older_releases", "validation")]
+        ranks = RANKS[:1]
     elif torchtitan == MAIN:  # what was recorded is of releases
         patches, folders = "tests/patches/test_upstream.py", ["tests/docs"]
     else:

@@ -82,9 +82,10 @@ def _count_no_tokens_of_shapes(used: set[str]) -> None:
 
         return compute_uncounted
 
-    # The backward pass counts where it computes activations again.
-    PipelineStage._compute_outputs = uncounted(PipelineStage._compute_outputs)
-    PipelineStage._compute_input_grads = uncounted(PipelineStage._compute_input_grads)
+    # The backward pass counts where it computes activations again. An older torch has the last alone.
+    for name in ("_compute_outputs", "_compute_input_grads", "_shape_inference"):
+        if hasattr(PipelineStage, name):
+            setattr(PipelineStage, name, uncounted(getattr(PipelineStage, name)))
 
 
 def parse(request: Request) -> Any:

@@ -83,6 +83,9 @@ def sum_gradients_without_nccl(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_force_sum_reduction_for_comms(True)
-            for group in module._get_fsdp_state()._fsdp_param_groups:
+            state = module._get_fsdp_state()
+            # An older torch has one of them, or None.
+            older = [getattr(state, "_fsdp_param_group", None)]
+            for group in filter(None, getattr(state, "_fsdp_param_groups", older)):
                 if group.mesh_info.shard_mesh_size == 1 and group.gradient_divide_factor is not None:
                     group.force_sum_reduction_for_comms = False
