@@ -84,8 +84,8 @@ def sum_gradients_without_nccl(model: nn.Module) -> None:
         if isinstance(module, FSDPModule):
             module.set_force_sum_reduction_for_comms(True)
             state = module._get_fsdp_state()
-            # An older torch has one of them, or None.
-            older = [getattr(state, "_fsdp_param_group", None)]
-            for group in filter(None, getattr(state, "_fsdp_param_groups", older)):
+            # An older torch has one group, or None; a newer one refuses that name where there are more.
+            many = hasattr(state, "_fsdp_param_groups")
+            for group in state._fsdp_param_groups if many else filter(None, [state._fsdp_param_group]):
                 if group.mesh_info.shard_mesh_size == 1 and group.gradient_divide_factor is not None:
                     group.force_sum_reduction_for_comms = False
