@@ -1,11 +1,13 @@
 #!/usr/bin/env python
 """The truth of layouts: what our verdict says of each, and what torchtitan's own Trainer makes of it.
 
-    scripts/truth_layouts.py            every layout of the installed torchtitan that is not recorded yet
+    scripts/truth_layouts.py            every layout of the installed torchtitan that is not recorded yet,
+                                        and what is refused for a fault once more, without the fault
     scripts/truth_layouts.py --part 20  the first 20 of these
     scripts/truth_layouts.py --shared   instead of these, the layouts with shared key-value heads
     scripts/truth_layouts.py --judge    run nothing: judge again what is recorded
     scripts/truth_layouts.py --again 2  run 2 of each outcome again, the quickest, and compare
+    scripts/truth_layouts.py --mended   in a torchtitan with the patches: what is refused for faults is to fit
 
 Each is a rehearsal of a small model on the CPU, over gloo. They are recorded one by one in
 OUT/layouts-VERSION.csv, or OUT/shared-layouts-VERSION.csv. The exit status is 0 when all that is recorded is
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +28,16 @@ from tqdm import tqdm
 from torchtitan_tp_validate.identity import torchtitan_identity
 from torchtitan_tp_validate.rehearsal.truth.explained import KINDS, UNEXPLAINED, count_kinds, explain
 from torchtitan_tp_validate.rehearsal.truth.layout_runs import judge_layouts, run_layouts
-from torchtitan_tp_validate.rehearsal.truth.layouts import Row, is_of, layouts, read_rows, write_rows
+from torchtitan_tp_validate.rehearsal.truth.layouts import (
+    Layout,
+    Row,
+    is_of,
+    layouts,
+    read_rows,
+    repaired,
+    stock,
+    write_rows,
+)
 from torchtitan_tp_validate.rehearsal.truth.shared_layouts import shared_layouts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,16 +52,25 @@ def main() -> None:
     recorded = {row.layout: row for row in read_rows(path)} if path.exists() else {}
     if options.again:
         sys.exit(_run_again(line, _quickest(list(recorded.values()), options.again)))
+    if options.mended:
+        sys.exit(_run_mended(recorded.values()))
     every = shared_layouts(line) if options.shared else layouts(line)
     todo = [layout for layout in every if layout not in recorded and is_of(release, layout)]
     todo = [] if options.judge else todo[: options.part]
+
+    def record(layouts: list[Layout]) -> None:
+        for row in tqdm(run_layouts(layouts), total=len(layouts)) if layouts else ():
+            recorded[row.layout] = row
+            write_rows(path, [(one, explain(line, one)) for one in recorded.values()])
+
     if options.judge:
         verdicts = judge_layouts(recorded)
         for row, verdict in zip(list(recorded.values()), verdicts, strict=True):
             recorded[row.layout] = replace(row, verdict=verdict)
-    for row in tqdm(run_layouts(todo), total=len(todo)) if todo else ():
-        recorded[row.layout] = row
-        write_rows(path, [(one, explain(line, one)) for one in recorded.values()])
+    record(todo)
+    if not options.judge and not options.shared:
+        without = [one for one in map(repaired, list(recorded.values())) if one and one not in recorded]
+        record(without[: options.part and options.part - len(todo)])
     explained = [(one, explain(line, one)) for one in recorded.values()]
     write_rows(path, explained)
     for kind, count in zip(KINDS, count_kinds(line, recorded.values()), strict=True):
@@ -65,6 +86,23 @@ def _quickest(rows: list[Row], count: int) -> list[Row]:
     rows = sorted((row for row in rows if row.layout.degrees["tp"] > 1), key=lambda row: float(row.seconds))
     outcomes = dict.fromkeys(row.outcome for row in rows)
     return [row for outcome in outcomes for row in [r for r in rows if r.outcome == outcome][:count]]
+
+
+def _run_mended(rows: Iterable[Row]) -> int:
+    """Run again what was refused for faults alone, the quickest layout of each model and of what it had.
+
+    Returns:
+        How many do not fit and equal one process now.
+    """
+    suffering = sorted(filter(repaired, rows), key=lambda row: -float(row.seconds))
+    layouts = [*{(row.verdict, row.layout.model): stock(row.layout) for row in suffering}.values()]
+    changed = 0
+    for row in tqdm(run_layouts(layouts), total=len(layouts)):
+        if (row.verdict, row.outcome) != ("fits", "equal"):
+            changed += 1
+            print(f"{row.layout}: {row.verdict}; {row.outcome} {row.worst} {row.wrong} {row.error}")
+    print(f"{len(layouts) - changed} of {len(layouts)} layouts fit and are equal")
+    return changed
 
 
 def _run_again(line: str, rows: list[Row]) -> int:
@@ -89,6 +127,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--shared", action="store_true", help="those with shared key-value heads")
     parser.add_argument("--judge", action="store_true", help="run nothing")
     parser.add_argument("--again", type=int, metavar="N", help="run N of each outcome again")
+    parser.add_argument("--mended", action="store_true", help="run again what faults are refused for")
     parser.add_argument("--out", type=Path, default=ROOT / "tests" / "truth", help="folder of the table")
     return parser.parse_args()
 

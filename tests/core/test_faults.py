@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -142,20 +143,18 @@ def test_a_torchtitan_that_has_mended_it_is_not_accused() -> None:
         assert find_faults(shows) == ()
 
 
-TEXT = """\
-This run cannot work: the installed torchtitan trains this model wrong at tensor_parallel_degree 2.
-
-  NUM004 the installed torchtitan trains this model wrong at tensor_parallel_degree 2:
-        gpt-oss's experts are not split over TP alone.
-
-Without this check: the second bias of the experts is added once per TP rank, SILENTLY: the loss is
-  2e-3 off, the gradient of that bias 121 %, of the first product 66 %.
-To change it: repair it (--repair), or set expert_parallel_degree to 2 or more."""
+REFUSALS = Path(__file__).with_name("refusals_of_faults.txt")
+"""What is said of the first layout of each of `CASES`: ``python -m tests.core.test_faults`` writes it."""
 
 
-def test_the_way_out_is_in_the_text() -> None:
-    error = run_error(None, run().degrees, find_faults(suffering(run(tp=2), "NUM004")))
-    assert str(error) == TEXT
+def refusals() -> str:
+    """Return the full text of the refusal of each fault."""
+    errors = (run_error(None, run().degrees, find_faults(suffering(CASES[code][0], code))) for code in FAULTS)
+    return "\n\n\n".join(map(str, errors)) + "\n"
+
+
+def test_the_refusals_are_word_for_word_those_that_were_read() -> None:
+    assert refusals() == REFUSALS.read_text(encoding="utf-8")
 
 
 SPLIT_HEADS = """\
@@ -207,3 +206,7 @@ def test_what_is_told_names_every_degree() -> None:
         "expert_parallel_degree 2, context_parallel_degree 2, data_parallel_replicate_degree 2, "
         "data_parallel_shard_degree 2, pipeline_parallel_degree 2"
     )
+
+
+if __name__ == "__main__":
+    REFUSALS.write_text(refusals(), encoding="utf-8")

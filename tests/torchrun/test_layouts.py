@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 from collections import Counter
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,7 +15,15 @@ from tests.forked import in_forks, run_script
 from torchtitan_tp_validate.identity import torchtitan_identity
 from torchtitan_tp_validate.rehearsal.truth import explained
 from torchtitan_tp_validate.rehearsal.truth.explained import AGREES, UNEXPLAINED, count_kinds, explain
-from torchtitan_tp_validate.rehearsal.truth.layouts import Row, axes_of, pairs, pairs_of, read_rows
+from torchtitan_tp_validate.rehearsal.truth.layouts import (
+    Layout,
+    Row,
+    axes_of,
+    pairs,
+    pairs_of,
+    read_rows,
+    repaired,
+)
 from torchtitan_tp_validate.rehearsal.truth.shared_layouts import shared_layouts
 from torchtitan_tp_validate.rules import FAULTS
 
@@ -25,6 +34,13 @@ TABLES = {
 ROWS = {line: read_rows(path) for line, path in TABLES.items()}
 SHARED = {line: path.with_name(f"shared-{path.name}") for line, path in TABLES.items()}
 SHARED["main"] = SHARED["0.3"].with_name("shared-layouts-main.csv")
+TABLE_OF = {path.stem.partition("-")[2]: path for path in sorted(TABLES["0.2"].parent.glob("layouts-*.csv"))}
+SHOWN = [
+    (release, code)
+    for release, path in TABLE_OF.items()
+    for code in sorted({code for row in read_rows(path) for code in row.verdict.split() if code in FAULTS})
+]
+"""Release, and a fault that its recorded layouts show."""
 
 
 @pytest.mark.parametrize("line", ROWS)
@@ -78,6 +94,31 @@ def test_without_a_reason_a_layout_would_be_unexplained(monkeypatch: pytest.Monk
 def test_without_a_fault_a_layout_that_trains_wrong_would_be_let_through(line: str) -> None:
     needed = {code for row in ROWS[line] for code in row.verdict.split() if " " not in row.verdict}
     assert {code for code in needed if code in FAULTS} == FAULTS_NEEDED[line]
+
+
+def steps(one: Layout, other: Layout) -> int:
+    """Return in how many values two layouts differ."""
+    values, others = asdict(one).values(), asdict(other).values()
+    return sum(value != another for value, another in zip(values, others, strict=True))
+
+
+@pytest.mark.parametrize(("release", "code"), SHOWN)
+def test_ten_layouts_one_step_outside_of_a_fault_are_let_through_and_equal(release: str, code: str) -> None:
+    rows = read_rows(TABLE_OF[release])
+    shown = [row.layout for row in rows if code in row.verdict.split()]
+    equal = [row.layout for row in rows if (row.verdict, row.outcome) == ("fits", "equal")]
+    outside = [one for one in equal if any(steps(one, other) == 1 for other in shown)]
+    # With its repair it is still in the layout that shows it.
+    assert sum(code not in one.repaired for one in outside) >= 10
+
+
+@pytest.mark.parametrize("release", TABLE_OF)
+def test_what_is_refused_for_a_fault_equals_one_process_with_its_repair(release: str) -> None:
+    rows = {row.layout: row for row in read_rows(TABLE_OF[release])}
+    mended = {one for row in rows.values() if (one := repaired(row))}
+    assert mended
+    assert {*rows} >= mended
+    assert [str(one) for one in mended if (rows[one].verdict, rows[one].outcome) != ("fits", "equal")] == []
 
 
 FAULTS_NEEDED = {

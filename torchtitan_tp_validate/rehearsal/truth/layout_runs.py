@@ -24,7 +24,7 @@ from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line, plain
 from torchtitan_tp_validate.rehearsal.jobs.batch import Batch, set_batch
 from torchtitan_tp_validate.rehearsal.shrink import configs_below
 from torchtitan_tp_validate.rehearsal.small_run import SmallRun
-from torchtitan_tp_validate.rehearsal.truth.layouts import OF_SHARED_LAYOUTS, Layout, Row
+from torchtitan_tp_validate.rehearsal.truth.layouts import NO_FIELDS, Layout, Row
 from torchtitan_tp_validate.rehearsal.truth.verdicts import repairs_of, verdict_of
 from torchtitan_tp_validate.rehearsal.world import World
 from torchtitan_tp_validate.releases import kv_replication_of, line_of
@@ -122,7 +122,7 @@ def _run(
     verdict = _verdict(job, layout)
     # Without them the frozen weights of LoRA are trained in 0.3.0, shared heads or not.
     ranks = degrees.ranks * pp(job)
-    repairs = repairs_of(job, ranks, replicate_kv_heads=True) if layout.lora_rank else ()
+    repairs = repairs_of(job, ranks, replicate_kv_heads=True) if layout.lora_rank else layout.repaired
     if job.compile.enable:
         torch.compiler.set_stance("default")
     world = World(degrees, pp(job), microbatches=pp(job), cuts=())
@@ -159,6 +159,7 @@ def _verdict(job: Any, layout: Layout) -> str:
             ranks,
             replicate_kv_heads=layout.shared_heads is not None,
             repair=layout.lora_rank > 0,
+            allow=layout.repaired,
         )
     except KVReplicationError as error:
         return str(error).partition("\n")[0]
@@ -220,7 +221,7 @@ def _put_into_0_2(job: Any, layout: Layout) -> None:
     if layout.shared_heads:
         args.n_heads, args.n_kv_heads = layout.shared_heads
     for name, value in layout.settings.items():
-        if name not in OF_SHARED_LAYOUTS:
+        if name not in NO_FIELDS:
             setattr(args, name, int(value))
 
 
@@ -237,7 +238,7 @@ def _put_into_0_3(job: Any, layout: Layout) -> None:
         assert isinstance(job.loss, ChunkedLossWrapper.Config)
         job.loss = job.loss.loss_fn
     name, flavor, *_ = layout.model.split()
-    settings = {k: value for k, value in layout.settings.items() if k not in OF_SHARED_LAYOUTS}
+    settings = {k: value for k, value in layout.settings.items() if k not in NO_FIELDS}
     if settings:
         registry = import_module(f"torchtitan.models.{name}").model_registry
         job.model_spec.model = registry(flavor, **settings).model

@@ -10,9 +10,11 @@ import csv
 import itertools
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, partial
 from pathlib import Path
+
+from torchtitan_tp_validate.rules import FAULTS
 
 RANKS = 4
 DEGREES = ("tp", "ep", "etp", "dp_shard", "dp_replicate", "pp", "cp")
@@ -122,6 +124,11 @@ class Layout:
         return int(self.settings.get("lora", 0))
 
     @property
+    def repaired(self) -> tuple[str, ...]:
+        """Codes of the faults that it is run without, where the model has another one to show."""
+        return tuple(self.settings["repaired"].split("+")) if "repaired" in self.settings else ()
+
+    @property
     def shared_heads(self) -> tuple[int, int] | None:
         """Query and key-value heads where ranks share the latter, see `shared_layouts`."""
         n_heads, _, n_kv_heads = self.settings.get("shared_heads", "").partition("/")
@@ -160,10 +167,33 @@ _FURTHER = {
 }
 """Line -> layouts of a fault that only three values show together, and some a step outside."""
 
+_GPT_OSS = "gpt_oss debugmodel repaired=NUM001+NUM002+NUM010"
+_SHOWN = {
+    "0.2": (
+        Layout(_GPT_OSS, "tp2 ep2 etp2", loss="parallel"),  # NUM003
+        Layout("qwen3 debugmodel", "dp_replicate2", loss="parallel", tied="yes"),  # NUM016, and NUM009
+    ),
+    "0.3": (
+        _IN_STAGES("gpt_oss 20b attn_backend=flex", mesh="tp2", backend="partial_dtensor"),  # NUM005
+        _IN_STAGES("qwen3 30B-A3B", mesh="tp2", backend="partial_dtensor", batch="1"),  # NUM006
+        _IN_BUBBLES("llama3 debugmodel", schedule=_I, loss="chunked"),  # NUM015
+        _IN_BUBBLES("deepseek_v3 debugmodel", mesh="ep2 dp_shard2 pp2", schedule=_I, loss="chunked"),
+    ),
+}
+"""Line -> layouts that show a fault of which the pairs have few. What is one value away is run too."""
+
 
 def axes_of(line: str) -> dict[str, Sequence[str]]:
     """Return axis -> values of a line (``0.2``, ``0.3``): fields of `Layout`."""
     return {"model": tuple(_FAMILIES[line]), "mesh": tuple(_meshes(line)), **_AXES[line]}
+
+
+def around(line: str, layout: Layout) -> Iterator[Layout]:
+    """Yield a layout, and every possible one that differs from it in one value."""
+    yield layout
+    for axis, values in axes_of(line).items():
+        every = (replace(layout, **{axis: value}) for value in values)
+        yield from (one for one in every if one != layout and is_possible(line, one))
 
 
 def is_possible(line: str, layout: Layout) -> bool:
@@ -173,11 +203,16 @@ def is_possible(line: str, layout: Layout) -> bool:
     """
     degrees = layout.degrees
     return (
-        (degrees["ep"] == 1 or _FAMILIES[line][layout.model] == _EXPERTS)
+        (degrees["ep"] == 1 or _has_experts(line, layout.model))
         and (degrees["pp"] > 1 or layout.schedule == _PLAIN_SCHEDULE)
         and (degrees["tp"] > 1 or (layout.sequence_parallel != "off" and layout.loss != "whole"))
         and all(layout.mesh == mesh for mesh in _refused(line, layout, degrees))
     )
+
+
+def _has_experts(line: str, model: str) -> bool:
+    kinds = {kind for name, kind in _FAMILIES[line].items() if name.split()[:2] == model.split()[:2]}
+    return kinds == {_EXPERTS}
 
 
 def _refused(line: str, layout: Layout, degrees: Mapping[str, int]) -> Iterator[str]:
@@ -254,6 +289,7 @@ def layouts(line: str) -> tuple[Layout, ...]:
         if len(new) >= least:
             found.append(layout)
             missing -= new
+    found += itertools.chain.from_iterable(around(line, layout) for layout in _SHOWN[line])
     # Full DTensor takes three times as long: what is stopped has more layouts.
     return tuple(dict.fromkeys(sorted(found, key=lambda layout: layout.backend == "full_dtensor")))
 
@@ -268,7 +304,7 @@ def is_of(release: str, layout: Layout) -> bool:
     )
 
 
-OF_SHARED_LAYOUTS = ("shared_heads", "lora", "on", "balancer", "compile")
+NO_FIELDS = ("shared_heads", "lora", "on", "balancer", "compile", "repaired")
 """What is set in the model of a layout besides the fields of its config, see `shared_layouts`."""
 
 Pair = tuple[tuple[str, str], tuple[str, str]]
@@ -326,6 +362,21 @@ class Row:
         return values
 
 
+def repaired(row: Row) -> Layout | None:
+    """Return a layout without the faults that it is refused for, or None where there is more to it."""
+    codes = row.verdict.split()
+    if not all(code in FAULTS and FAULTS[code].can_be_repaired for code in codes):
+        return None
+    every = "+".join(sorted({*row.layout.repaired, *codes}))
+    return replace(row.layout, model=f"{stock(row.layout).model} repaired={every}")
+
+
+def stock(layout: Layout) -> Layout:
+    """Return a layout with all faults that its model has."""
+    words = [word for word in layout.model.split() if not word.startswith("repaired=")]
+    return replace(layout, model=" ".join(words))
+
+
 LAYOUT_COLUMNS = tuple(field.name for field in fields(Layout))
 COLUMNS = (*LAYOUT_COLUMNS, *(field.name for field in fields(Row)[1:]), "explanation")
 
@@ -342,8 +393,10 @@ def _row(values: Mapping[str, str]) -> Row:
 
 
 def write_rows(path: Path, explained: Iterable[tuple[Row, str]]) -> None:
-    """Write a table: every row with its explanation."""
-    with path.open("w", encoding="utf-8", newline="") as stream:
+    """Write a table, every row with its explanation; whoever is stopped leaves the one that is there."""
+    beside = path.with_suffix(".part")
+    with beside.open("w", encoding="utf-8", newline="") as stream:
         table = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
         table.writeheader()
         table.writerows({**row.fields(), "explanation": why} for row, why in explained)
+    beside.replace(path)

@@ -11,10 +11,15 @@ from torchtitan_tp_validate.wrappers.guard import guardable_functions
 _MOST = 200
 
 
-def verdict_of(job: Any, world_size: int, *, replicate_kv_heads: bool = False, repair: bool = False) -> str:
-    """Return ``fits``, the codes of the broken rules, or why a job is not judged."""
-    options = Options(world_size=world_size, replicate_kv_heads=replicate_kv_heads, repair=repair)
-    verdict = _judge(job, options)
+def verdict_of(job: Any, world_size: int, **options: Any) -> str:
+    """Return ``fits``, the codes of the broken rules, or why a job is not judged.
+
+    Args:
+        job: it is left as it is.
+        world_size: the number of ranks.
+        options: further fields of `Options`.
+    """
+    verdict = _judge(job, Options(world_size=world_size, **options))
     if verdict.error is None:
         return "fits" if not verdict.unread else f"not judged: {' '.join(verdict.unread.split())[:_MOST]}"
     codes = {violation.code for violation in verdict.error.violations}
