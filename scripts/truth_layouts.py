@@ -17,9 +17,10 @@ explained.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,21 +57,21 @@ def main() -> None:
         sys.exit(_run_mended(recorded.values()))
     every = shared_layouts(line) if options.shared else layouts(line)
     todo = [layout for layout in every if layout not in recorded and is_of(release, layout)]
-    todo = [] if options.judge else todo[: options.part]
 
-    def record(layouts: list[Layout]) -> None:
-        for row in tqdm(run_layouts(layouts), total=len(layouts)) if layouts else ():
-            recorded[row.layout] = row
-            write_rows(path, [(one, explain(line, one)) for one in recorded.values()])
+    def wanted() -> Iterator[Layout]:
+        yield from todo
+        # By now it is recorded what these were refused for.
+        if not options.shared:
+            yield from [one for one in map(repaired, [*recorded.values()]) if one and one not in recorded]
 
     if options.judge:
         verdicts = judge_layouts(recorded)
         for row, verdict in zip(list(recorded.values()), verdicts, strict=True):
             recorded[row.layout] = replace(row, verdict=verdict)
-    record(todo)
-    if not options.judge and not options.shared:
-        without = [one for one in map(repaired, list(recorded.values())) if one and one not in recorded]
-        record(without[: options.part and options.part - len(todo)])
+    else:
+        for row in run_layouts(tqdm(itertools.islice(wanted(), options.part))):
+            recorded[row.layout] = row
+            write_rows(path, [(one, explain(line, one)) for one in recorded.values()])
     explained = [(one, explain(line, one)) for one in recorded.values()]
     write_rows(path, explained)
     for kind, count in zip(KINDS, count_kinds(line, recorded.values()), strict=True):

@@ -155,7 +155,7 @@ class Run:
         world_size: the number of ranks, or None where it is not known.
         gpus_per_node: how many of them share a node, or None.
         shards_with_experts: whether the parallelize function takes a sharding mesh for granted where there is
-            expert parallelism.
+            expert parallelism, or shards experts with the data alone (False); None where it asks otherwise.
         has_every_mesh: whether it is there, be it of one rank.
         wraps_attention: whether context parallelism wraps the attention of each stage, which must have some.
         mask_block: how many tokens a block of the masks has that context parallelism cuts, or None where it
@@ -193,7 +193,7 @@ class Run:
     shards_before_backward: bool = False
     world_size: int | None = None
     gpus_per_node: int | None = None
-    shards_with_experts: bool = False
+    shards_with_experts: bool | None = None
     has_every_mesh: bool = False
     wraps_attention: bool = False
     mask_block: int | None = None
@@ -315,6 +315,18 @@ def _experts_sharded(run: Run) -> _Found:
     degrees = run.degrees
     if degrees.ep > 1 and run.shards_with_experts and not run.has_every_mesh and not _fsdp(degrees):
         yield f"{FLAGS['ep']} is {degrees.ep}, and neither the data nor the sequence is sharded", ""
+
+
+def _experts_summed(run: Run) -> _Found:
+    degrees = run.degrees
+    copies = degrees.tp // (degrees.ep * degrees.etp)
+    if degrees.ep > 1 and copies > 1 and run.shards_with_experts is False and not _fsdp(degrees):
+        yield (
+            f"{FLAGS['tp']} ({degrees.tp}) / {FLAGS['ep']} ({degrees.ep}) = {copies} ranks have the same "
+            f"experts, and neither the data nor the sequence is sharded",
+            f"shard the data ({FLAGS['dp_shard']} of 2 or more), or set {FLAGS['ep']} to {degrees.tp}, if "
+            "that divides the number of experts",
+        )
 
 
 def _nodes(run: Run) -> _Found:
@@ -702,6 +714,7 @@ _CONDITIONS: dict[str, Callable[[Run], _Found]] = {
     "MESH003": _expert_tensor,
     "MESH004": _replicas,
     "MESH005": _experts_sharded,
+    "MESH006": _experts_summed,
     "NODE001": _nodes,
     "PP001": _stages_of_ranks,
     "PP002": _stages_of_a_rank,

@@ -533,6 +533,23 @@ RUN_RULES: dict[str, RunRule] = {
             source="torchtitan models/{llama4,deepseek_v3,gpt_oss}/infra/parallelize.py of 0.2.x",
         ),
         RunRule(
+            code="MESH006",
+            about="gradients of qwen3's experts",
+            must="where FSDP shards nothing, every rank of a tensor parallel group has other experts: the "
+            "expert parallel degree is the tensor parallel degree",
+            otherwise={
+                Line.TORCHTITAN_0_2: Otherwise(
+                    "silently wrong",
+                    "the gradients of the experts, each rank's of its own tokens, are not summed over the "
+                    "ranks that have the same experts, SILENTLY: they are half as large or less, and the "
+                    "copies drift apart.",
+                    silent=True,
+                )
+            },
+            instead="shard the data too, or take the tensor parallel degree for the experts",
+            source="torchtitan models/qwen3/infra/parallelize.py of 0.2.x, measured at TP 4 x EP 2",
+        ),
+        RunRule(
             code="NODE001",
             about="ranks of a node",
             must="the ranks of a tensor or expert parallel group are on one node",

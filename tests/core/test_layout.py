@@ -52,6 +52,7 @@ HALVES = parts("tok_embeddings " + " ".join(ALL[:4]), " ".join(ALL[4:]) + " norm
 
 EVERYTHING = frozenset((DATA_LOADER, *STATES))
 
+DATA_ALONE = {"shards_with_experts": False}
 BUBBLE = {"degree": 2, "schedule": "InterleavedZeroBubble"}
 DUAL = {"degree": 2, "schedule": "DualPipeV"}
 
@@ -87,6 +88,13 @@ CASES: dict[str, list[tuple[Run, Run]]] = {
             run(OLD, ep=2, tp=2, shards_with_experts=True),
             run(OLD, ep=2, tp=2, shards_with_experts=True, has_every_mesh=True),
         ),
+    ],
+    "MESH006": [
+        (run(OLD, ep=2, tp=4, **DATA_ALONE), run(OLD, ep=4, tp=4, **DATA_ALONE)),
+        (run(OLD, ep=2, tp=4, **DATA_ALONE), run(OLD, ep=2, tp=4, dp_shard=2, **DATA_ALONE)),
+        (run(OLD, ep=2, tp=4, **DATA_ALONE), run(OLD, ep=2, tp=4, cp=2, **DATA_ALONE)),
+        (run(OLD, ep=2, tp=4, **DATA_ALONE), run(OLD, ep=2, tp=4)),
+        (run(OLD, ep=2, tp=4, **DATA_ALONE), run(OLD, tp=4, **DATA_ALONE)),
     ],
     "NODE001": [
         (run(tp=16, gpus_per_node=8), run(tp=8, gpus_per_node=8)),

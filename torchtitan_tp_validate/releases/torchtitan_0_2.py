@@ -131,7 +131,7 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
         n_layers=getattr(model.config, "n_layers", None),
         # A model of somebody's own may have others.
         modules=_MODULES if model.parallelize_fn.__module__.startswith("torchtitan.") else (),
-        shards_with_experts=_SHARDS_WITH_EXPERTS in source_of(model.parallelize_fn),
+        shards_with_experts=_shards_with_experts(source_of(model.parallelize_fn)),
         has_every_mesh=not _ASKS_FOR_MESHES.is_installed,
         has_experts=_has_experts(model.config),
         mask_block=_MASK_BLOCK if getattr(model.config, "attn_type", "") == "flex" else None,
@@ -273,8 +273,9 @@ _MASK_BLOCK = 128
 """Tokens of a block of a flex attention mask: ``create_attention_mask`` leaves it to torch."""
 
 _MODULES = ("tok_embeddings", "norm", "output")
-_SHARDS_WITH_EXPERTS = "parallel_dims.fsdp_enabled or parallel_dims.ep_enabled"
-"""What a parallelize function asks that takes FSDP's mesh wherever there is expert parallelism."""
+_SHARDS_WITH_EXPERTS = "if parallel_dims.fsdp_enabled or parallel_dims.ep_enabled:"
+_SHARDS_WITH_DATA = "if parallel_dims.fsdp_enabled:"
+"""What a parallelize function asks before it applies FSDP; the first takes its mesh for granted."""
 _ASKS_FOR_MESHES = Source(
     "distributed/parallel_dims.py", "mesh = self.get_optional_mesh(dims) if mesh is None:"
 )
@@ -350,6 +351,11 @@ def read(args: Any, model: Any, degrees: Degrees) -> Plan:
         not_judged=tuple(findings.not_judged),
     )
     return plan.of_own_function() if degrees.by_own_function else plan
+
+
+def _shards_with_experts(function: str) -> bool | None:
+    """Return `Run.shards_with_experts` of a parallelize function's source."""
+    return True if _SHARDS_WITH_EXPERTS in function else False if _SHARDS_WITH_DATA in function else None
 
 
 def _has_experts(args: Any) -> bool:
