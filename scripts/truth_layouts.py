@@ -2,7 +2,7 @@
 """The truth of layouts: what our verdict says of each, and what torchtitan's own Trainer makes of it.
 
     scripts/truth_layouts.py            every layout of the installed torchtitan that is not recorded yet,
-                                        and what is refused for a fault once more, without the fault
+                                        and one of what is refused for the same faults, repaired of them
     scripts/truth_layouts.py --part 20  the first 20 of these
     scripts/truth_layouts.py --shared   instead of these, the layouts with shared key-value heads
     scripts/truth_layouts.py --judge    run nothing: judge again what is recorded
@@ -34,6 +34,7 @@ from torchtitan_tp_validate.rehearsal.truth.layouts import (
     Row,
     is_of,
     layouts,
+    not_repaired,
     read_rows,
     repaired,
     stock,
@@ -62,7 +63,7 @@ def main() -> None:
         yield from todo
         # By now it is recorded what these were refused for.
         if not options.shared:
-            yield from [one for one in map(repaired, [*recorded.values()]) if one and one not in recorded]
+            yield from filter(None, map(repaired, not_repaired(recorded.values())))
 
     if options.judge:
         verdicts = judge_layouts(recorded)
@@ -90,13 +91,8 @@ def _quickest(rows: list[Row], count: int) -> list[Row]:
 
 
 def _run_mended(rows: Iterable[Row]) -> int:
-    """Run again what was refused for faults alone, the quickest layout of each model and of what it had.
-
-    Returns:
-        How many do not fit and equal one process now.
-    """
-    suffering = sorted(filter(repaired, rows), key=lambda row: -float(row.seconds))
-    layouts = [*{(row.verdict, row.layout.model): stock(row.layout) for row in suffering}.values()]
+    """Run again what was refused for faults alone; return how many do not fit and equal one process now."""
+    layouts = [stock(row.layout) for row in not_repaired(row for row in rows if not row.layout.repaired)]
     changed = 0
     for row in tqdm(run_layouts(layouts), total=len(layouts)):
         if (row.verdict, row.outcome) != ("fits", "equal"):

@@ -167,11 +167,13 @@ _FURTHER = {
 }
 """Line -> layouts of a fault that only three values show together, and some a step outside."""
 
+_DDP_TIED = partial(Layout, mesh="dp_replicate2", loss="parallel", tied="yes")
 _GPT_OSS = "gpt_oss debugmodel repaired=NUM001+NUM002+NUM010"
 _SHOWN = {
     "0.2": (
-        Layout(_GPT_OSS, "tp2 ep2 etp2", loss="parallel"),  # NUM003
-        Layout("qwen3 debugmodel", "dp_replicate2", loss="parallel", tied="yes"),  # NUM016, and NUM009
+        Layout(_GPT_OSS, "tp2 ep2 etp2 dp_shard2", loss="parallel"),  # NUM003
+        *(_DDP_TIED("qwen3 debugmodel", checkpointing=mode) for mode in ("none", "full")),  # NUM016
+        _DDP_TIED("qwen3 debugmodel n_kv_heads=4", batch="1"),
     ),
     "0.3": (
         _IN_STAGES("gpt_oss 20b attn_backend=flex", mesh="tp2", backend="partial_dtensor"),  # NUM005
@@ -369,6 +371,20 @@ def repaired(row: Row) -> Layout | None:
         return None
     every = "+".join(sorted({*row.layout.repaired, *codes}))
     return replace(row.layout, model=f"{stock(row.layout).model} repaired={every}")
+
+
+def not_repaired(rows: Iterable[Row]) -> list[Row]:
+    """Return, of what is refused for known faults alone, the quickest of each model and its faults.
+
+    What has a layout among the rows that is repaired of them is left out.
+    """
+    rows = list(rows)
+    layouts = {row.layout for row in rows}
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in sorted(rows, key=lambda row: float(row.seconds)):
+        if repaired(row) is not None:
+            groups.setdefault((row.verdict, row.layout.model), []).append(row)
+    return [group[0] for group in groups.values() if not any(repaired(row) in layouts for row in group)]
 
 
 def stock(layout: Layout) -> Layout:
