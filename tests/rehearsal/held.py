@@ -3,8 +3,8 @@
     python -m tests.rehearsal.held OUT
 
 ``OUT/jobs.json`` lists the arguments of each and its number of ranks; ``OUT/held.json`` gets, for each, the
-bytes of the fullest rank, with those that the first one sent and took at most in the second step, or why it
-did not train.
+bytes of the fullest rank, with those that the first one of every stage sent in the second step, and that any
+of them took at most, or why it did not train.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
-from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line, plain_job
+from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line, plain_job, pp
 from torchtitan_tp_validate.rehearsal.jobs.batch import read_batch
 
 
@@ -40,10 +40,11 @@ def _train(line: ModuleType, arguments: list[str], ranks: int, out: Path) -> Any
         if end.how != "ended":
             return f"rank {end.rank} {end.how}: {end.stage}: {end.error} {end.traceback}"
     found = [json.loads((out / f"held-rank{rank}.json").read_text(encoding="utf-8")) for rank in range(ranks)]
+    firsts = range(0, ranks, ranks // pp(job))
     return {
-        **max(found, key=lambda one: one["parameters"]),
-        "sent": found[0]["sent"],
-        "peak": found[0]["peak"],
+        **max(found, key=lambda one: one["parameters"] + one["gradients"] + one["optimizer"]),
+        "sent": [{"rank": rank, **one} for rank in firsts for one in found[rank]["sent"]],
+        "peak": max(found[rank]["peak"] for rank in firsts),
     }
 
 
@@ -66,9 +67,8 @@ def _rank(line: ModuleType, job: Any, out: Path, rank: int, enter: Any) -> None:
         enter(f"step {step}")
         with SentBytes() as counter, Allocated() as allocated:
             take_step(trainer)
-    degrees = {
-        name: getattr(trainer.parallel_dims, name) for name in ("dp_replicate", "dp_shard", "cp", "tp")
-    }
+    axes = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
+    degrees = {name: getattr(trainer.parallel_dims, name) for name in axes}
     parameters = [one for part in trainer.model_parts for one in part.parameters()]
     states = [
         value
@@ -81,8 +81,7 @@ def _rank(line: ModuleType, job: Any, out: Path, rank: int, enter: Any) -> None:
         "parameters": sum(map(_bytes, parameters)),
         "gradients": gradients,
         "optimizer": sum(map(_bytes, states)),
-        # Of a pipeline no axis is known.
-        "sent": by_axes(counter.groups, degrees) if trainer.parallel_dims.pp == 1 else None,
+        "sent": by_axes(counter.groups, degrees),
         # Those of the first step are freed as the second one begins.
         "peak": allocated.peak + gradients,
     }
