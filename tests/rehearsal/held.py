@@ -1,10 +1,10 @@
-"""Train jobs of full size for two steps on real ranks, and tell what each rank then holds, and has sent.
+"""Train jobs of full size for some steps on real ranks, and tell what each rank then holds, and has sent.
 
     python -m tests.rehearsal.held OUT
 
 ``OUT/jobs.json`` lists the arguments of each and its number of ranks; ``OUT/held.json`` gets, for each, the
-bytes of the fullest rank, with those that the first one of every stage sent in the second step, and that any
-of them took at most, or why it did not train.
+bytes of the fullest rank, with those that the first one of every stage sends in a step, and that a rank takes
+at most, or why it did not train.
 """
 
 from __future__ import annotations
@@ -40,11 +40,14 @@ def _train(line: ModuleType, arguments: list[str], ranks: int, out: Path) -> Any
         if end.how != "ended":
             return f"rank {end.rank} {end.how}: {end.stage}: {end.error} {end.traceback}"
     found = [json.loads((out / f"held-rank{rank}.json").read_text(encoding="utf-8")) for rank in range(ranks)]
-    firsts = range(0, ranks, ranks // pp(job))
+    each = ranks // pp(job)
+    firsts = range(0, ranks, each)
+    # What gloo's threads hold for a while longer, in some steps on some ranks, comes on top.
+    peaks = [min(one["peak"] for one in found[first : first + each]) for first in firsts]
     return {
-        **max(found, key=lambda one: one["parameters"] + one["gradients"] + one["optimizer"]),
+        **max(found, key=lambda one: one["parameters"]),
         "sent": [{"rank": rank, **one} for rank in firsts for one in found[rank]["sent"]],
-        "peak": max(found[rank]["peak"] for rank in firsts),
+        "peak": max(peaks),
     }
 
 
@@ -63,10 +66,12 @@ def _rank(line: ModuleType, job: Any, out: Path, rank: int, enter: Any) -> None:
     trainer = line.build_trainer(job, batches.of_rank, batch.local, batch.microbatch)
     for model in trainer.model_parts:
         sum_gradients_without_nccl(model)
-    for step in (1, 2):
+    peaks = []
+    for step in range(1, 5):
         enter(f"step {step}")
         with SentBytes() as counter, Allocated() as allocated:
             take_step(trainer)
+        peaks.append(allocated.peak)
     axes = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
     degrees = {name: getattr(trainer.parallel_dims, name) for name in axes}
     parameters = [one for part in trainer.model_parts for one in part.parameters()]
@@ -82,8 +87,8 @@ def _rank(line: ModuleType, job: Any, out: Path, rank: int, enter: Any) -> None:
         "gradients": gradients,
         "optimizer": sum(map(_bytes, states)),
         "sent": by_axes(counter.groups, degrees),
-        # Those of the first step are freed as the second one begins.
-        "peak": allocated.peak + gradients,
+        # Those of the step before are freed as one begins.
+        "peak": min(peaks[1:]) + gradients,
     }
     (out / f"held-rank{rank}.json").write_text(json.dumps(held), encoding="utf-8")
 
