@@ -16,6 +16,7 @@ import pytest
 from tests.forked import run_program
 from torchtitan_tp_validate.cli import main
 from torchtitan_tp_validate.cli.torchtitan import judge_run, search_layouts
+from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG
 from torchtitan_tp_validate.errors import RehearsalError
 from torchtitan_tp_validate.job import Options
 from torchtitan_tp_validate.rehearsal.memory import Sent, Traffic, layout_meter
@@ -214,3 +215,16 @@ def test_a_layout_that_torchtitan_refuses_is_told_why() -> None:
             meter.measure(fields, RANKS)
         # It answers on.
         assert meter.measure({**fields, "data_parallel_shard_degree": 4}, RANKS).total
+
+
+@pytest.mark.requires(torchtitan="0.2.2")
+def test_a_pipeline_that_cannot_be_followed_is_told_why() -> None:
+    schedule = ["--parallelism.pipeline_parallel_schedule", "DualPipeV"]
+    fields = {**dict.fromkeys(FLAGS.values(), 1), PIPELINE_FLAG: 2}
+    with layout_meter([*RUNS["interleaved"], *schedule]) as meter:
+        traffic = meter.follow_step(fields, 2)
+    assert traffic == Traffic(
+        uncounted="the job cannot be followed through a step: raised: RehearsalError: "
+        "DualPipeV computes on two streams of a GPU at a time: to have it counted, set "
+        "parallelism.pipeline_parallel_expert_parallel_overlap to false."
+    )
