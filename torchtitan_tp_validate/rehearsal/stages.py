@@ -5,7 +5,7 @@ types and placements of what it makes, as objects. Among fake ranks nothing is s
 every stage is followed, each in a process of its own, these objects go by the store at which the processes
 meet, and torch does the rest.
 
-Source: ``torch/distributed/pipelining/stage.py``, ``schedules.py`` of torch 2.10, 2.13 and 2.15.
+Source: ``torch/distributed/pipelining/stage.py``, ``schedules.py`` of torch 2.13 and 2.15.
 """
 
 from __future__ import annotations
