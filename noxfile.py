@@ -14,8 +14,8 @@ nox.options.error_on_external_run = True
 nox.options.default_venv_backend = "venv"
 
 # What each release is run with. 0.2.x and 0.3.0 cannot share a torch: the default backend of 0.3.0 needs
-# 2.14 or later, and 0.2.x was last seen to work with 2.13.
-TORCH_2_13 = ("torch==2.13.*", "triton", "transformers==5.23.*")
+# 2.14 or later, and 0.2.x was last seen to work with 2.13. What 0.2.x calls MX is in no later torchao.
+TORCH_2_13 = ("torch==2.13.*", "triton", "torchao==0.16.*", "transformers==5.23.*")
 TORCH_2_15 = ("torch==2.15.*", "torchao", "torchvision", "flash-linear-attention", "transformers==5.23.*")
 LINES = {
     "0.2.0": TORCH_2_13,

@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 
 from torchtitan_tp_validate.checkpoint import Checkpoint
 from torchtitan_tp_validate.degrees import FLAGS, PIPELINE_FLAG, Degrees
@@ -607,23 +608,27 @@ def _validation_loss(run: Run) -> _Found:
 
 
 def _optimizer_groups(run: Run) -> _Found:
-    stages_of = _names_of_stages(run) if run.parameters else []
-    for index, names in enumerate(stages_of):
-        free = names
-        for pattern in run.patterns:
-            taken = [name for name in free if re.search(pattern, name)]
-            free = [name for name in free if name not in taken]
-            if not taken:
-                where = f" of stage {index} of {len(stages_of)}" if len(stages_of) > 1 else ""
+    if not run.parameters:
+        return
+    taken = _modules_taken(run.parameters, run.patterns)
+    whole: set[str] = set().union(*taken)
+    parts = [whole] if run.pipeline.degree == 1 else run.pipeline.parts or _parts(run)
+    for index, part in enumerate(parts):
+        for pattern, modules in zip(run.patterns, taken, strict=True):
+            if modules.isdisjoint(part):
+                where = f" of stage {index} of {len(parts)}" if len(parts) > 1 else ""
                 yield f"the optimizer's pattern {pattern!r} matches no parameter{where}", ""
 
 
-def _names_of_stages(run: Run) -> list[list[str]]:
-    """Return the names of the parameters of each stage; nothing where its modules are not known."""
-    if run.pipeline.degree == 1:
-        return [list(run.parameters)]
-    parts = run.pipeline.parts or _parts(run)
-    return [[name for name in run.parameters if _module_of(name) in part] for part in parts]
+@cache
+def _modules_taken(names: tuple[str, ...], patterns: tuple[str, ...]) -> list[set[str]]:
+    """Return the modules with parameters that a pattern is the first to match, for each pattern."""
+    taken: list[set[str]] = [set() for _ in patterns]
+    for name in names:
+        first = next((index for index, one in enumerate(patterns) if re.search(one, name)), None)
+        if first is not None:
+            taken[first].add(_module_of(name))
+    return taken
 
 
 def _parts(run: Run) -> list[set[str]]:

@@ -4,8 +4,9 @@
 
 ``OUT/runs.json`` lists what each run does (``save``, ``save the last``, ``train and save``, these two
 ``repaired`` too, ``load``, or ``load replicated``: with KV-head replication), its arguments and its number
-of ranks;
-``OUT/outcomes.json`` gets what it raised, or nothing.
+of ranks. ``train and save replicated`` has one key-value head, and so has ``load and save replicated``, which
+saves what it loads as the next step; ``compare`` has two checkpoints for arguments.
+``OUT/outcomes.json`` gets what it raised, or nothing; of two checkpoints, what is the same, and what is not.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from torchtitan_tp_validate.rehearsal.batches import Batches
 from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
 from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line, plain_job
 from torchtitan_tp_validate.rehearsal.jobs.batch import read_batch
+from torchtitan_tp_validate.rehearsal.models import sum_gradients_without_nccl
+from torchtitan_tp_validate.rehearsal.truth.layout_runs import give_heads
 from torchtitan_tp_validate.releases import kv_replication_of, line_of
 
 
@@ -40,6 +43,8 @@ def main(folder: str) -> None:
 
 
 def _outcome(line: ModuleType, what: str, arguments: list[str], ranks: int, out: Path) -> str:
+    if what == "compare":
+        return _compared(*arguments)
     job = plain_job(line.parse(Request(tuple(arguments))))
     ends = Children(out, 300.0).run("run", ranks, partial(_rank, line, job, what, out))
     errors = [f"{end.error} {end.traceback}" for end in ends if end.error]
@@ -53,14 +58,17 @@ def _rank(line: ModuleType, job: Any, what: str, out: Path, rank: int, enter: An
     checkpoint = copy.deepcopy(job.checkpoint)
     checkpoint.interval = 1
     checkpoint.last_save_model_only = True
+    if what.endswith("and save replicated"):
+        give_heads(job, 8, 1)
     with _adapter_kept(job):
         line.make_plain(job)
     job.checkpoint = checkpoint
     if what.endswith("repaired"):
         repairs.apply(["CKPT006" if what.startswith("train") else "CKPT005"])
-    if what == "load replicated":
+    if what.endswith("replicated"):
         kv_replication_of(line_of(job)).put_into_job(job)
-        install(replicate_kv_heads=True, allow=("CKPT004",))  # to see what comes of it
+        if not hasattr(job, "model_spec"):  # of 0.2.x, whose guard changes the model that is built
+            install(replicate_kv_heads=True)
     batch = read_batch(job)
     batches = Batches(
         batch.local * 8, batch.seq_len, line.vocab_size(job), seed=1, more=line.more_inputs(job)
@@ -69,13 +77,33 @@ def _rank(line: ModuleType, job: Any, what: str, out: Path, rank: int, enter: An
     trainer.checkpointer.states["dataloader"] = _data_loader(trainer.parallel_dims)
     enter(what)
     if what.startswith("train"):
+        for part in trainer.model_parts:
+            sum_gradients_without_nccl(part)
         trainer.step = 1
         trainer.train_step(trainer.batch_generator(trainer.dataloader))
     if what.startswith("load"):
         assert trainer.checkpointer.load(-1)
-    else:
-        trainer.checkpointer.save(1, last_step=what.startswith("save the last"))
+        trainer.step += 1
+    if "save" in what:
+        trainer.checkpointer.save(max(trainer.step, 1), last_step=what.startswith("save the last"))
     (out / f"run-rank{rank}.json").write_text("{}", encoding="utf-8")
+
+
+def _compared(*folders: str) -> str:
+    """Return how many tensors two checkpoints both have, bit for bit, and the names of all others."""
+    import torch
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+    states = []
+    for folder in folders:
+        file = Path(folder, "whole.pt")
+        dcp_to_torch_save(folder, file)
+        pairs, _ = torch.utils._pytree.tree_flatten_with_path(torch.load(file, weights_only=False))
+        states.append({str(name): value for name, value in pairs if torch.is_tensor(value)})
+    one, other = states
+    shared = one.keys() & other.keys()
+    same = {name for name in shared if torch.equal(one[name], other[name])}
+    return f"{len(same)} the same, others: {sorted((one.keys() | other.keys()) - same)}"
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,24 @@ def test_what_was_trained_without_images_is_resumed_when_repaired(tmp_path: Path
     assert fine == ["", ""]
     assert codes(runs[1]) == ["CKPT004"]
     assert codes(runs[3]) == []
+
+
+def test_shared_heads_move_bit_for_bit_between_degrees_with_context_parallelism_and_without(
+    tmp_path: Path,
+) -> None:
+    # With one KV head, the ranks of TP 2 and 4 share it. Each loads what the one before it has saved.
+    contexts = ({"tensor_parallel": 2, "context_parallel": 2}, 4)
+    others = (({"tensor_parallel": 4}, 4), ({"tensor_parallel": 1}, 1))
+    chain = [contexts, others[0], contexts, others[1], contexts]
+    runs: list[Run] = [
+        ("load and save replicated", of(tmp_path, **degrees), ranks) for degrees, ranks in chain
+    ]
+    runs[0] = ("train and save replicated", *runs[0][1:])
+    assert outcomes(runs, tmp_path) == [""] * len(runs)
+    steps = [str(tmp_path / "checkpoint" / f"step-{index + 1}") for index in range(len(runs))]
+    compared: list[Run] = [("compare", [one, other], 0) for one, other in pairwise(steps)]
+    # Of 6 layers of 9 weights, and 3 others: the weight, two moments and the number of steps.
+    assert outcomes(compared, tmp_path) == ["228 the same, others: []"] * len(compared)
 
 
 @pytest.mark.long

@@ -16,7 +16,7 @@ from torchtitan_tp_validate.errors import RehearsalError
 from torchtitan_tp_validate.rehearsal.peak import PeakMemory
 from torchtitan_tp_validate.rehearsal.traffic import SentBytes, by_axes, bytes_sent, sharing
 
-EIGHT = {"dp_replicate": 1, "dp_shard": 2, "cp": 2, "tp": 2}
+SIXTEEN = {"pp": 2, "dp_replicate": 1, "dp_shard": 2, "cp": 2, "tp": 2}
 
 
 @pytest.fixture
@@ -45,6 +45,8 @@ def test_every_collective_is_counted_by_what_this_rank_puts_in(four_ranks: None)
         dist.all_to_all_single(torch.zeros(8), part)
         dist.broadcast(part, 0)
         dist.barrier()
+        dist.send(part, 3)
+        dist.recv(part, 0)
     ranks = (0, 1, 2, 3)
     assert counter.groups == {
         ("all gather", ranks): 3 * 32,
@@ -52,6 +54,7 @@ def test_every_collective_is_counted_by_what_this_rank_puts_in(four_ranks: None)
         ("all reduce", ranks): 2 * 24,
         ("all to all", ranks): 24,
         ("send", ranks): 32,
+        ("send", (1, 3)): 32,
     }
 
 
@@ -70,12 +73,13 @@ def test_a_collective_that_is_not_known_is_told(four_ranks: None) -> None:
         ("all gather", (0, 2, 4, 6), ["dp_shard", "cp"]),
         ("all to all", (0, 1, 2, 3), ["ep"]),
         ("all reduce", tuple(range(8)), ["dp_shard", "cp", "tp"]),
+        ("send", (1, 9), ["pp"]),
     ],
 )
 def test_a_group_is_of_the_axes_in_which_its_ranks_differ(
     kind: str, ranks: tuple[int, ...], axes: list[str]
 ) -> None:
-    found = by_axes(Counter({(kind, ranks): 5, (kind, (0,)): 0}), EIGHT)
+    found = by_axes(Counter({(kind, ranks): 5, (kind, (0,)): 0}), SIXTEEN)
     assert found == [{"axes": axes, "ranks": list(ranks), "bytes": 5}]
 
 

@@ -9,17 +9,24 @@ import pytest
 
 from tests.torchrun.conftest import run_ranks
 from tests.torchtitan.optional import needs_torchao
+from torchtitan_tp_validate.rehearsal.models import installed_line
 from torchtitan_tp_validate.rehearsal.torchrun import Torchrun
 
-pytestmark = [pytest.mark.requires(torchtitan="0.3"), needs_torchao]
-
+pytestmark = needs_torchao
 
 KINDS = {
     "rowwise:spmd_types": "KVHeadFloat8Linear",
     "rowwise:partial_dtensor": "KVHeadFloat8Linear",
     "tensorwise:spmd_types": "KVHeadFloat8Linear",
+    "tensorwise:full_dtensor": "KVHeadFloat8Linear",
     "mxfp8:spmd_types": "KVHeadMXFP8Linear",
 }
+if installed_line().BACKENDS["qwen3"] == (None,):
+    KINDS = {
+        "rowwise": "KVHeadFloat8Linear",
+        "tensorwise": "KVHeadFloat8Linear",
+        "mxfp8": "KVHeadMXLinear",
+    }
 
 
 @pytest.fixture(scope="module")

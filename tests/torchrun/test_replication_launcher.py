@@ -46,11 +46,13 @@ def test_a_job_that_is_refused_without_the_flag_gets_to_its_process_group_with_i
 
 
 @with_toml
-def test_float8_linears_are_refused_on_every_rank(tmp_path: Path) -> None:
+def test_weights_gathered_in_float8_are_refused_on_every_rank(tmp_path: Path) -> None:
+    gathers = "quantize.linear.float8.enable_fsdp_float8_all_gather"
     arguments = [*toml_job(tmp_path, "llama3", "8B", 16), "--model.converters", "quantize.linear.float8"]
+    arguments += [f"--{gathers}", "--parallelism.data_parallel_shard_degree", "2"]
     headline = (
-        'KV-head replication is not supported here: model.converters has "quantize.linear.float8", '
-        "which replaces wk and wv."
+        f"KV-head replication is not supported here: {gathers} = true has FSDP leave wk and wv in float8, "
+        "each rank's rows by a scale of its own, and a head has rows of several ranks."
     )
     assert_refused(arguments, headline, tmp_path)
 
@@ -60,7 +62,7 @@ def test_a_model_without_kv_heads_is_refused_on_every_rank(tmp_path: Path) -> No
     arguments = ["--module", "deepseek_v3", "--config", "deepseek_v3_debugmodel", FLAG, "2"]
     headline = (
         "KV-head replication is not supported here: "
-        "torchtitan.models.deepseek_v3.model.DeepSeekV3Model.Config has no key-value heads."
+        "torchtitan.models.deepseek_v3.model.DeepSeekV3Model.Config has no layers with n_kv_heads."
     )
     assert_refused(arguments, headline, tmp_path)
 

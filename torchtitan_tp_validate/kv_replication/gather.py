@@ -1,16 +1,18 @@
 """The projection of one rank's own key-value head, from a weight that is sharded over all ranks.
 
 The weight is small beside the activations: it is gathered over the TP axis, the rows of the other heads are
-dropped, and what is left is multiplied. In backward the gradient of the kept rows is reduce-scattered,
-which sums over the ranks that share a head and leaves every rank with the gradient of its shard.
+dropped, and what is left is multiplied, by the linear as it is otherwise, in whatever precision. In backward
+the gradient of the kept rows is reduce-scattered, which sums over the ranks that share a head and leaves
+every rank with the gradient of its shard.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch.distributed._functional_collectives import all_gather_tensor_autograd
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
@@ -34,65 +36,58 @@ def rows_of_own_head(rows: torch.Tensor, *, n_kv_heads: int, tp: int, tp_rank: i
     return rows[first : first + head_dim].clone()
 
 
-def replicated_linear(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    *,
-    n_kv_heads: int,
-    multiply: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor] = F.linear,
-) -> torch.Tensor:
-    """Return what a column-wise linear of ``tp`` heads does, from the weight of ``n_kv_heads``: of DTensors.
+class SharesKVHeads:
+    """What wk or wv does where several ranks share its heads; mixed into the linear that it is otherwise."""
+
+    n_kv_heads: int
+    weight: Any
+    bias: Any
+    _parameters: dict[str, Any]
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Keys or values of shape (batch, seq_len, heads * head_dim), of DTensors a head on each rank."""
+        if not isinstance(self.weight, DTensor) or self.n_kv_heads % _tp(self.weight.device_mesh) == 0:
+            return super().forward(input)  # type: ignore[misc]  # of the linear
+        assert isinstance(input, DTensor)
+        share = partial(_head_for_each_rank, x_placements=input.placements, n_kv_heads=self.n_kv_heads)
+        return self._multiply(input, share(self.weight), None if self.bias is None else share(self.bias))
+
+    def _multiply(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """Do what the linear does with a weight that is not its own."""
+        own = dict(self._parameters)
+        self._parameters.update(weight=weight, bias=bias)
+        try:
+            return super().forward(input)  # type: ignore[misc]
+        finally:
+            self._parameters.update(own)
+
+
+def _tp(mesh: DeviceMesh) -> int:
+    names = mesh.mesh_dim_names or ()
+    return mesh.size(names.index(TP_AXIS)) if TP_AXIS in names else 1
+
+
+def _head_for_each_rank(part: DTensor, x_placements: Sequence[Placement], n_kv_heads: int) -> DTensor:
+    """Return the weight, or the bias, of as many heads as ranks, copies of ``n_kv_heads``, one on each rank.
+
+    What multiplies by it is stock's, whatever its precision, and its gradients too.
 
     Args:
-        x: replicated over the TP axis, in any way split over other axes of the same mesh.
-        weight: rows split over the TP axis, replicated over the others.
-        bias: as weight.
-        n_kv_heads: heads of the weight.
-        multiply: what makes the product of x, the rows of a head and their bias, all of them local.
-
-    Returns:
-        A DTensor of tp heads of features, one on each rank of the TP axis.
+        part: rows split over the TP axis, replicated over the others of its mesh.
+        x_placements: of what is multiplied by it, over the same mesh.
+        n_kv_heads: heads of the part.
     """
-    assert isinstance(x, DTensor)
-    assert isinstance(weight, DTensor)
-    mesh = weight.device_mesh
-    axis = tp_axis(mesh)
-    # A rank's part of x gets gradients from its own head alone: the whole is the sum over the TP axis.
-    x_gradients = _with_axis(x.placements, axis, Partial())
-    local_x = x.to_local(grad_placements=x_gradients)
-    local = [
-        _own_rows(part, x.placements, axis, n_kv_heads) if part is not None else None
-        for part in (weight, bias)
-    ]
-    assert local[0] is not None
-    out = multiply(local_x, local[0], local[1])
-    return DTensor.from_local(
-        out, mesh, _with_axis(x.placements, axis, Shard(out.dim() - 1)), run_check=False
-    )
-
-
-def tp_axis(mesh: DeviceMesh) -> int:
-    """Return the position of the TP axis in a mesh."""
-    names: tuple[str, ...] = mesh.mesh_dim_names or ()
-    return names.index(TP_AXIS)
-
-
-def _own_rows(
-    part: torch.Tensor, x_placements: tuple[Placement, ...], axis: int, n_kv_heads: int
-) -> torch.Tensor:
-    assert isinstance(part, DTensor)
+    mesh = part.device_mesh
+    axis = (mesh.mesh_dim_names or ()).index(TP_AXIS)
     # Where x is split, each rank's gradient is of its own part of x.
-    gradients = tuple(
+    gradients = [
         Shard(0) if position == axis else Partial() if placement.is_shard() else Replicate()
         for position, placement in enumerate(x_placements)
-    )
-    mesh = part.device_mesh
+    ]
     whole = all_gather_tensor_autograd(part.to_local(grad_placements=gradients), 0, (mesh, axis))
-    return rows_of_own_head(
+    own = rows_of_own_head(
         whole, n_kv_heads=n_kv_heads, tp=mesh.size(axis), tp_rank=mesh.get_local_rank(axis)
     )
-
-
-def _with_axis(placements: tuple[Placement, ...], axis: int, placement: Placement) -> tuple[Placement, ...]:
-    return (*placements[:axis], placement, *placements[axis + 1 :])
+    # An older torch, with which torchtitan 0.2.x has this one axis, cannot be told.
+    told = {} if mesh.ndim == 1 else {"grad_placements": gradients}
+    return DTensor.from_local(own, mesh, part.placements, run_check=False, **told)

@@ -21,45 +21,18 @@ from torchtitan.components import lora
 from torchtitan.distributed.spmd_types import current_spmd_mesh, spmd_mesh_size
 from torchtitan.models.common.linear import Linear
 
-from torchtitan_tp_validate.kv_replication.gather import (
-    TP_AXIS,
-    replicated_linear,
-    rows_of_own_head,
-    tp_axis,
-)
+from torchtitan_tp_validate.kv_replication.gather import TP_AXIS, SharesKVHeads, rows_of_own_head
 
 
-class _SharesKVHeads:
-    """What wk or wv does where several ranks share its heads; mixed into the linear that it is otherwise."""
-
-    n_kv_heads: int
-    weight: Any
-    bias: Any
-    _parameters: dict[str, Any]
+class _SharesKVHeads(SharesKVHeads):
+    """What wk or wv does besides on the ``spmd_types`` backend, where nothing is a DTensor."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Keys or values of shape (batch, seq_len, local heads * head_dim)."""
-        weight = self.weight
-        if isinstance(weight, DTensor):
-            names = weight.device_mesh.mesh_dim_names or ()
-            tp = weight.device_mesh.size(tp_axis(weight.device_mesh)) if TP_AXIS in names else 1
-            if self.n_kv_heads % tp:
-                return replicated_linear(
-                    input, weight, self.bias, n_kv_heads=self.n_kv_heads, multiply=self._multiply
-                )
-        elif self.n_kv_heads % spmd_mesh_size(TP_AXIS):
-            bias = None if self.bias is None else _own_rows(self.bias, self.n_kv_heads)
-            return self._multiply(input, _own_rows(weight, self.n_kv_heads), bias)
-        return super().forward(input)  # type: ignore[misc]  # of the linear
-
-    def _multiply(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """Do what the linear does with a weight that is not its own."""
-        own = dict(self._parameters)
-        self._parameters.update(weight=weight, bias=bias)
-        try:
-            return super().forward(input)  # type: ignore[misc]
-        finally:
-            self._parameters.update(own)
+        if isinstance(self.weight, DTensor) or self.n_kv_heads % spmd_mesh_size(TP_AXIS) == 0:
+            return super().forward(input)
+        bias = None if self.bias is None else _own_rows(self.bias, self.n_kv_heads)
+        return self._multiply(input, _own_rows(self.weight, self.n_kv_heads), bias)
 
 
 class KVHeadLinear(_SharesKVHeads, Linear):  # type: ignore[misc]

@@ -1,27 +1,30 @@
 """KV-head replication in torchtitan 0.2.x: wk and wv become gathering linears, just before they are sharded.
 
-Stock ``ColwiseParallel`` then splits their weight by rows over all ranks, as it does with every linear.
+Stock ``ColwiseParallel`` then splits their weight by rows over all ranks, as it does with every linear, those
+that float8 and MX have put in their place included: torchtitan looks for "float8" among its converters, which
+are called "quantize.linear.float8", and so never applies torchao's ``Float8ColwiseParallel``.
 
 Source: ``models/{llama3,llama4,qwen3}/infra/parallelize.py`` and ``model/model.py`` of torchtitan 0.2.0 to
-0.2.2.
+0.2.2, and their ``components/quantization``.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
+import torch.nn.functional as F
 from torch import nn
-from torch.distributed.tensor import DTensor
 
-from torchtitan_tp_validate.kv_replication.gather import replicated_linear
+from torchtitan_tp_validate.kv_replication.gather import SharesKVHeads
 from torchtitan_tp_validate.models import sharing_kv_heads
 from torchtitan_tp_validate.releases.base import RequestedModel
 from torchtitan_tp_validate.releases.kv_replication import (
     class_name,
     raise_if_foreign,
     raise_if_untried,
+    shares_linear,
     supports_args,
     unsupported_error,
 )
@@ -30,32 +33,31 @@ _SHOWN_WITH_CP = ("llama3", "llama4")
 """The attention of a CPU, which is no ring, computes no other model of 0.2.x under CP, stock or not."""
 
 
-class KVHeadLinear(nn.Linear):  # type: ignore[misc]
-    """wk or wv where several ranks share a head; the parameter is that of the linear that it replaces."""
-
-    def __init__(self, replaced: nn.Linear, n_kv_heads: int) -> None:
-        super().__init__(replaced.in_features, replaced.out_features, bias=False, device="meta")
-        self.weight = replaced.weight
-        self.n_kv_heads = n_kv_heads
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """One head of keys or values on each rank of the TP axis."""
-        if not isinstance(self.weight, DTensor):
-            return super().forward(input)
-        return replicated_linear(input, self.weight, None, n_kv_heads=self.n_kv_heads)
+@functools.cache
+def _sharing(kind: Any) -> Any:
+    """Return the class of a linear like this one whose heads several ranks can share."""
+    plain = {"_multiply": staticmethod(F.linear)} if kind is nn.Linear else {}
+    return type(f"KVHead{kind.__name__}", (SharesKVHeads, kind), plain)
 
 
 def put_into_job(job: Any) -> None:
     """Refuse what a ``JobConfig`` asks for beside replication; its model is changed when it is parallelized.
 
     Raises:
-        KVReplicationError: float8 or MX linears, async tensor parallelism, or context parallelism of a model
-            that a CPU cannot show it with.
+        KVReplicationError: weights that are gathered in float8, async tensor parallelism, or context
+            parallelism of a model that a CPU cannot show it with.
     """
-    linears = [name for name in job.model.converters if name.startswith("quantize.linear.")]
-    if linears:
+    _raise_if_unsupported(job, job.parallelism.data_parallel_shard_degree)
+
+
+def _raise_if_unsupported(job: Any, dp_shard: int) -> None:
+    """See `put_into_job`; dp_shard may be -1, what is left of the ranks, which torchtitan then tells."""
+    in_float8 = job.quantize.linear.float8.enable_fsdp_float8_all_gather
+    if in_float8 and dp_shard > 1 and "quantize.linear.float8" in job.model.converters:
         raise unsupported_error(
-            f'model.converters has "{linears[0]}", which replaces wk and wv', "high-precision linears"
+            "quantize.linear.float8.enable_fsdp_float8_all_gather = true has FSDP leave wk and wv in float8, "
+            "each rank's rows by a scale of its own, and a head has rows of several ranks",
+            "enable_fsdp_float8_all_gather = false",
         )
     raise_if_untried(job.parallelism, job.compile)
     cp = job.parallelism.context_parallel_degree
@@ -77,7 +79,7 @@ def accept(model: RequestedModel, job: Any) -> None:
 def put_into_call(function: Callable[..., Any], arguments: Mapping[str, Any], tp: int) -> None:
     """Put it into the model of a parallelize call; see `releases.base.KVReplication`."""
     raise_if_foreign(function)
-    put_into_job(arguments["job_config"])
+    _raise_if_unsupported(arguments["job_config"], arguments["parallel_dims"].dp_shard)
     replicate_kv_heads(arguments["model"], tp)
 
 
@@ -89,7 +91,7 @@ def replicate_kv_heads(model: nn.Module, tp: int) -> None:
         tp: tensor parallel degree, compatible with the model under replication.
 
     Raises:
-        KVReplicationError: wk or wv is not a plain linear.
+        KVReplicationError: it is another family's, or wk or wv is no linear of torch, float8 or MX.
     """
     if not supports_args(model.model_args):
         *most, last = sharing_kv_heads("0.2")
@@ -102,11 +104,13 @@ def replicate_kv_heads(model: nn.Module, tp: int) -> None:
             continue
         for name in ("wk", "wv"):
             projection = getattr(attention, name)
-            if type(projection) is not nn.Linear or projection.bias is not None:
+            if not shares_linear(projection):
                 raise unsupported_error(
                     f"layers.{index}.attention.{name} is a {class_name(projection)}",
-                    "torch.nn.Linear without a bias",
+                    "torch.nn.Linear, float8 or MX",
                 )
-            setattr(attention, name, KVHeadLinear(projection, attention.n_kv_heads))
+            projection.n_kv_heads = attention.n_kv_heads
+            kind = _sharing(type(projection))  # type: ignore[arg-type]  # a class is hashable
+            projection.__class__ = kind
         # 0.2.0 and 0.2.1 repeat each head of a rank so often, and here it has one; 0.2.2 does not ask.
         attention.n_rep = attention.n_heads // tp

@@ -94,14 +94,14 @@ class ReplicateKVHeads(ModelConfigConverter):  # type: ignore[misc]
         """Return the same model config, its wk and wv gathering. Nested configs are changed in place.
 
         Raises:
-            KVReplicationError: the model has no key-value heads, or projections that are not supported.
+            KVReplicationError: no layer has n_kv_heads, or some have projections that are not supported.
         """
         if isinstance(model_config, ReplicatingConfig):
             return model_config
         attentions = list(_attentions(model_config))
         if not attentions:
             raise unsupported_error(
-                f"{class_name(model_config)} has no key-value heads", "a model with n_kv_heads"
+                f"{class_name(model_config)} has no layers with n_kv_heads", "a model that has"
             )
         _convert(attentions)
         kind = _replicating(type(model_config))  # type: ignore[arg-type]  # a class is hashable

@@ -58,9 +58,10 @@ def in_gib(count: int) -> str:
 
 @dataclass(frozen=True)
 class Sent:
-    """What the first rank sends in the collectives of one group of ranks in a step.
+    """What a rank, the first of its stage, sends in the collectives of one group of ranks in a step.
 
     Attributes:
+        rank: the one that sends.
         axes: those in which the ranks differ, of the experts ``ep``.
         ranks: of the group.
         bytes: where no rank sends more than it has to: a rank that puts ``b`` bytes in sends ``(n - 1) b`` to
@@ -68,6 +69,7 @@ class Sent:
             reduce them.
     """
 
+    rank: int
     axes: tuple[str, ...]
     ranks: tuple[int, ...]
     bytes: int
@@ -79,17 +81,19 @@ class Sent:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What the first rank sends and holds in a step, which is not the first and is not logged.
+    """What the first rank of every stage sends and holds in a step, which is not the first and is not logged.
 
     Attributes:
-        sent: by group of ranks.
+        sent: by rank and group of ranks.
         peak: at the least, the bytes that the tensors which the step makes take at once: activations,
-            gathered weights, gradients. A kernel keeps what it is given, no more.
+            gathered weights, gradients. A kernel keeps what it is given, no more. Of the rank with the most.
+        taken: the same with the parameters and the optimizer's state of that rank, which has the most of all.
         uncounted: why nothing was counted, or empty.
     """
 
     sent: tuple[Sent, ...] = ()
     peak: int = 0
+    taken: int = 0
     uncounted: str = ""
 
     @property
@@ -129,8 +133,14 @@ class LayoutMeter:
             found = self._answer({"degrees": dict(degrees), "world_size": world_size, "step": True})
         except RehearsalError as error:
             return Traffic(uncounted=str(error).partition("\n")[0])
-        sent = [Sent(tuple(one["axes"]), tuple(one["ranks"]), one["bytes"]) for one in found["sent"]]
-        return Traffic(tuple(sent), found["peak"])
+        ranks = found["ranks"]
+        sent = [
+            Sent(rank["rank"], tuple(one["axes"]), tuple(one["ranks"]), one["bytes"])
+            for rank in ranks
+            for one in rank["sent"]
+        ]
+        peak = max(one["peak"] for one in ranks)
+        return Traffic(tuple(sent), peak, max(one["peak"] + one["kept"] for one in ranks))
 
     @cached_property
     def whole(self) -> State:

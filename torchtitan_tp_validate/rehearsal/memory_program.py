@@ -1,7 +1,8 @@
 """The program of `memory.LayoutMeter`: ``python -m torchtitan_tp_validate.rehearsal.memory_program FD DIR``.
 
 It reads a job, and then layout after layout, from standard input, a line of JSON each, and writes to the file
-descriptor what the fullest rank of each holds, or what the first one sends in a step, and makes.
+descriptor what the fullest rank of each holds, or what the first one of every stage sends and takes in a
+step.
 """
 
 from __future__ import annotations
@@ -23,12 +24,16 @@ from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
 from torchtitan_tp_validate.rehearsal.cpu import join_fake_ranks
 from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line, plain_job
 from torchtitan_tp_validate.rehearsal.jobs.batch import read_batch
+from torchtitan_tp_validate.rehearsal.stages import exchange_shapes
 from torchtitan_tp_validate.releases import kv_replication_of, line_of
 
 _PATIENCE_SECONDS = 300.0
 _STEP_PATIENCE_SECONDS = 3600.0
 _STEPS = (1, 2)
 """The first one is not as the others: FSDP has yet to see in which order its modules are used."""
+
+_AXES = ("dp_replicate", "dp_shard", "cp", "tp")
+"""Of ranks within a stage, from the outermost in their order to the innermost."""
 
 _COPIES = {"Adam": 2, "AdamW": 2}
 """Optimizer of torch -> how many tensors like a parameter it keeps for each, beside its step."""
@@ -78,24 +83,22 @@ def _measured(line: ModuleType, job: Any, asked: dict[str, Any], folder: Path) -
     """Return what the fullest rank holds: the first of a stage, since smaller shards are the last."""
     job, world_size = _in_layout(job, asked), asked["world_size"]
     pp = getattr(job.parallelism, PIPELINE_FLAG)
-    children, held = Children(folder, _PATIENCE_SECONDS), []
+    children, held = Children(folder, _PATIENCE_SECONDS), list[Any]()
     for stage in range(pp):
         rank = stage * (world_size // pp)
-        found = _in_child(children, partial(_lay_out, line, job, rank, world_size, folder), folder)
+        found = _in_children(children, 1, partial(_lay_out, line, job, rank, world_size, folder), folder)
         if "problem" in found:
             return found
-        held.append(found)
+        held += found["ranks"]
     return max(held, key=lambda one: sum(one.values()))
 
 
 def _followed(line: ModuleType, job: Any, asked: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return what the first rank sends in a step, and the memory that it takes."""
+    """Return what the first rank of every stage sends in a step, and the memory that it takes."""
     job = _in_layout(job, asked)
-    if getattr(job.parallelism, PIPELINE_FLAG) > 1:
-        # torch learns the shapes that its stages exchange from the other ranks.
-        return {"problem": "the stages of a pipeline ask one another for their shapes"}
+    pp = getattr(job.parallelism, PIPELINE_FLAG)
     children = Children(folder, _STEP_PATIENCE_SECONDS)
-    return _in_child(children, partial(_follow, line, job, asked, folder), folder)
+    return _in_children(children, pp, partial(_follow, line, job, asked, folder), folder)
 
 
 def _in_layout(job: Any, asked: dict[str, Any]) -> Any:
@@ -105,20 +108,27 @@ def _in_layout(job: Any, asked: dict[str, Any]) -> Any:
     return job
 
 
-def _in_child(children: Children, function: Callable[[int, Any], None], folder: Path) -> dict[str, Any]:
-    """Return what one rank writes, or what went wrong."""
-    (end,) = children.run("layout", 1, function)
-    if end.how != "ended":
-        return {"problem": f"{end.how}: {end.error}"}
-    found: dict[str, Any] = json.loads((folder / "layout-rank0.json").read_text(encoding="utf-8"))
-    return found
+def _in_children(
+    children: Children, ranks: int, function: Callable[[int, Any], None], folder: Path
+) -> dict[str, Any]:
+    """Return what each rank writes, or what went wrong."""
+    ends = children.run("layout", ranks, function)
+    # Who waits for another is not at fault.
+    for end in sorted(ends, key=lambda end: end.how == "waited"):
+        if end.how != "ended":
+            return {"problem": f"{end.how}: {end.error}"}
+    texts = ((folder / f"layout-rank{end.rank}.json").read_text(encoding="utf-8") for end in ends)
+    return {"ranks": [json.loads(text) for text in texts]}
 
 
-def _follow(line: ModuleType, job: Any, asked: dict[str, Any], folder: Path, _: int, enter: Any) -> None:
-    """Write what the first rank sends in its second step, and the memory that it takes."""
+def _follow(line: ModuleType, job: Any, asked: dict[str, Any], folder: Path, stage: int, enter: Any) -> None:
+    """Write what the first rank of a stage sends in its second step, and the memory that it takes."""
     from torchtitan_tp_validate.rehearsal.traffic import WithoutMemory, by_axes
 
-    join_fake_ranks(job, 0, asked["world_size"])
+    world_size, pp = asked["world_size"], getattr(job.parallelism, PIPELINE_FLAG)
+    rank = stage * (world_size // pp)
+    join_fake_ranks(job, rank, world_size)
+    exchange_shapes(rank, _STEP_PATIENCE_SECONDS)
     line.follow_shapes()
     enter("laying out")
     memory, batch = WithoutMemory(), read_batch(job)
@@ -126,14 +136,14 @@ def _follow(line: ModuleType, job: Any, asked: dict[str, Any], folder: Path, _: 
     trainer = _built(
         line,
         job,
-        lambda *_: memory.batches(batch.seq_len, batch.local, line.more_inputs(job)),
+        lambda _, __, rows: memory.batches(batch.seq_len, rows, line.more_inputs(job)),
     )
     for step in _STEPS:
         enter(f"step {step}")
         groups, peak = memory.step(trainer)
-    degrees = {axis: asked["degrees"][FLAGS[axis]] for axis in ("dp_replicate", "dp_shard", "cp", "tp")}
-    found = {"sent": by_axes(groups, degrees), "peak": peak}
-    (folder / "layout-rank0.json").write_text(json.dumps(found), encoding="utf-8")
+    degrees = {"pp": pp, **{axis: asked["degrees"][FLAGS[axis]] for axis in _AXES}}
+    found = {"rank": rank, "sent": by_axes(groups, degrees), "peak": peak, "kept": _kept(trainer)}
+    (folder / f"layout-rank{stage}.json").write_text(json.dumps(found), encoding="utf-8")
 
 
 def _lay_out(
@@ -166,6 +176,16 @@ def _stay_on_meta(module: Any, **_: Any) -> Any:
     """Stand in for ``to_empty``, which would take the memory of the weights, and for what fills them."""
     module.init_weights = module.init_states = lambda **_: None
     return module
+
+
+def _kept(trainer: Any) -> int:
+    """Return the bytes that a rank has before and after a step: its parameters, its optimizers' state."""
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    parameters = [one for part in trainer.model_parts for one in part.parameters()]
+    states = [value for one in trainer.optimizers for value in tree_leaves(list(one.state.values()))]
+    return sum(map(_bytes, (*parameters, *(one for one in states if isinstance(one, torch.Tensor)))))
 
 
 def _held(parts: list[Any], optimizers: list[Any]) -> dict[str, int]:

@@ -16,6 +16,7 @@ from unittest import mock
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributed import distributed_c10d
+from torch.distributed.pipelining import PipelineStage
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -27,6 +28,7 @@ Groups = Counter[tuple[str, tuple[int, ...]]]
 """(Kind of collective, ranks that take part) -> bytes."""
 
 ALL_TO_ALL = "all to all"
+SEND = "send"
 
 _NAMESPACES = ("c10d", "_c10d_functional", "_c10d_functional_autograd", "_dtensor")
 _KINDS = {
@@ -34,7 +36,7 @@ _KINDS = {
     "reduce scatter": ("_reduce_scatter_base_", "reduce_scatter_", "reduce_scatter_tensor"),
     "all reduce": ("allreduce_", "all_reduce", "all_reduce_"),
     ALL_TO_ALL: ("alltoall_base_", "alltoall_", "all_to_all_single", "shard_dim_alltoall"),
-    "send": ("send", "broadcast", "broadcast_"),
+    "send": (SEND, "broadcast", "broadcast_"),
     "": (
         "recv_",
         "recv_any_source_",
@@ -45,6 +47,7 @@ _KINDS = {
         "_wrap_tensor_autograd",
     ),
 }
+_DEVICE = torch.device("cpu")
 _KIND = {name: kind for kind, names in _KINDS.items() for name in names}
 
 
@@ -93,7 +96,10 @@ class SentBytes(TorchDispatchMode):  # type: ignore[misc]
             raise RehearsalError(f"a step calls {func}, and nobody knows what that sends")
         if kind:
             named = {one.name: value for one, value in zip(func._schema.arguments, args, strict=False)}
-            ranks = tuple(distributed_c10d.get_process_group_ranks(_group(named)))
+            group = _group(named)
+            ranks = tuple(distributed_c10d.get_process_group_ranks(group))
+            if name == SEND:
+                ranks = tuple(sorted((ranks[group.rank()], ranks[named["dst"]])))
             given = next(value for key, value in named.items() if key.startswith(("input", "tensors")))
             size = sum(one.numel() * one.element_size() for one in tree_leaves(given))
             self.groups[kind, ranks] += bytes_sent(kind, size, len(ranks))
@@ -122,11 +128,13 @@ class WithoutMemory:
 
         def to_nothing(module: Any, **_: Any) -> Any:
             with mode:
-                to_empty(module, device="cpu")
+                to_empty(module, device=_DEVICE)
             module.init_weights = module.init_states = lambda **_: None
             return module
 
         torch.nn.Module.to_empty = to_nothing
+        # Shapes know no index of a device.
+        PipelineStage.device = property(lambda _: _DEVICE, lambda *_: None)
 
     def batches(self, seq_len: int, batch_size: int, more: Any) -> Iterator[Any]:
         """Yield batches without an end."""
@@ -137,8 +145,7 @@ class WithoutMemory:
 
     def step(self, trainer: Any) -> tuple[Groups, int]:
         """Have a Trainer do a step; return what it sends, and the bytes that it makes at its peak."""
-        # Shapes know no index of a device.
-        trainer.device = torch.device("cpu")
+        trainer.device = _DEVICE
         counter = _MadeUp()
         with self._mode, PeakMemory() as memory, counter:
             take_step(trainer)

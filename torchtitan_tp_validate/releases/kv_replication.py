@@ -11,6 +11,11 @@ from typing import Any
 from torchtitan_tp_validate.errors import KVReplicationError
 from torchtitan_tp_validate.models import is_listed, sharing_kv_heads
 
+_LINEARS_0_2 = (
+    "torch.nn.modules.linear.Linear",
+    "torchao.float8.float8_linear.Float8Linear",
+    "torchao.prototype.mx_formats.mx_linear.MXLinear",
+)
 _MODELS_0_2 = tuple(f"torchtitan.models.{name}." for name in sharing_kv_heads("0.2"))
 
 _ATTENTIONS_0_3 = (
@@ -41,6 +46,11 @@ def supports_args(args: Any) -> bool:
     deepseek_v3 has no key-value heads of its own; gpt_oss and the transformers backend shard another way.
     """
     return class_name(args).startswith(_MODELS_0_2)
+
+
+def shares_linear(projection: Any) -> bool:
+    """Return whether ranks can share the heads of this wk or wv of a torchtitan 0.2.x model."""
+    return class_name(projection) in _LINEARS_0_2
 
 
 def problem_with_attention(attention: Any) -> str | None:

@@ -12,6 +12,7 @@ from torchtitan_tp_validate.releases.kv_replication import (
     problem_with_attention,
     projections,
     raise_if_untried,
+    shares_linear,
 )
 
 COMMON = "torchtitan.models.common"
@@ -88,6 +89,20 @@ def test_the_projections_of_keys_and_values_are_found_by_name_in_either_place() 
 )
 def test_what_is_not_upstreams_own_is_named(config: Any, problem: str | None) -> None:
     assert problem_with_attention(config) == problem
+
+
+@pytest.mark.parametrize(
+    ("name", "shares"),
+    [
+        ("torch.nn.modules.linear.Linear", True),
+        ("torchao.float8.float8_linear.Float8Linear", True),
+        ("torchao.prototype.mx_formats.mx_linear.MXLinear", True),
+        ("mine.linear.Linear", False),
+    ],
+)
+def test_the_built_linears_of_0_2_are_told_by_their_class(name: str, shares: bool) -> None:
+    module, _, own = name.rpartition(".")
+    assert shares_linear(type(own, (), {"__module__": module, "__qualname__": own})()) is shares
 
 
 def test_the_option_of_a_patched_torchtitan_is_had_without_ours() -> None:

@@ -11,11 +11,16 @@ from torchtitan_tp_validate.job import Options, check_job
 
 pytestmark = pytest.mark.requires(torchtitan="0.2")
 
-FLOAT8 = """\
-KV-head replication is not supported here: model.converters has "quantize.linear.float8", which replaces \
-wk and wv.
+IN_FLOAT8 = """\
+KV-head replication is not supported here: quantize.linear.float8.enable_fsdp_float8_all_gather = true has \
+FSDP leave wk and wv in float8, each rank's rows by a scale of its own, and a head has rows of several ranks.
 Without this check the run might die in its first forward pass, or train wrongly.
-What works: high-precision linears, or a tensor parallel degree that divides n_kv_heads without \
+What works: enable_fsdp_float8_all_gather = false, or a tensor parallel degree that divides n_kv_heads \
+without --replicate-kv-heads."""
+FOREIGN = """\
+KV-head replication is not supported here: layers.1.attention.wv is a {name}.
+Without this check the run might die in its first forward pass, or train wrongly.
+What works: torch.nn.Linear, float8 or MX, or a tensor parallel degree that divides n_kv_heads without \
 --replicate-kv-heads."""
 
 
@@ -43,7 +48,8 @@ def job(**parallelism: Any) -> Any:
 
 
 def test_wk_and_wv_alone_are_replaced_and_keep_their_parameter() -> None:
-    from torchtitan_tp_validate.kv_replication.torchtitan_0_2 import KVHeadLinear, replicate_kv_heads
+    from torchtitan_tp_validate.kv_replication.gather import SharesKVHeads
+    from torchtitan_tp_validate.kv_replication.torchtitan_0_2 import replicate_kv_heads
 
     model = tiny_model()
     before = dict(model.named_parameters())
@@ -51,16 +57,17 @@ def test_wk_and_wv_alone_are_replaced_and_keep_their_parameter() -> None:
     after = dict(model.named_parameters())
     assert before.keys() == after.keys()
     assert all(before[name] is after[name] for name in before)
-    replaced = [name for name, module in model.named_modules() if isinstance(module, KVHeadLinear)]
+    replaced = [name for name, module in model.named_modules() if isinstance(module, SharesKVHeads)]
     assert replaced == [f"layers.{layer}.attention.{name}" for layer in (0, 1) for name in ("wk", "wv")]
 
 
 def test_a_degree_that_divides_the_heads_replaces_nothing() -> None:
-    from torchtitan_tp_validate.kv_replication.torchtitan_0_2 import KVHeadLinear, replicate_kv_heads
+    from torchtitan_tp_validate.kv_replication.gather import SharesKVHeads
+    from torchtitan_tp_validate.kv_replication.torchtitan_0_2 import replicate_kv_heads
 
     model = tiny_model()
     replicate_kv_heads(model, 2)
-    assert not any(isinstance(module, KVHeadLinear) for module in model.modules())
+    assert not any(isinstance(module, SharesKVHeads) for module in model.modules())
 
 
 def test_a_projection_of_another_kind_is_refused() -> None:
@@ -68,13 +75,14 @@ def test_a_projection_of_another_kind_is_refused() -> None:
 
     from torchtitan_tp_validate.kv_replication.torchtitan_0_2 import replicate_kv_heads
 
-    class Float8Linear(nn.Linear):
+    class Foreign(nn.Linear):
         pass
 
     model = tiny_model()
-    model.layers["1"].attention.wv = Float8Linear(1, 1, bias=False)
-    with pytest.raises(tpv.KVReplicationError, match=r"layers\.1\.attention\.wv is a .*Float8Linear"):
+    model.layers["1"].attention.wv = Foreign(1, 1, bias=False)
+    with pytest.raises(tpv.KVReplicationError) as caught:
         replicate_kv_heads(model, 4)
+    assert str(caught.value) == FOREIGN.format(name=f"{__name__}.{Foreign.__qualname__}")
 
 
 def test_a_model_of_another_family_is_refused() -> None:
@@ -113,11 +121,18 @@ def test_a_job_with_what_does_not_go_with_it_is_refused_at_startup() -> None:
         with tpv.installed():
             check_job(config, guarded=guards_in_place(), options=Options(replicate_kv_heads=True))
 
-    float8 = job(tensor_parallel_degree=16)
-    float8.model.converters = ["quantize.linear.float8"]
+    def low_precision(name: str, **parallelism: Any) -> Any:
+        config = job(tensor_parallel_degree=16, **parallelism)
+        config.model.converters = [f"quantize.linear.{name}"]
+        config.quantize.linear.float8.enable_fsdp_float8_all_gather = True
+        return config
+
     with pytest.raises(tpv.KVReplicationError) as caught:
-        check(float8)
-    assert str(caught.value) == FLOAT8
+        check(low_precision("float8", data_parallel_shard_degree=2))
+    assert str(caught.value) == IN_FLOAT8
+    check(low_precision("float8", data_parallel_shard_degree=1))
+    check(low_precision("float8"))  # the number of ranks will tell
+    check(low_precision("mx", data_parallel_shard_degree=2))
     with pytest.raises(tpv.KVReplicationError, match=r"parallelism\.enable_async_tensor_parallel = true"):
         check(job(tensor_parallel_degree=16, enable_async_tensor_parallel=True))
     check(job(tensor_parallel_degree=16, context_parallel_degree=2))
@@ -145,8 +160,8 @@ def test_the_guard_replicates_only_while_it_was_asked_to() -> None:
     parallelize.__module__ = "torchtitan.models.llama3.infra.parallelize"
     asked = [True]
     guarded = guard(parallelize, replicate_kv_heads=lambda: asked[0])
-    assert guarded(tiny_model(), NS(tp=4), job()) == "KVHeadLinear"
-    assert guarded(tiny_model(), NS(tp=2), job()) == "Linear"
+    assert guarded(tiny_model(), NS(tp=4, dp_shard=1), job()) == "KVHeadLinear"
+    assert guarded(tiny_model(), NS(tp=2, dp_shard=1), job()) == "Linear"
     asked[0] = False
     with pytest.raises(tpv.TPCompatError):
         guarded(tiny_model(), NS(tp=4), job())
@@ -154,6 +169,22 @@ def test_the_guard_replicates_only_while_it_was_asked_to() -> None:
     parallelize.__module__ = "torchtitan.experiments.simple_fsdp.llama3.parallelize"
     with pytest.raises(tpv.KVReplicationError, match="simple_fsdp"):
         guarded(tiny_model(), NS(tp=4), job())
+
+
+def test_weights_that_fsdp_gathers_in_float8_are_refused_where_the_ranks_tell_that_it_does() -> None:
+    from torchtitan_tp_validate.kv_replication.torchtitan_0_2 import put_into_call
+
+    def parallelize() -> None: ...
+
+    parallelize.__module__ = "torchtitan.models.llama3.infra.parallelize"
+    config = job(tensor_parallel_degree=4, data_parallel_shard_degree=-1)
+    config.model.converters = ["quantize.linear.float8"]
+    config.quantize.linear.float8.enable_fsdp_float8_all_gather = True
+    arguments = {"model": tiny_model(), "job_config": config}
+    put_into_call(parallelize, {**arguments, "parallel_dims": NS(tp=4, dp_shard=1)}, 4)
+    with pytest.raises(tpv.KVReplicationError) as caught:
+        put_into_call(parallelize, {**arguments, "parallel_dims": NS(tp=4, dp_shard=2)}, 4)
+    assert str(caught.value) == IN_FLOAT8
 
 
 def test_uninstall_ends_replication() -> None:

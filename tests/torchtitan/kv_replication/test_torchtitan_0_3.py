@@ -254,7 +254,7 @@ def test_a_precision_that_no_cpu_computes_is_refused() -> None:
 def test_what_cannot_be_had_is_refused_by_name() -> None:
     with pytest.raises(tpv.KVReplicationError, match=r"its qkv_linear is a .*AllGatherFusedQKVLinear"):
         registry("llama3", "debugmodel", converter(), tp_gemm_backend="dist_gemm")
-    with pytest.raises(tpv.KVReplicationError, match="has no key-value heads"):
+    with pytest.raises(tpv.KVReplicationError, match="has no layers with n_kv_heads"):
         registry("deepseek_v3", "debugmodel", converter())
     config = run_config(4)
     config.compile = NS(enable_async_tensor_parallel=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -205,7 +206,7 @@ class Found:
     Attributes:
         layout: its degrees.
         state: what its fullest rank holds, where that was asked for.
-        traffic: what its first rank sends and takes in a step, where that was asked for.
+        traffic: what its ranks send and take in a step, where that was asked for.
         memory: what a rank has, where that is known.
     """
 
@@ -219,8 +220,7 @@ class Found:
         """The codes of what is told, and excludes nothing: that a step takes more than there is, too."""
         codes = list(dict.fromkeys(problem.code for problem in self.layout.warnings))
         if self.state is not None and self.traffic is not None and self.memory is not None:
-            taken = self.state.parameters + self.state.optimizer + self.traffic.peak
-            codes += [MEMORY] if taken > self.memory else []
+            codes += [MEMORY] if self.traffic.taken > self.memory else []
         return codes
 
 
@@ -293,7 +293,7 @@ class _Layouts(Findings[Found]):
             columns.append(Column("held by the fullest rank", "GiB", held))
         if any(one.traffic is not None for one in self.shown):
             sent = [self._sent_bar(one.traffic) for one in self.shown if one.traffic is not None]
-            columns.append(Column("sent by the first rank in a step", "MiB", sent))
+            columns.append(Column("sent by a rank in a step", "MiB", sent))
         title = f"{self._name} on {self._options.world_size} ranks"
         return svg(title, [self._degrees(one.layout) for one in self.shown], columns)
 
@@ -375,12 +375,18 @@ class _Layouts(Findings[Found]):
         return ", ".join(parts) or "nothing"
 
     def _by_axes(self, sent: Iterable[Sent]) -> list[tuple[tuple[str, ...], bool | None, int]]:
-        """Return the axes, whether their ranks are on several nodes, where that is known, and the bytes."""
+        """Return the axes, whether their ranks are on several nodes, where that is known, and the bytes.
+
+        Those of the rank that sends the most there: the stages of a pipeline differ.
+        """
         per_node = self._options.gpus_per_node
-        counts: dict[tuple[tuple[str, ...], bool | None], int] = {}
+        of_ranks: Counter[tuple[int, tuple[tuple[str, ...], bool | None]]] = Counter()
         for one in sent:
-            key = one.axes, None if per_node is None else one.spans_nodes(per_node)
-            counts[key] = counts.get(key, 0) + one.bytes
+            across = None if per_node is None else one.spans_nodes(per_node)
+            of_ranks[one.rank, (one.axes, across)] += one.bytes
+        counts: dict[tuple[tuple[str, ...], bool | None], int] = {}
+        for (_, key), count in of_ranks.items():
+            counts[key] = max(counts.get(key, 0), count)
         return sorted(((*key, count) for key, count in counts.items()), key=lambda one: (-one[2], one[0]))
 
     def cells(self, thing: Found) -> list[Line]:

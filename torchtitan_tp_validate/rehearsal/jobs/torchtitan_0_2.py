@@ -187,6 +187,7 @@ def _turn_off(job: Any, args: Any) -> None:
 def follow_shapes() -> None:
     """Let what depends on what is in a tensor go by its shape; see `jobs`."""
     import torch
+    from torchtitan.distributed import pipeline_parallel
     from torchtitan.distributed.expert_parallel import ExpertParallel
     from torchtitan.models.moe import moe, utils
 
@@ -206,6 +207,13 @@ def follow_shapes() -> None:
         sizes = counts.view(ranks, experts).sum(0).to(torch.int32)
         return torch.zeros(length, dtype=torch.int32), sizes, sizes.cumsum(0, dtype=torch.int32)
 
+    def overlap(*_: Any) -> None:
+        raise RehearsalError(
+            "DualPipeV computes on two streams of a GPU at a time: to have it counted, set "
+            "parallelism.pipeline_parallel_expert_parallel_overlap to false"
+        )
+
+    pipeline_parallel.overlap_callback = overlap
     ExpertParallel._token_dispatch = dispatch_evenly
     moe._run_experts_for_loop = run_evenly
     utils.generate_permute_indices = in_any_order

@@ -210,6 +210,21 @@ def put_into_job(job: Any, layout: Layout) -> None:
     put(job, layout)
 
 
+def give_heads(job: Any, n_heads: int, n_kv_heads: int) -> None:
+    """Give a job's model these heads."""
+    if hasattr(job, "model_spec"):
+        from torchtitan_tp_validate.rehearsal.models.torchtitan_0_3 import with_heads
+
+        for layer in job.model_spec.model.layers:
+            if layer.attention is not None:
+                layer.attention = with_heads(layer.attention, n_heads, n_kv_heads)
+    else:
+        from torchtitan.protocols.train_spec import get_train_spec
+
+        args = get_train_spec(job.model.name).model_args[job.model.flavor]
+        args.n_heads, args.n_kv_heads = n_heads, n_kv_heads
+
+
 def _put_into_0_2(job: Any, layout: Layout) -> None:
     from torchtitan.protocols.train_spec import get_train_spec
 
@@ -219,7 +234,7 @@ def _put_into_0_2(job: Any, layout: Layout) -> None:
     if hasattr(args, "enable_weight_tying"):
         args.enable_weight_tying = layout.tied == "yes"
     if layout.shared_heads:
-        args.n_heads, args.n_kv_heads = layout.shared_heads
+        give_heads(job, *layout.shared_heads)
     for name, value in layout.settings.items():
         if name not in NO_FIELDS:
             setattr(args, name, int(value))
@@ -228,8 +243,6 @@ def _put_into_0_2(job: Any, layout: Layout) -> None:
 def _put_into_0_3(job: Any, layout: Layout) -> None:
     from torchtitan.components.loss import ChunkedLossWrapper
     from torchtitan.distributed.activation_checkpoint import FullAC, SelectiveAC
-
-    from torchtitan_tp_validate.rehearsal.models.torchtitan_0_3 import with_heads
 
     job.parallelism.spmd_backend = layout.backend
     job.training.disable_cuda_graphs = True
@@ -244,9 +257,7 @@ def _put_into_0_3(job: Any, layout: Layout) -> None:
         job.model_spec.model = registry(flavor, **settings).model
     model = job.model_spec.model
     if layout.shared_heads:
-        for layer in model.layers:
-            if layer.attention is not None:
-                layer.attention = with_heads(layer.attention, *layout.shared_heads)
+        give_heads(job, *layout.shared_heads)
     if "compile" in layout.settings:
         job.compile.enable, job.compile.backend = True, layout.settings["compile"]
     if "balancer" in layout.settings:

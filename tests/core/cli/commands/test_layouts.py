@@ -51,8 +51,15 @@ class Meter:
         assert world_size == 8
         if degrees["tp"] > 1:
             return Traffic(uncounted="it cannot be followed.")
-        sent = [(("dp_shard",), (0, 1), 2**20), (("dp_shard",), (0, 7), 2**19), (("ep",), (0, 1), 2**21)]
-        return Traffic(tuple(Sent(*one) for one in sent), peak=3 * GIB)
+        sent = [
+            Sent(0, ("dp_shard",), (0, 1), 2**20),
+            Sent(0, ("dp_shard",), (0, 7), 2**19),
+            Sent(0, ("ep",), (0, 1), 2**21),
+            # The first rank of another stage sends less to some, and more to others.
+            Sent(4, ("dp_shard",), (4, 5), 2**18),
+            Sent(4, ("pp",), (0, 4), 2**19),
+        ]
+        return Traffic(tuple(sent), peak=3 * GIB, taken=7 * GIB)
 
 
 @pytest.fixture
@@ -104,7 +111,7 @@ TRAFFIC = ["layouts", "--world-size", "8", "--traffic", "--limit", "3"]
 
 def test_what_is_sent_is_listed_or_why_it_is_not_known(tp_validate: Program, meter: Meter) -> None:
     lines = tp_validate(*TRAFFIC, "--gpus-per-node", "4", "--", "--config", "8b").out.splitlines()
-    sent = "ep 2.00 MiB, dp_shard 1.00 MiB, dp_shard 0.50 MiB across nodes"
+    sent = "ep 2.00 MiB, dp_shard 1.00 MiB, dp_shard 0.50 MiB across nodes, pp 0.50 MiB across nodes"
     assert lines[2:6] == [
         "tp  dp_replicate  dp_shard  GiB in a step  told     repairs  sent by a rank in a step",
         f" 1             1         8           3.00                    {sent}",
@@ -114,9 +121,11 @@ def test_what_is_sent_is_listed_or_why_it_is_not_known(tp_validate: Program, met
     assert lines[7:9] == ["The first is the run with: as it is", "Not counted: it cannot be followed."]
     assert not meter.measured
     out = tp_validate(*TRAFFIC, "--output-format", "concise", "--", "--config", "8b").out
-    assert out.splitlines()[0] == "dp_shard 8: 3.00 GiB in a step; ep 2.00 MiB, dp_shard 1.50 MiB"
+    assert (
+        out.splitlines()[0] == "dp_shard 8: 3.00 GiB in a step; ep 2.00 MiB, dp_shard 1.50 MiB, pp 0.50 MiB"
+    )
     words = [*TRAFFIC, "--memory", "5GiB", "--output-format", "concise", "--", "--config", "8b"]
-    # Parameters and optimizer state are 4 GiB of these.
+    # With parameters and optimizer state, a rank takes 7.
     said = "dp_shard 8: 5.00 GiB per rank, 3.00 GiB in a step (MEMORY); ep"
     assert tp_validate(*words).out.startswith(said)
 
@@ -129,11 +138,12 @@ def test_what_is_sent_is_data(tp_validate: Program, meter: Meter) -> None:
     assert first["sent"] == [
         {"axes": ["ep"], "across_nodes": None, "bytes": 2**21},
         {"axes": ["dp_shard"], "across_nodes": None, "bytes": 3 * 2**19},
+        {"axes": ["pp"], "across_nodes": None, "bytes": 2**19},
     ]
     assert (first["uncounted"], last["sent"], last["uncounted"]) == ("", None, "it cannot be followed.")
     assert (first["bytes_in_a_step"], last["bytes_in_a_step"]) == (3 * GIB, None)
     document = json.loads(tp_validate(*TRAFFIC, "--gpus-per-node", "4", *words).out)
-    assert [one["across_nodes"] for one in document["layouts"][0]["sent"]] == [False, False, True]
+    assert [one["across_nodes"] for one in document["layouts"][0]["sent"]] == [False, False, True, True]
 
 
 def test_a_picture_has_a_bar_for_each_layout(tp_validate: Program, meter: Meter, tmp_path: Path) -> None:
@@ -143,11 +153,12 @@ def test_a_picture_has_a_bar_for_each_layout(tp_validate: Program, meter: Meter,
     said = [one.text for one in drawn.iter(f"{SVG}text")]
     assert said[:3] == ["debug 8B on 8 ranks", "dp_shard 8", "tp 2, dp_shard 4"]
     assert said[3:6] == ["held by the fullest rank, GiB", "5.00", "5.00"]
-    assert said[9:12] == ["sent by the first rank in a step, MiB", "3.50", "not counted"]
-    assert (said[6:9], said[12:]) == (["parameters", "gradients", "optimizer"], ["ep", "dp_shard"])
+    assert said[9:12] == ["sent by a rank in a step, MiB", "4.00", "not counted"]
+    assert (said[6:9], said[12:]) == (["parameters", "gradients", "optimizer"], ["ep", "dp_shard", "pp"])
+    sent = [("ep: 2.00 MiB", 160.0), ("dp_shard: 1.50 MiB", 120.0), ("pp: 0.50 MiB", 40.0)]
     bars = [(one[0].text, float(one.attrib["width"])) for one in drawn.iter(f"{SVG}rect") if len(one)]
     one = [("parameters: 1.00 GiB", 64.0), ("gradients: 1.00 GiB", 64.0), ("optimizer: 3.00 GiB", 192.0)]
-    assert bars == [*one, *one, ("ep: 2.00 MiB", 182.9), ("dp_shard: 1.50 MiB", 137.1)]
+    assert bars == [*one, *one, *sent]
     # Alone it is drawn too; and foreign text is text.
     rest = ["--memory", "5GiB", "--limit", "1", "--output-format", "svg", "--", "--config", "8b"]
     meter.name = "<8B> & more"
