@@ -52,15 +52,16 @@ def put_into_job(job: Any) -> None:
 
 def _raise_if_unsupported(job: Any, dp_shard: int) -> None:
     """See `put_into_job`; dp_shard may be -1, what is left of the ranks, which torchtitan then tells."""
+    cp = job.parallelism.context_parallel_degree
     in_float8 = job.quantize.linear.float8.enable_fsdp_float8_all_gather
-    if in_float8 and dp_shard > 1 and "quantize.linear.float8" in job.model.converters:
+    # FSDP shards over both.
+    if in_float8 and max(dp_shard, cp) > 1 and "quantize.linear.float8" in job.model.converters:
         raise unsupported_error(
             "quantize.linear.float8.enable_fsdp_float8_all_gather = true has FSDP leave wk and wv in float8, "
             "each rank's rows by a scale of its own, and a head has rows of several ranks",
             "enable_fsdp_float8_all_gather = false",
         )
     raise_if_untried(job.parallelism, job.compile)
-    cp = job.parallelism.context_parallel_degree
     if cp > 1 and job.model.name not in _SHOWN_WITH_CP:
         raise unsupported_error(
             f"parallelism.context_parallel_degree = {cp} was shown to train what one process trains with "

@@ -127,9 +127,10 @@ def test_a_job_with_what_does_not_go_with_it_is_refused_at_startup() -> None:
         config.quantize.linear.float8.enable_fsdp_float8_all_gather = True
         return config
 
-    with pytest.raises(tpv.KVReplicationError) as caught:
-        check(low_precision("float8", data_parallel_shard_degree=2))
-    assert str(caught.value) == IN_FLOAT8
+    for sharded in ({"data_parallel_shard_degree": 2}, {"context_parallel_degree": 2}):
+        with pytest.raises(tpv.KVReplicationError) as caught:
+            check(low_precision("float8", **sharded))
+        assert str(caught.value) == IN_FLOAT8
     check(low_precision("float8", data_parallel_shard_degree=1))
     check(low_precision("float8"))  # the number of ranks will tell
     check(low_precision("mx", data_parallel_shard_degree=2))
