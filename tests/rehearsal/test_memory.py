@@ -68,7 +68,7 @@ KINDS = {
     ),
     "interleaved": ({"pp": 2, "tp": 2}, {"pp": 4}),
 }
-"""Of which layouts it is shown: the last dense one is 0.3.x's alone."""
+"""Of which layouts it is shown: TP beside replicas without shards is 0.3.x's alone."""
 MORE = {"dense": 5, "experts": 3}
 """Of how many others, where there is time."""
 
