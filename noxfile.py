@@ -105,7 +105,7 @@ def hf(session: nox.Session) -> None:
     """
     for version in TRANSFORMERS[-1:] if session.posargs else TRANSFORMERS:
         python = install(session, TORCH_2_13[0], "accelerate", f"transformers=={version}")
-        session.run(python, "-m", "pip", "uninstall", "--quiet", "--yes", "torchtitan")
+        session.run(python, "-m", "pip", "uninstall", "--quiet", "--yes", "torchtitan", "torchao")
         folders = ["tests/transformers", "tests/docs/test_commands.py"]
         session.run(
             python, "-m", "pytest", *(session.posargs or [*folders, "-n", "auto", "--dist", "loadfile"])
