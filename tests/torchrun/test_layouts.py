@@ -123,12 +123,10 @@ def test_what_is_refused_for_a_fault_equals_one_process_with_its_repair(release:
 
 
 FAULTS_NEEDED = {
-    "0.2": {"NUM001", "NUM002", "NUM008", "NUM009", "NUM010"},
-    "0.3": {"NUM004", "NUM005", "NUM014", "NUM015"},
+    "0.2": {"NUM001", "NUM002", "NUM003", "NUM008", "NUM009", "NUM010"},
+    "0.3": {"NUM004", "NUM005", "NUM006", "NUM014", "NUM015"},
 }
-"""Line -> the faults that a recorded layout is refused for, and for nothing else.
-
-NUM006 takes one sequence at a time: ``tests/rehearsal/test_repairs.py`` shows it."""
+"""Line -> the faults that a recorded layout is refused for, and for nothing else."""
 
 
 def test_what_is_refused_and_trains_all_the_same_has_no_explanation() -> None:
