@@ -321,10 +321,11 @@ def _experts_sharded(run: Run) -> _Found:
 def _experts_summed(run: Run) -> _Found:
     degrees = run.degrees
     copies = degrees.tp // (degrees.ep * degrees.etp)
-    if degrees.ep > 1 and copies > 1 and run.shards_with_experts is False and not _fsdp(degrees):
+    with_data = run.has_experts and run.shards_with_experts is False
+    if degrees.ep > 1 and copies > 1 and with_data and not _fsdp(degrees):
         yield (
             f"{FLAGS['tp']} ({degrees.tp}) / {FLAGS['ep']} ({degrees.ep}) = {copies} ranks have the same "
-            f"experts, and neither the data nor the sequence is sharded",
+            "experts, and neither the data nor the sequence is sharded",
             f"shard the data ({FLAGS['dp_shard']} of 2 or more), or set {FLAGS['ep']} to {degrees.tp}, if "
             "that divides the number of experts",
         )

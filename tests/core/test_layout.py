@@ -52,7 +52,7 @@ HALVES = parts("tok_embeddings " + " ".join(ALL[:4]), " ".join(ALL[4:]) + " norm
 
 EVERYTHING = frozenset((DATA_LOADER, *STATES))
 
-DATA_ALONE = {"shards_with_experts": False}
+DATA_ALONE = {"shards_with_experts": False, "has_experts": True}
 BUBBLE = {"degree": 2, "schedule": "InterleavedZeroBubble"}
 DUAL = {"degree": 2, "schedule": "DualPipeV"}
 
@@ -95,6 +95,7 @@ CASES: dict[str, list[tuple[Run, Run]]] = {
         (run(OLD, ep=2, tp=4, **DATA_ALONE), run(OLD, ep=2, tp=4, cp=2, **DATA_ALONE)),
         (run(OLD, ep=2, tp=4, **DATA_ALONE), run(OLD, ep=2, tp=4)),
         (run(OLD, ep=2, tp=4, **DATA_ALONE), run(OLD, tp=4, **DATA_ALONE)),
+        (run(OLD, ep=2, tp=4, **DATA_ALONE), run(OLD, ep=2, tp=4, shards_with_experts=False)),
     ],
     "NODE001": [
         (run(tp=16, gpus_per_node=8), run(tp=8, gpus_per_node=8)),

@@ -307,7 +307,7 @@ def is_of(release: str, layout: Layout) -> bool:
 
 
 NO_FIELDS = ("shared_heads", "lora", "on", "balancer", "compile", "repaired")
-"""What is set in the model of a layout besides the fields of its config, see `shared_layouts`."""
+"""What is set in the model of a layout besides the fields of its config; see `Layout`, `shared_layouts`."""
 
 Pair = tuple[tuple[str, str], tuple[str, str]]
 
