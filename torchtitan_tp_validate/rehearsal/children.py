@@ -23,6 +23,10 @@ _PR_SET_PDEATHSIG = 1
 _LOOK_SECONDS = 0.05
 _GRACE_SECONDS = 3.0
 """For the other ranks to end when one of them has raised."""
+_SHARE_AT_WORK = 0.1
+"""Of one core, for ranks that compute; those that wait for each other use next to none, all together."""
+_MOST_PATIENCES = 20
+"""How long a stage may take at the most, for ranks that compute without an end."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Children:
 
     Args:
         out: where they write: ``NAME-rank0.log`` and so on.
-        patience: seconds that no rank may take for one stage.
+        patience: seconds for which the ranks may stay where they are, and compute nothing to speak of.
     """
 
     def __init__(self, out: Path, patience: float) -> None:
@@ -121,7 +125,8 @@ class Children:
         """Wait until all have ended or nothing goes on; return how each ended."""
         how = [""] * len(pids)
         raised: float | None = None
-        last, moved = "", time.monotonic()
+        last, entered = "", time.monotonic()
+        work = _Work(pids, self._patience)
         while not all(how):
             for rank, pid in enumerate(pids):
                 if not how[rank] and os.waitpid(pid, os.WNOHANG)[0]:
@@ -129,12 +134,13 @@ class Children:
                     if how[rank] != "ended":
                         raised = raised or time.monotonic()
             stages = "".join(_read(file.with_suffix(".stage")) for file in files)
-            if stages != last:
-                last, moved = stages, time.monotonic()
             now = time.monotonic()
+            if stages != last:
+                last, entered = stages, now
             if raised and now - raised > _GRACE_SECONDS:
                 return [one or "waited" for one in how]
-            if now - moved > self._patience:
+            idle = now - max(entered, work.last_seen(now))
+            if idle > self._patience or now - entered > _MOST_PATIENCES * self._patience:
                 for rank, pid in enumerate(pids):
                     if not how[rank]:
                         os.kill(pid, signal.SIGUSR1)
@@ -153,6 +159,39 @@ class Children:
         if how == "hung":
             way = _read(file.with_suffix(".stack"))
         return End(rank, how, _read(file.with_suffix(".stage")), error, way)
+
+
+class _Work:
+    """When processes were last seen to compute, by the CPU seconds that they have used.
+
+    Args:
+        pids: of the processes; one that has ended computes nothing.
+        patience: seconds of which they are looked at four times.
+    """
+
+    def __init__(self, pids: Sequence[int], patience: float) -> None:
+        self._pids = pids
+        self._window = patience / 4
+        self._seen = self._looked = time.monotonic()
+        self._used = [0.0] * len(pids)
+
+    def last_seen(self, now: float) -> float:
+        """Return the end of the last window in which they computed for a share of it."""
+        if now - self._looked > self._window:
+            used = [
+                max(before, _cpu_seconds(pid)) for pid, before in zip(self._pids, self._used, strict=True)
+            ]
+            if sum(used) - sum(self._used) > _SHARE_AT_WORK * (now - self._looked):
+                self._seen = now
+            self._used, self._looked = used, now
+        return self._seen
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Return the CPU seconds of a process, none once it is gone."""
+    # The name in front of the counts may have spaces.
+    fields = _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 def run_in_fork(function: Callable[[], None], log: Path) -> None:
