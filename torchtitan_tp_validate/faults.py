@@ -122,7 +122,6 @@ _SHOWS: dict[str, Callable[[Run], bool]] = {
     "NUM009": _is_ddp,
     "NUM010": lambda run: True,
     "NUM011": lambda run: True,
-    "NUM013": lambda run: run.degrees.tp > 1 and run.degrees.cp > 1,
     "CKPT001": _splits_permuted_heads,
     "CKPT005": lambda run: run.has_experts,
     "CKPT006": lambda run: True,

@@ -1110,17 +1110,6 @@ FAULTS: dict[str, RunRule] = {
             can_be_repaired=True,
         ),
         RunRule(
-            code="NUM013",
-            about="gpt-oss with CP and TP on full_dtensor",
-            must="gpt-oss runs with context and tensor parallelism on spmd_types or partial_dtensor",
-            otherwise=_wrong(
-                Line.DTENSOR,
-                text="the gradient of the router's gate is 120 % off, SILENTLY.",
-            ),
-            instead="set parallelism.spmd_backend to spmd_types, with an expert parallel degree of 2 or more",
-            source="torchtitan of 0.3.0, measured once (docs/faults.md); full_dtensor is gone from main",
-        ),
-        RunRule(
             code="NUM014",
             about="gradients between stages under TP",
             must="under tensor and sequence parallelism the stages of a pipeline take one sequence at a time "

@@ -55,7 +55,6 @@ CASES: dict[str, tuple[Run, list[Run]]] = {
     ),
     "NUM010": (run(OLD), [run(SPMD)]),
     "NUM011": (run(), [run(OLD)]),
-    "NUM013": (run(DTENSOR, tp=2, cp=2), [run(DTENSOR, tp=2), run(DTENSOR, cp=2), run(tp=2, cp=2)]),
     "NUM014": (
         run(pipeline=TWO, tp=2, changes_embedding=True),
         [

@@ -164,7 +164,7 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
             functools.partial(_build, config),
             lambda: job.model_spec.state_dict_adapter(config, assets),
         ),
-        faults=installed_faults(FAULT_SOURCES, _possible_faults(model, degrees, classes, job)),
+        faults=installed_faults(FAULT_SOURCES, _possible_faults(model, classes, job)),
         gathers_by_local_map=degrees.spmd_backend == "full_dtensor",
         mask_block=_mask_block(config),
     )
@@ -247,9 +247,7 @@ _NAMES: dict[str, tuple[str, ...]] = {}
 """What describes a model -> the names of its parameters."""
 
 
-def _possible_faults(
-    model: RequestedModel, degrees: Degrees, classes: Collection[str], job: Any
-) -> Iterator[str]:
+def _possible_faults(model: RequestedModel, classes: Collection[str], job: Any) -> Iterator[str]:
     """Yield the codes of the faults that a model can have, by what it is made of, and by its function."""
     # A vision encoder has such linears too; without images nothing of it is trained.
     layers = getattr(model.config, "layers", ())
@@ -268,8 +266,6 @@ def _possible_faults(
         yield "CKPT006"
     if "GptOssGroupedExperts.Config" in classes:
         yield "NUM004"
-        if degrees.spmd_backend == "full_dtensor":
-            yield "NUM013"
     if "ScaledBiasRowwiseLinear.Config" in layer_classes:
         yield "NUM005"
     if any(name.startswith("Frozen") for name in classes):
@@ -321,7 +317,6 @@ FAULT_SOURCES: Mapping[str, Source] = {
         'rope_init_fn = getattr(module, "rope_init_fn", None)',
     ),
     "NUM015": runs.SPLIT_BACKWARD,
-    "NUM013": Source("models/gpt_oss/moe.py", "class GptOssGroupedExperts"),
     "NUM014": Source(
         "distributed/pipelining/stage.py",
         "if isinstance(g, torch.Tensor): processed_metas.append(extract_tensor_meta(g))",
