@@ -41,6 +41,7 @@ def prepare(compile: bool) -> set[str]:
     """Make the CPU torchtitan's device; see `jobs`."""
     choose_cpu(compile)
     from torchtitan_tp_validate.rehearsal.models import torchtitan_0_3
+    from torchtitan_tp_validate.rehearsal.redistributions import remember_next_placements
     from torchtitan_tp_validate.rehearsal.stand_ins import (
         attend_by_mask,
         attend_for_transformers,
@@ -48,6 +49,7 @@ def prepare(compile: bool) -> set[str]:
     )
 
     torchtitan_0_3.run_on_cpu()
+    remember_next_placements()
     used: set[str] = set()
     attend_by_mask(used)
     attend_for_transformers(used)
