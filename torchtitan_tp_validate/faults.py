@@ -58,13 +58,6 @@ def _splits_heads(run: Run) -> str:
     return f"Hugging Face weights of {heads} key-value heads are split over {ranks} ranks"
 
 
-def _microbatch(run: Run) -> int | None:
-    """Return how many rows a data rank computes at a time, or None where that is not known."""
-    if run.sizes.in_a_row:
-        return 1
-    return run.pipeline.microbatch_size if run.pipeline.degree > 1 else run.local_batch_size
-
-
 def _splits_experts_over_tp(run: Run) -> bool:
     return run.degrees.tp > 1 and (run.degrees.ep == 1 or run.degrees.etp > 1)
 
@@ -72,7 +65,7 @@ def _splits_experts_over_tp(run: Run) -> bool:
 def _one_at_a_time(run: Run) -> bool:
     degrees = run.degrees
     cuts_tokens = degrees.tp > 1 and degrees.ep == 1 and degrees.sequence_parallel and run.has_experts
-    return _microbatch(run) == 1 and (cuts_tokens or (degrees.cp > 1 and run.gathers_by_local_map))
+    return run.rows_at_a_time == 1 and (cuts_tokens or (degrees.cp > 1 and run.full_dtensor))
 
 
 def _passes_rows_on(run: Run) -> bool:
@@ -82,7 +75,7 @@ def _passes_rows_on(run: Run) -> bool:
     """
     pipeline, degrees = run.pipeline, run.degrees
     cuts_rows = pipeline.degree > 1 and degrees.tp > 1 and degrees.sequence_parallel
-    return cuts_rows and (_microbatch(run) or 1) > 1 and (run.changes_embedding or stages(run) != 2)
+    return cuts_rows and (run.rows_at_a_time or 1) > 1 and (run.changes_embedding or stages(run) != 2)
 
 
 def _loses_gradients(run: Run) -> bool:

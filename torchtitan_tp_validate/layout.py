@@ -168,7 +168,8 @@ class Run:
         parameters: the names of all of them; empty where the patterns take whatever there is.
         has_experts: whether the model has routed experts.
         shares_with_fsdp: whether the embedding and the output are one weight that FSDP would have to share.
-        gathers_by_local_map: whether context parallelism gathers keys and values by ``local_map``.
+        full_dtensor: whether the SPMD backend is that, whose context parallelism gathers keys and values by
+            ``local_map``.
         changes_embedding: whether the first stage does something to the embedding's output before its layers.
         permuted_heads: the key-value heads whose rows are permuted as Hugging Face weights are loaded or
             saved, or None where none are.
@@ -205,7 +206,7 @@ class Run:
     parameters: tuple[str, ...] = ()
     has_experts: bool = False
     shares_with_fsdp: bool = False
-    gathers_by_local_map: bool = False
+    full_dtensor: bool = False
     changes_embedding: bool = False
     permuted_heads: int | None = None
     checkpoint: Checkpoint | None = None
@@ -213,6 +214,13 @@ class Run:
     refusal: str = ""
     objection: str = ""
     late_refusal: str = ""
+
+    @property
+    def rows_at_a_time(self) -> int | None:
+        """How many rows a data rank computes at a time, or None where that is not known."""
+        if self.sizes.in_a_row:
+            return 1
+        return self.pipeline.microbatch_size if self.pipeline.degree > 1 else self.local_batch_size
 
 
 def known_shards(degrees: Degrees, pp: int, world_size: int | None) -> Degrees:
@@ -329,6 +337,13 @@ def _experts_summed(run: Run) -> _Found:
             f"shard the data ({FLAGS['dp_shard']} of 2 or more), or set {FLAGS['ep']} to {degrees.tp}, if "
             "that divides the number of experts",
         )
+
+
+def _experts_in_rows(run: Run) -> _Found:
+    degrees, rows = run.degrees, run.rows_at_a_time or 1
+    if run.full_dtensor and run.has_experts and min(degrees.ep, degrees.cp, degrees.tp, rows) > 1:
+        ep, cp, tp = (f"{FLAGS[axis]} ({getattr(degrees, axis)})" for axis in ("ep", "cp", "tp"))
+        yield f"{ep}, {cp} and {tp} meet on full_dtensor, with {rows} sequences at a time", ""
 
 
 def _nodes(run: Run) -> _Found:
@@ -721,6 +736,7 @@ _CONDITIONS: dict[str, Callable[[Run], _Found]] = {
     "MESH004": _replicas,
     "MESH005": _experts_sharded,
     "MESH006": _experts_summed,
+    "MESH007": _experts_in_rows,
     "NODE001": _nodes,
     "PP001": _stages_of_ranks,
     "PP002": _stages_of_a_rank,

@@ -550,6 +550,23 @@ RUN_RULES: dict[str, RunRule] = {
             source="torchtitan models/qwen3/infra/parallelize.py of 0.2.x, measured at TP 4 x EP 2",
         ),
         RunRule(
+            code="MESH007",
+            about="experts under CP and TP on full_dtensor",
+            must="on full_dtensor experts are not split (EP) where context and tensor parallelism both split "
+            "several sequences at a time",
+            otherwise={
+                Line.DTENSOR: Otherwise(
+                    "dies in step 1",
+                    'torch stops every rank in the first step with "Cannot unflatten tensor with '
+                    '_StridedShard placement": it cannot take apart again what lays all tokens in a row.',
+                )
+            },
+            instead="set parallelism.spmd_backend to spmd_types or partial_dtensor, or one of the three "
+            "degrees to 1",
+            source="torch/distributed/tensor/_ops/_view_ops.py; measured with qwen3, deepseek_v3 and gpt_oss "
+            "of 0.3.0",
+        ),
+        RunRule(
             code="NODE001",
             about="ranks of a node",
             must="the ranks of a tensor or expert parallel group are on one node",

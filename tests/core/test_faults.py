@@ -117,7 +117,7 @@ MORE = {
     ],
     "NUM006": [
         run(DTENSOR, ONE, tp=2, local_batch_size=4, has_experts=True),
-        run(DTENSOR, cp=2, local_batch_size=1, gathers_by_local_map=True),
+        run(DTENSOR, cp=2, local_batch_size=1, full_dtensor=True),
         run(DTENSOR, tp=2, local_batch_size=64, has_experts=True, sizes=Sizes(in_a_row=True)),
     ],
 }

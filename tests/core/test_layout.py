@@ -53,6 +53,7 @@ HALVES = parts("tok_embeddings " + " ".join(ALL[:4]), " ".join(ALL[4:]) + " norm
 EVERYTHING = frozenset((DATA_LOADER, *STATES))
 
 DATA_ALONE = {"shards_with_experts": False, "has_experts": True}
+ROWS = {"full_dtensor": True, "has_experts": True}
 BUBBLE = {"degree": 2, "schedule": "InterleavedZeroBubble"}
 DUAL = {"degree": 2, "schedule": "DualPipeV"}
 
@@ -96,6 +97,14 @@ CASES: dict[str, list[tuple[Run, Run]]] = {
         (run(OLD, ep=2, tp=4, **DATA_ALONE), run(OLD, ep=2, tp=4)),
         (run(OLD, ep=2, tp=4, **DATA_ALONE), run(OLD, tp=4, **DATA_ALONE)),
         (run(OLD, ep=2, tp=4, **DATA_ALONE), run(OLD, ep=2, tp=4, shards_with_experts=False)),
+    ],
+    "MESH007": [
+        (run(DTENSOR, ep=2, cp=2, tp=2, **ROWS), run(DTENSOR, cp=2, tp=2, **ROWS)),
+        (run(DTENSOR, ep=2, cp=2, tp=2, **ROWS), run(DTENSOR, ep=2, tp=2, **ROWS)),
+        (run(DTENSOR, ep=2, cp=2, tp=2, **ROWS), run(DTENSOR, ep=2, cp=2, **ROWS)),
+        (run(DTENSOR, ep=2, cp=2, tp=2, **ROWS), run(DTENSOR, ep=2, cp=2, tp=2, has_experts=True)),
+        (run(DTENSOR, ep=2, cp=2, tp=2, **ROWS), run(DTENSOR, ep=2, cp=2, tp=2, local_batch_size=1, **ROWS)),
+        (run(DTENSOR, ep=2, cp=2, tp=2, **ROWS), run(DTENSOR, ep=2, cp=2, tp=2, full_dtensor=True)),
     ],
     "NODE001": [
         (run(tp=16, gpus_per_node=8), run(tp=8, gpus_per_node=8)),

@@ -165,7 +165,7 @@ def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collecti
             lambda: job.model_spec.state_dict_adapter(config, assets),
         ),
         faults=installed_faults(FAULT_SOURCES, _possible_faults(model, classes, job)),
-        gathers_by_local_map=degrees.spmd_backend == "full_dtensor",
+        full_dtensor=degrees.spmd_backend == "full_dtensor",
         mask_block=_mask_block(config),
     )
     wraps_attention = backend_of(degrees).wraps_attention

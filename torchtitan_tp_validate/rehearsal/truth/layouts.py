@@ -232,9 +232,6 @@ def _refused(line: str, layout: Layout, degrees: Mapping[str, int]) -> Iterator[
             yield "cp2"
         if is_tied and degrees["pp"] > 1:
             yield "pp2"
-        # With CP it searches for minutes how to redistribute what is cut twice.
-        if layout.backend == "full_dtensor" and degrees["cp"] > 1:
-            yield "cp2"
     else:
         if model in ("qwen3", "gpt_oss") and degrees["pp"] > 1:
             yield "pp2"

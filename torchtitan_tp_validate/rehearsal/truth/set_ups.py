@@ -49,6 +49,7 @@ _MOST_ERROR = 200
 _LOUD = frozenset(RUN_RULES) - {
     "MESH004",
     "MESH006",
+    "MESH007",
     "PP008",
     "NODE001",
     "DATA001",
