@@ -39,6 +39,12 @@ REQUESTS: dict[str, dict[str, dict[str, Any]]] = {
             "ranks": 4,
         },
         "float8": {"arguments": ("--module", "llama3", "--config", "llama3_debugmodel_float8", *TP_2_FLAG)},
+        "traced": {
+            "arguments": (
+                *("--module", "graph_trainer.llama3", "--config", "graph_trainer_llama3_debugmodel"),
+                *(*TP_2_FLAG, "--parallelism.data_parallel_shard_degree", "1"),
+            )
+        },
         "own": {"arguments": ("--module", OWN, "--config", "own_8b", *TP_2_FLAG)},
         "own square": {"model": OWN, "flavor": "8B-square", "degrees": TP_2},
         "own shared": {"model": OWN, "flavor": "small-shared", "degrees": TP_2},
@@ -135,6 +141,13 @@ def test_what_takes_a_gpu_is_replaced_and_said_to_be(rehearse: Rehearse, name: s
     seen = rehearse(name)
     expected = (replaced, "an epsilon of 1 for Adam", "flex attention")
     assert (seen.outcome, seen.stand_ins) == ("equal", expected), whole_text(seen)
+
+
+@pytest.mark.requires(torchtitan="0.3")
+def test_what_is_traced_to_a_graph_is_equal_to_one_process(rehearse: Rehearse) -> None:
+    """What modules compute is not known then: they are called with tensors without values."""
+    seen = rehearse("traced")
+    assert (seen.outcome, seen.degrees) == ("equal", {"tp": 2}), whole_text(seen)
 
 
 @pytest.mark.requires(torchtitan="0.3")

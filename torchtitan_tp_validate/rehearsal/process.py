@@ -21,6 +21,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._guards import detect_fake_mode
 from torch.distributed.tensor import DTensor
 
 from torchtitan_tp_validate.rehearsal.models import sum_gradients_without_nccl
@@ -339,7 +340,9 @@ def watch_outputs(model: nn.Module, take: Callable[[str, torch.Tensor], None]) -
 
     def hook(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         del module, inputs
-        if name not in seen and isinstance(output, torch.Tensor) and output.dim() == _TOKENS_DIMS:
+        is_first = name not in seen and isinstance(output, torch.Tensor) and output.dim() == _TOKENS_DIMS
+        # While a graph is traced (torchtitan's graph_trainer) nothing is computed.
+        if is_first and detect_fake_mode(output) is None:
             seen.add(name)
             take(name, whole(output))
 
