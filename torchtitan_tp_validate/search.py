@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
@@ -108,10 +108,13 @@ class Search:
         requested = self._requested()
         for layout in self._layouts({axis: requested[axis] for axis in keep}):
             self.considered += 1
-            codes = self._codes(layout)
+            run = self._run_of(layout)
+            problems = find_problems(run)
+            codes = self._codes(run, problems)
             self.excluded.update(codes)
             if not codes:
-                self.candidates.append(replace(layout, warnings=self._warnings(layout)))
+                warnings = tuple(problem for problem in problems if problem.warns)
+                self.candidates.append(replace(layout, warnings=warnings))
 
         def rank(layout: Layout) -> tuple[float, ...]:
             # By how often a degree is halved or doubled, rounded: sums of logarithms are not exact.
@@ -142,15 +145,17 @@ class Search:
 
     def job_of(self, layout: Layout) -> Any:
         """Return a copy of the job that is laid out so."""
-        job = copy.deepcopy(self._config)
-        for field, degree in self.fields(layout).items():
-            setattr(job.parallelism, field, degree)
-        return job
+        return self._in_degrees(self.fields(layout))
 
     def job_in(self, layout: Layout) -> Any:
         """Return the same, but for what the job leaves to the number of ranks, which stays so."""
-        job = copy.deepcopy(self._config)
-        for field, degree in self.changes(layout).items():
+        return self._in_degrees(self.changes(layout))
+
+    def _in_degrees(self, fields: Mapping[str, int]) -> Any:
+        # Replication changes the model of the job that it is put into; whatever else judges a job leaves it.
+        job = (copy.deepcopy if self._options.replicate_kv_heads else copy.copy)(self._config)
+        job.parallelism = copy.copy(job.parallelism)
+        for field, degree in fields.items():
             setattr(job.parallelism, field, degree)
         return job
 
@@ -183,7 +188,7 @@ class Search:
 
     def _layouts(self, kept: Mapping[str, int]) -> Iterator[Layout]:
         """Yield every layout of the ranks that has the kept degrees."""
-        has_experts = self._run(1).has_experts
+        has_experts = self._run(False).has_experts
         for degrees in _meshes(self.world_size, has_experts=has_experts, has_etp="etp" in self.axes):
             if all(degrees[axis] == degree for axis, degree in kept.items()):
                 pp = degrees.pop("pp")
@@ -191,19 +196,15 @@ class Search:
                 if layout.degrees.makes_a_mesh:
                     yield layout
 
-    def _codes(self, layout: Layout) -> set[str]:
-        """Return the rules by which arithmetic excludes a layout."""
-        run, options = self._run_of(layout), self._options
-        problems = [one for one in (*find_problems(run), *find_faults(run)) if not one.warns]
+    def _codes(self, run: Run, problems: Iterable[Problem]) -> set[str]:
+        """Return the rules by which arithmetic excludes a run, some of which are its problems'."""
+        options = self._options
         repaired = {code for code, rule in FAULTS.items() if options.repair and rule.can_be_repaired}
-        codes = {one.code for one in problems} - repaired - set(options.allow)
-        return codes | self._violated(replace(layout.degrees, dp_replicate=1))
-
-    def _warnings(self, layout: Layout) -> tuple[Problem, ...]:
-        return tuple(problem for problem in find_problems(self._run_of(layout)) if problem.warns)
+        codes = {one.code for one in (*problems, *find_faults(run)) if not one.warns}
+        return (codes - repaired - set(options.allow)) | self._violated(replace(run.degrees, dp_replicate=1))
 
     def _run_of(self, layout: Layout) -> Run:
-        run = self._run(layout.degrees.cp)
+        run = self._run(layout.degrees.cp > 1)
         return replace(run, degrees=layout.degrees, pipeline=replace(run.pipeline, degree=layout.pp))
 
     @cached_property
@@ -243,12 +244,12 @@ class Search:
         return self.job_of(Layout(Degrees(tp=1, cp=cp, dp_shard=self.world_size // cp)))
 
     @cached_property
-    def _run(self) -> Callable[[int], Run]:
-        """What tells what the job says of its run as a whole at a context parallel degree."""
+    def _run(self) -> Callable[[bool], Run]:
+        """What tells what the job says of its run as a whole, with context parallelism or without."""
 
         @cache
-        def read(cp: int) -> Run:
-            config = self._on_data_ranks(cp)
+        def read(splits_context: bool) -> Run:
+            config = self._on_data_ranks(divisors(self.world_size)[1] if splits_context else 1)
             job = read_job(config, self.world_size)
             assert job is not None, "it names a model"
             run = line_of(config).read_run(config, job.model, job.degrees, ())

@@ -126,6 +126,14 @@ def run(options: Any) -> int:
 
     with output.status() as progress, ExitStack() as stack:
         progress("reading the run")
+        meter = None
+        if options.memory is not None or options.traffic:
+            from torchtitan_tp_validate.rehearsal.memory import layout_meter
+
+            # Its process imports torchtitan, too: both do so at once.
+            meter = stack.enter_context(
+                layout_meter(options.torchtitan_arguments, replicate_kv_heads=options.replicate_kv_heads)
+            )
         with torchtitan.installed():
             if options.emit:
                 from torchtitan_tp_validate.cli import emit
@@ -133,16 +141,6 @@ def run(options: Any) -> int:
                 emit.raise_if_not_read(options.emit)
             search, name = torchtitan.search_layouts(
                 options.torchtitan_arguments, run_options(options), options.keep or (), near=options.near
-            )
-        meter = None
-        if options.memory is not None or options.traffic:
-            from torchtitan_tp_validate.rehearsal.memory import layout_meter
-
-            meter = stack.enter_context(
-                layout_meter(
-                    options.torchtitan_arguments,
-                    replicate_kv_heads=options.replicate_kv_heads,
-                )
             )
         fitting = _fitting(search, meter, options, progress)
         found: Iterator[Found] = itertools.islice(fitting, options.limit)
