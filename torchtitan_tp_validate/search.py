@@ -111,7 +111,7 @@ class Search:
             run = self._run_of(layout)
             problems = find_problems(run)
             codes = self._codes(run, problems)
-            self.excluded.update(codes)
+            self.excluded.update(sorted(codes))
             if not codes:
                 warnings = tuple(problem for problem in problems if problem.warns)
                 self.candidates.append(replace(layout, warnings=warnings))
