@@ -13,6 +13,7 @@ checkpoints for arguments.
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import sys
 from collections.abc import Iterator
@@ -26,11 +27,14 @@ from torchtitan_tp_validate import repairs
 from torchtitan_tp_validate.guards import install
 from torchtitan_tp_validate.rehearsal.batches import Batches
 from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
-from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line, plain_job
+from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line, transformers_backend
 from torchtitan_tp_validate.rehearsal.jobs.batch import read_batch
 from torchtitan_tp_validate.rehearsal.models import sum_gradients_without_nccl
 from torchtitan_tp_validate.rehearsal.truth.layout_runs import give_heads
 from torchtitan_tp_validate.releases import kv_replication_of, line_of
+
+VOCAB_SIZE = 2048
+"""Of a model of transformers."""
 
 
 def main(folder: str) -> None:
@@ -46,7 +50,7 @@ def main(folder: str) -> None:
 def _outcome(line: ModuleType, what: str, arguments: list[str], ranks: int, out: Path) -> str:
     if what == "compare":
         return _compared(*arguments)
-    job = plain_job(line.parse(Request(tuple(arguments))))
+    job = line.parse(Request(tuple(arguments)))
     ends = Children(out, 300.0).run("run", ranks, partial(_rank, line, job, what, out))
     errors = [f"{end.error} {end.traceback}" for end in ends if end.error]
     if not errors and any(end.how != "ended" for end in ends):
@@ -59,7 +63,11 @@ def _rank(line: ModuleType, job: Any, what: str, out: Path, rank: int, enter: An
     checkpoint = copy.deepcopy(job.checkpoint)
     checkpoint.interval = 1
     checkpoint.last_save_model_only = True
-    if "and save" in what and "replicated" in what:
+    by_transformers = transformers_backend.is_job(line_of(job).requested_model(job).config)
+    if by_transformers:
+        # Its sizes are the folder's.
+        job.model_spec.model.vocab_size = VOCAB_SIZE
+    elif "and save" in what and "replicated" in what:
         give_heads(job, 8, 1)
     if "adapted" in what:
         _adapt(job)
@@ -70,7 +78,9 @@ def _rank(line: ModuleType, job: Any, what: str, out: Path, rank: int, enter: An
         repairs.apply_all()
     if "replicated" in what:
         kv_replication_of(line_of(job)).put_into_job(job)
-        if not hasattr(job, "model_spec"):  # of 0.2.x, whose guard changes the model that is built
+        # There the guard changes the model that is built; it looks for specs, and a fork has hidden its own.
+        if by_transformers or not hasattr(job, "model_spec"):
+            gc.unfreeze()
             install(replicate_kv_heads=True, repair="repaired" in what)
     batch = read_batch(job)
     batches = Batches(

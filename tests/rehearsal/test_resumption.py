@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.forked import run_program
+from tests.rehearsal.resumed import VOCAB_SIZE
 from tests.rehearsal.test_memory import ALLOWED, OLD, run_of
 from torchtitan_tp_validate.cli.torchtitan import judge_run
 from torchtitan_tp_validate.job import Options
@@ -43,6 +44,7 @@ ONE = dict.fromkeys(("tensor_parallel", "pipeline_parallel", "data_parallel_shar
 
 LLAMA = {"model": "llama3", "flavor": "debugmodel"}
 QWEN = {"model": "qwen3", "flavor": "debugmodel_non_fused_qkv"}
+TRANSFORMERS = {"model": "transformers_modeling_backend", "flavor": "full"}
 MESHES = (
     ({"tensor_parallel": 2, "context_parallel": 2}, 4),
     ({"tensor_parallel": 4}, 4),
@@ -67,9 +69,20 @@ def of(
         "--checkpoint.enable",
         *more,
     ]
+    if model == TRANSFORMERS["model"]:
+        words += ["--hf_model", str(folder), "--parallelism.context_parallel_load_balancer", "ptrr"]
     for axis, degree in degrees.items():
         words += [f"--parallelism.{axis}_degree", str(degree)]
     return words
+
+
+def write_qwen3(folder: Path) -> None:
+    """Write the config of a small model of transformers, with one KV head."""
+    from transformers import Qwen3Config
+
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "vocab_size": VOCAB_SIZE}
+    layers = {"num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 1}
+    Qwen3Config(architectures=["Qwen3ForCausalLM"], **sizes, **layers).save_pretrained(folder)
 
 
 def outcomes(runs: list[Run], out: Path) -> list[str]:
@@ -165,6 +178,8 @@ def test_what_was_trained_without_images_is_resumed_when_repaired(tmp_path: Path
     [
         # Of 6 layers of 9 weights, and 3 others: the weight, two moments and the number of steps.
         pytest.param(LLAMA, "replicated", 4 * 57, id="all"),
+        # Of 2 layers of 11 weights, and 3 others.
+        pytest.param(TRANSFORMERS, "repaired replicated", 4 * 25, id="transformers", marks=of_0_3),
         # Besides 8 layers of 11 weights, and 3 others, so much of two adapters of 7 weights and the head.
         pytest.param(QWEN, "adapted repaired replicated", 91 + 4 * 2 * 57, id="adapters", marks=of_0_3),
     ],
@@ -172,6 +187,8 @@ def test_what_was_trained_without_images_is_resumed_when_repaired(tmp_path: Path
 def test_shared_heads_move_bit_for_bit_between_degrees_with_context_parallelism_and_without(
     tmp_path: Path, model: dict[str, Any], what: str, same: int
 ) -> None:
+    if model is TRANSFORMERS:
+        write_qwen3(tmp_path)
     # Each loads what the one before it has saved.
     chain = [*MESHES, MESHES[0]]
     runs: list[Run] = [
