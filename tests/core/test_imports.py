@@ -46,7 +46,7 @@ HEAVY = ("torch", "torchtitan", "transformers", "spmd_types", "wrapt")
 HEAVY_AT_ONCE = {
     *(
         f"{PACKAGE}.kv_replication.{module}"
-        for module in ("gather", "linears", "torchtitan_0_2", "torchtitan_0_3")
+        for module in ("gather", "linears", "torchtitan_0_2", "torchtitan_0_3", "transformers_backend")
     ),
     *(
         f"{PACKAGE}.rehearsal.{module}"

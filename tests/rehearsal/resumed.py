@@ -2,16 +2,18 @@
 
     python -m tests.rehearsal.resumed OUT
 
-``OUT/runs.json`` lists what each run does (``save``, ``save the last``, ``train and save``, these two
-``repaired`` too, ``load``, or ``load replicated``: with KV-head replication), its arguments and its number
-of ranks. ``train and save replicated`` has one key-value head, and so has ``load and save replicated``, which
-saves what it loads as the next step; ``compare`` has two checkpoints for arguments.
+``OUT/runs.json`` lists what each run does, its arguments and its number of ranks. It is to ``save``,
+``train and save``, ``load``, or ``load and save``, which saves what it loads as the next step. Saved as
+``the last``, it is the model alone. It may be ``repaired`` of all known faults, ``adapted`` by LoRA, and
+``replicated``: with KV-head replication, and, if it does two things, one key-value head. ``compare`` has two
+checkpoints for arguments.
 ``OUT/outcomes.json`` gets what it raised, or nothing; of two checkpoints, what is the same, and what is not.
 """
 
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import sys
 from collections.abc import Iterator
@@ -25,11 +27,14 @@ from torchtitan_tp_validate import repairs
 from torchtitan_tp_validate.guards import install
 from torchtitan_tp_validate.rehearsal.batches import Batches
 from torchtitan_tp_validate.rehearsal.children import Children, die_with_parent
-from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line, plain_job
+from torchtitan_tp_validate.rehearsal.jobs import Request, installed_line, transformers_backend
 from torchtitan_tp_validate.rehearsal.jobs.batch import read_batch
 from torchtitan_tp_validate.rehearsal.models import sum_gradients_without_nccl
 from torchtitan_tp_validate.rehearsal.truth.layout_runs import give_heads
 from torchtitan_tp_validate.releases import kv_replication_of, line_of
+
+VOCAB_SIZE = 2048
+"""Of a model of transformers."""
 
 
 def main(folder: str) -> None:
@@ -45,7 +50,7 @@ def main(folder: str) -> None:
 def _outcome(line: ModuleType, what: str, arguments: list[str], ranks: int, out: Path) -> str:
     if what == "compare":
         return _compared(*arguments)
-    job = plain_job(line.parse(Request(tuple(arguments))))
+    job = line.parse(Request(tuple(arguments)))
     ends = Children(out, 300.0).run("run", ranks, partial(_rank, line, job, what, out))
     errors = [f"{end.error} {end.traceback}" for end in ends if end.error]
     if not errors and any(end.how != "ended" for end in ends):
@@ -58,17 +63,25 @@ def _rank(line: ModuleType, job: Any, what: str, out: Path, rank: int, enter: An
     checkpoint = copy.deepcopy(job.checkpoint)
     checkpoint.interval = 1
     checkpoint.last_save_model_only = True
-    if what.endswith("and save replicated"):
+    by_transformers = transformers_backend.is_job(line_of(job).requested_model(job).config)
+    if by_transformers:
+        # Its sizes are the folder's.
+        job.model_spec.model.vocab_size = VOCAB_SIZE
+    elif "and save" in what and "replicated" in what:
         give_heads(job, 8, 1)
+    if "adapted" in what:
+        _adapt(job)
     with _adapter_kept(job):
         line.make_plain(job)
     job.checkpoint = checkpoint
-    if what.endswith("repaired"):
-        repairs.apply(["CKPT006" if what.startswith("train") else "CKPT005"])
-    if what.endswith("replicated"):
+    if "repaired" in what:
+        repairs.apply_all()
+    if "replicated" in what:
         kv_replication_of(line_of(job)).put_into_job(job)
-        if not hasattr(job, "model_spec"):  # of 0.2.x, whose guard changes the model that is built
-            install(replicate_kv_heads=True)
+        # There the guard changes the model that is built; it looks for specs, and a fork has hidden its own.
+        if by_transformers or not hasattr(job, "model_spec"):
+            gc.unfreeze()
+            install(replicate_kv_heads=True, repair="repaired" in what)
     batch = read_batch(job)
     batches = Batches(
         batch.local * 8, batch.seq_len, line.vocab_size(job), seed=1, more=line.more_inputs(job)
@@ -85,25 +98,40 @@ def _rank(line: ModuleType, job: Any, what: str, out: Path, rank: int, enter: An
         assert trainer.checkpointer.load(-1)
         trainer.step += 1
     if "save" in what:
-        trainer.checkpointer.save(max(trainer.step, 1), last_step=what.startswith("save the last"))
+        trainer.checkpointer.save(max(trainer.step, 1), last_step="the last" in what)
     (out / f"run-rank{rank}.json").write_text("{}", encoding="utf-8")
 
 
 def _compared(*folders: str) -> str:
     """Return how many tensors two checkpoints both have, bit for bit, and the names of all others."""
     import torch
-    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-    states = []
-    for folder in folders:
-        file = Path(folder, "whole.pt")
-        dcp_to_torch_save(folder, file)
-        pairs, _ = torch.utils._pytree.tree_flatten_with_path(torch.load(file, weights_only=False))
-        states.append({str(name): value for name, value in pairs if torch.is_tensor(value)})
-    one, other = states
+    one, other = map(_tensors, folders)
     shared = one.keys() & other.keys()
     same = {name for name in shared if torch.equal(one[name], other[name])}
     return f"{len(same)} the same, others: {sorted((one.keys() | other.keys()) - same)}"
+
+
+def _tensors(folder: str) -> dict[str, Any]:
+    """Return the tensors of a checkpoint of DCP, or of Hugging Face's files, by their names."""
+    import torch
+    from safetensors.torch import load_file
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if files:
+        return {name: value for file in files for name, value in load_file(file).items()}
+    whole = Path(folder, "whole.pt")
+    dcp_to_torch_save(folder, whole)
+    pairs, _ = torch.utils._pytree.tree_flatten_with_path(torch.load(whole, weights_only=False))
+    return {str(name): value for name, value in pairs if torch.is_tensor(value)}
+
+
+def _adapt(job: Any) -> None:
+    """Give every linear of a model of 0.3.x an adapter."""
+    from torchtitan.components.lora import LoRAConverter
+
+    job.model_spec.model = LoRAConverter.Config(rank=4).build().convert(job.model_spec.model)
 
 
 @contextmanager

@@ -59,6 +59,7 @@ REQUESTS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "DistMuon": {"arguments": ("--module", "kimi_k2_7", "--config", "moonlight_16b_a3b", *EP_2_FLAG)},
         "transformers repaired": {"arguments": (), "repair": True},
+        "shared transformers": {"arguments": (), "repair": True, "replicate_kv_heads": True, "ranks": 4},
         "transformers": {
             "arguments": (
                 *("--module", TRANSFORMERS, "--config", f"{TRANSFORMERS}_full", "--hf_model", FOLDER),
@@ -79,10 +80,12 @@ def rehearse(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Rehear
     if "transformers" in requests:
         from transformers import Qwen3Config
 
-        Qwen3Config(architectures=["Qwen3ForCausalLM"]).save_pretrained(config)
+        Qwen3Config(architectures=["Qwen3ForCausalLM"], num_key_value_heads=2).save_pretrained(config)
         words = requests["transformers"]["arguments"]
         requests["transformers"]["arguments"] = [str(config) if word == FOLDER else word for word in words]
-        requests["transformers repaired"]["arguments"] = requests["transformers"]["arguments"]
+        named = requests["transformers"]["arguments"]
+        requests["transformers repaired"]["arguments"] = named
+        requests["shared transformers"]["arguments"] = [*named[:-1], "4"]
     out = tmp_path_factory.mktemp("rehearsals")
     warm.rehearse_all(requests, out)
     return lambda name: warm.found(out, name)
@@ -169,7 +172,7 @@ def test_what_cannot_be_made_small_is_rehearsed_as_it_is_if_it_is_small(rehearse
 
 
 @pytest.mark.requires(torchtitan="0.3")
-@pytest.mark.parametrize("name", ["own shared", "shared muse"])
+@pytest.mark.parametrize("name", ["own shared", "shared muse", "shared transformers"])
 def test_ranks_share_heads_by_the_converter_of_ones_own_config_and_by_the_flag(
     rehearse: Rehearse, name: str
 ) -> None:

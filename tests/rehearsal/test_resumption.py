@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.forked import run_program
+from tests.rehearsal.resumed import VOCAB_SIZE
 from tests.rehearsal.test_memory import ALLOWED, OLD, run_of
 from torchtitan_tp_validate.cli.torchtitan import judge_run
 from torchtitan_tp_validate.job import Options
@@ -40,6 +42,18 @@ CONFIGS = {"qwen3_5": "qwen35_debugmodel_moe"}
 
 ONE = dict.fromkeys(("tensor_parallel", "pipeline_parallel", "data_parallel_shard", "expert_parallel"), 1)
 
+LLAMA = {"model": "llama3", "flavor": "debugmodel"}
+QWEN = {"model": "qwen3", "flavor": "debugmodel_non_fused_qkv"}
+TRANSFORMERS = {"model": "transformers_modeling_backend", "flavor": "full"}
+MESHES = (
+    ({"tensor_parallel": 2, "context_parallel": 2}, 4),
+    ({"tensor_parallel": 4}, 4),
+    ({"tensor_parallel": 1}, 1),
+)
+"""With one KV head, the ranks of TP 2 and 4 share it."""
+
+of_0_3 = pytest.mark.requires(torchtitan="0.3")
+
 Run = tuple[str, list[str], int]
 
 
@@ -55,9 +69,20 @@ def of(
         "--checkpoint.enable",
         *more,
     ]
+    if model == TRANSFORMERS["model"]:
+        words += ["--hf_model", str(folder), "--parallelism.context_parallel_load_balancer", "ptrr"]
     for axis, degree in degrees.items():
         words += [f"--parallelism.{axis}_degree", str(degree)]
     return words
+
+
+def write_qwen3(folder: Path) -> None:
+    """Write the config of a small model of transformers, with one KV head."""
+    from transformers import Qwen3Config
+
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "vocab_size": VOCAB_SIZE}
+    layers = {"num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 1}
+    Qwen3Config(architectures=["Qwen3ForCausalLM"], **sizes, **layers).save_pretrained(folder)
 
 
 def outcomes(runs: list[Run], out: Path) -> list[str]:
@@ -148,22 +173,61 @@ def test_what_was_trained_without_images_is_resumed_when_repaired(tmp_path: Path
     assert codes(runs[3]) == []
 
 
+@pytest.mark.parametrize(
+    ("model", "what", "same"),
+    [
+        # Of 6 layers of 9 weights, and 3 others: the weight, two moments and the number of steps.
+        pytest.param(LLAMA, "replicated", 4 * 57, id="all"),
+        # Of 2 layers of 11 weights, and 3 others.
+        pytest.param(TRANSFORMERS, "repaired replicated", 4 * 25, id="transformers", marks=of_0_3),
+        # Besides 8 layers of 11 weights, and 3 others, so much of two adapters of 7 weights and the head.
+        pytest.param(QWEN, "adapted repaired replicated", 91 + 4 * 2 * 57, id="adapters", marks=of_0_3),
+    ],
+)
 def test_shared_heads_move_bit_for_bit_between_degrees_with_context_parallelism_and_without(
-    tmp_path: Path,
+    tmp_path: Path, model: dict[str, Any], what: str, same: int
 ) -> None:
-    # With one KV head, the ranks of TP 2 and 4 share it. Each loads what the one before it has saved.
-    contexts = ({"tensor_parallel": 2, "context_parallel": 2}, 4)
-    others = (({"tensor_parallel": 4}, 4), ({"tensor_parallel": 1}, 1))
-    chain = [contexts, others[0], contexts, others[1], contexts]
+    if model is TRANSFORMERS:
+        write_qwen3(tmp_path)
+    # Each loads what the one before it has saved.
+    chain = [*MESHES, MESHES[0]]
     runs: list[Run] = [
-        ("load and save replicated", of(tmp_path, **degrees), ranks) for degrees, ranks in chain
+        (f"load and save {what}", of(tmp_path, **model, **mesh), ranks) for mesh, ranks in chain
     ]
-    runs[0] = ("train and save replicated", *runs[0][1:])
+    runs[0] = (f"train and save {what}", *runs[0][1:])
     assert outcomes(runs, tmp_path) == [""] * len(runs)
     steps = [str(tmp_path / "checkpoint" / f"step-{index + 1}") for index in range(len(runs))]
-    compared: list[Run] = [("compare", [one, other], 0) for one, other in pairwise(steps)]
-    # Of 6 layers of 9 weights, and 3 others: the weight, two moments and the number of steps.
-    assert outcomes(compared, tmp_path) == ["228 the same, others: []"] * len(compared)
+    compared: list[Run] = [("compare", [*pair], 0) for pair in pairwise(steps)]
+    assert outcomes(compared, tmp_path) == [f"{same} the same, others: []"] * len(compared)
+
+
+def test_shared_heads_are_the_same_hugging_face_files_with_context_parallelism_and_without(
+    tmp_path: Path,
+) -> None:
+    def exchange(folder: str, *how: str, what: str = "load and save") -> list[Run]:
+        """The same on every mesh, each in a folder of its own."""
+        return [
+            (
+                f"{what} the last repaired replicated",
+                of(tmp_path / f"{folder}{index}", *how, "--checkpoint.last_save_model_only", **LLAMA, **mesh),
+                ranks,
+            )
+            for index, (mesh, ranks) in enumerate(MESHES)
+        ]
+
+    def step(folder: str, index: int = 0) -> str:
+        return str(tmp_path / f"{folder}{index}" / STEP)
+
+    start = ("--checkpoint.initial_load_path",)
+    runs: list[Run] = [
+        exchange("ours", what="train and save")[0],
+        *exchange("hf", "--checkpoint.last_save_in_hf", *start, step("ours")),
+        *exchange("back", "--checkpoint.initial_load_in_hf", *start, step("hf")),
+    ]
+    assert outcomes(runs, tmp_path) == [""] * len(runs)
+    compared: list[Run] = [("compare", [step("hf"), step("hf", index)], 0) for index in (1, 2)]
+    compared += [("compare", [step("ours"), step("back", index)], 0) for index in (0, 1, 2)]
+    assert outcomes(compared, tmp_path) == ["57 the same, others: []"] * len(compared)
 
 
 @pytest.mark.long

@@ -9,6 +9,7 @@ ranks that share a head.
     linears.py          wk and wv of torchtitan 0.3.x, of any precision, with LoRA or without
     torchtitan_0_2.py   how it goes into a model of torchtitan 0.2.x
     torchtitan_0_3.py   how it goes into a model config of torchtitan 0.3.x: `ReplicateKVHeads`
+    transformers_backend.py   how it goes into a model that transformers builds, in either line
 
 What it can be had with is told by ``releases/kv_replication.py``, since the degrees that work depend on it.
 """

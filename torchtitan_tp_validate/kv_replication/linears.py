@@ -16,6 +16,7 @@ from typing import Any
 import spmd_types as spmd
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.distributed.tensor import DTensor
 from torchtitan.components import lora
 from torchtitan.distributed.spmd_types import current_spmd_mesh, spmd_mesh_size
@@ -33,6 +34,12 @@ class _SharesKVHeads(SharesKVHeads):
             return super().forward(input)
         bias = None if self.bias is None else _own_rows(self.bias, self.n_kv_heads)
         return self._multiply(input, _own_rows(self.weight, self.n_kv_heads), bias)
+
+
+class TorchLinear(_SharesKVHeads, nn.Linear):  # type: ignore[misc]
+    """k_proj or v_proj of a model that transformers has built."""
+
+    _multiply = staticmethod(F.linear)
 
 
 class KVHeadLinear(_SharesKVHeads, Linear):  # type: ignore[misc]

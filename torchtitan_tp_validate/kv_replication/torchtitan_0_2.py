@@ -17,8 +17,10 @@ from typing import Any
 import torch.nn.functional as F
 from torch import nn
 
+from torchtitan_tp_validate.kv_replication import transformers_backend
 from torchtitan_tp_validate.kv_replication.gather import SharesKVHeads
 from torchtitan_tp_validate.models import sharing_kv_heads
+from torchtitan_tp_validate.releases import bridging_config
 from torchtitan_tp_validate.releases.base import RequestedModel
 from torchtitan_tp_validate.releases.kv_replication import (
     class_name,
@@ -81,7 +83,11 @@ def put_into_call(function: Callable[..., Any], arguments: Mapping[str, Any], tp
     """Put it into the model of a parallelize call; see `releases.base.KVReplication`."""
     raise_if_foreign(function)
     _raise_if_unsupported(arguments["job_config"], arguments["parallel_dims"].dp_shard)
-    replicate_kv_heads(arguments["model"], tp)
+    config = bridging_config(arguments["model"])
+    if config is not None:
+        transformers_backend.replicate_kv_heads(arguments["model"], config, tp, _sharing(nn.Linear))
+    else:
+        replicate_kv_heads(arguments["model"], tp)
 
 
 def replicate_kv_heads(model: nn.Module, tp: int) -> None:

@@ -25,8 +25,9 @@ from torchtitan.models.common.linear import Linear
 from torchtitan.protocols.model import ModelConfigConverter
 
 from torchtitan_tp_validate.degrees import Degrees, degrees_of_job
-from torchtitan_tp_validate.kv_replication.linears import gathering
-from torchtitan_tp_validate.releases import line_of
+from torchtitan_tp_validate.kv_replication import transformers_backend
+from torchtitan_tp_validate.kv_replication.linears import TorchLinear, gathering
+from torchtitan_tp_validate.releases import bridging_config, line_of
 from torchtitan_tp_validate.releases.base import RequestedModel
 from torchtitan_tp_validate.releases.kv_replication import (
     class_name,
@@ -48,7 +49,8 @@ def put_into_job(job: Any) -> None:
     """
     if job.model_spec is not None:
         raise_if_untried(job.parallelism, job.compile)
-        job.model_spec.model = ReplicateKVHeads.Config().build().convert(job.model_spec.model)
+        if bridging_config(job.model_spec.model) is None:
+            job.model_spec.model = ReplicateKVHeads.Config().build().convert(job.model_spec.model)
 
 
 def accept(model: RequestedModel, job: Any) -> None:
@@ -57,8 +59,8 @@ def accept(model: RequestedModel, job: Any) -> None:
     See `releases.base.KVReplication`.
     """
     raise_if_foreign(model.parallelize_fn)
-    degrees = degrees_of_job(job)
-    model.config.accept(degrees)
+    if bridging_config(model.config) is None:
+        model.config.accept(degrees_of_job(job))
 
 
 def put_into_call(function: Callable[..., Any], arguments: Mapping[str, Any], tp: int) -> None:
@@ -66,10 +68,12 @@ def put_into_call(function: Callable[..., Any], arguments: Mapping[str, Any], tp
 
     See `releases.base.KVReplication`.
     """
-    del tp
     model = arguments["model"]
     raise_if_foreign(function)
-    if not hasattr(model.config, "replicates_kv_heads"):
+    built_from = bridging_config(model)
+    if built_from is not None:
+        transformers_backend.replicate_kv_heads(model, built_from, tp, TorchLinear)
+    elif not hasattr(model.config, "replicates_kv_heads"):
         raise unsupported_error(
             f"{type(model).__name__} was built from a config without it",
             "model_registry(..., converters=[ReplicateKVHeads.Config()])",

@@ -127,7 +127,7 @@ def _rehearse(
         job.compile.enable = False
     if request.replicate_kv_heads:
         kv_replication_of(line_of(job)).put_into_job(job)
-        install(replicate_kv_heads=True)
+        install(replicate_kv_heads=True, repair=request.repair)
     for microbatch_size, accumulates in microbatches:
         folder = out / f"microbatch-{microbatch_size}{'-accumulated' if accumulates > 1 else ''}"
         folder.mkdir(exist_ok=True)

@@ -32,6 +32,8 @@ _LINEARS = (
     "torchtitan.components.quantization.mx.MXFP8Linear.Config",
 )
 _LORA = "torchtitan.components.lora"
+_OWN = ("torchtitan.models.", "torchtitan.experiments.transformers_modeling_backend.")
+"""Where torchtitan parallelizes models as it does here; what else is in its experiments are copies."""
 
 
 def class_name(value: Any) -> str:
@@ -43,7 +45,8 @@ def class_name(value: Any) -> str:
 def supports_args(args: Any) -> bool:
     """Return whether these are the model args of a torchtitan 0.2.x model that it can be had with.
 
-    deepseek_v3 has no key-value heads of its own; gpt_oss and the transformers backend shard another way.
+    deepseek_v3 has no key-value heads of its own, gpt_oss shards another way, and the transformers backend's
+    are no such args (`releases.bridging_config`).
     """
     return class_name(args).startswith(_MODELS_0_2)
 
@@ -119,7 +122,7 @@ def raise_if_foreign(parallelize_fn: Any) -> None:
         KVReplicationError: it belongs to an experiment, or to somebody else.
     """
     module = parallelize_fn.__module__
-    if not module.startswith("torchtitan.models.") or not is_listed(module):
+    if not module.startswith(_OWN) or not is_listed(module):
         raise unsupported_error(f"{module} parallelizes this model", "torchtitan.models")
 
 

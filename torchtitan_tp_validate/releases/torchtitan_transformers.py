@@ -14,8 +14,11 @@ from torchtitan_tp_validate.degrees import Degrees
 from torchtitan_tp_validate.errors import PlanError
 from torchtitan_tp_validate.plan import Plan, PlanBuilder
 from torchtitan_tp_validate.releases import torchtitan_0_2, torchtitan_0_3
-from torchtitan_tp_validate.releases.reading import attention_heads, positive_int
+from torchtitan_tp_validate.releases.base import Release
+from torchtitan_tp_validate.releases.reading import attention_heads, positive_int, share_kv_heads
 from torchtitan_tp_validate.rules import Line
+
+_HOW_TO_REPLICATE = "--replicate-kv-heads, or install(replicate_kv_heads=True)"
 
 
 def find_config(model_or_config: Any) -> Any | None:
@@ -23,6 +26,15 @@ def find_config(model_or_config: Any) -> Any | None:
     inner = getattr(model_or_config, "model", None)
     config = getattr(inner, "config", model_or_config)
     return config if hasattr(config, "_tt_to_hf_attribute_map") else None
+
+
+def line_of_config(config: Any) -> Release:
+    """Return the line of torchtitan that a bridging config is of."""
+    return torchtitan_0_3 if _is_0_3(config) else torchtitan_0_2
+
+
+def _is_0_3(config: Any) -> bool:
+    return hasattr(config, "build")
 
 
 def read(config: Any, model: Any, degrees: Degrees) -> Plan:
@@ -38,19 +50,23 @@ def read(config: Any, model: Any, degrees: Degrees) -> Plan:
             )
         heads = attention_heads(config, name)
         n_layers = positive_int(config, "n_layers", name)
+        head_dim = getattr(config, "head_dim", None) or getattr(config, "dim", 0) // config.n_heads
     except PlanError:
         raise
     except Exception as error:
         # A Hugging Face config whose layers differ raises when asked for one number for all of them.
         raise PlanError(f"the head counts of {name} cannot be read: {error}") from error
-    findings = PlanBuilder(Line.TORCHTITAN_0_2)
+    findings, shared = PlanBuilder(Line.TORCHTITAN_0_2), PlanBuilder(Line.TORCHTITAN_0_2)
     for index in range(n_layers):
         for code, size in heads.items():
             findings.add(code, size, layers=(index,))
-    is_0_3 = hasattr(config, "build")
+    if "TP002" in heads and head_dim:
+        share_kv_heads(shared, heads["TP002"], head_dim, range(n_layers))
     return Plan(
         model=model_type or "this model",
         dims=findings.dims(),
         n_layers=n_layers,
-        how_to_change=(torchtitan_0_3 if is_0_3 else torchtitan_0_2).HOW_TO_CHANGE,
+        how_to_change=(torchtitan_0_3 if _is_0_3(config) else torchtitan_0_2).HOW_TO_CHANGE,
+        shared_kv=shared.dims(),
+        how_to_replicate=_HOW_TO_REPLICATE,
     )

@@ -9,7 +9,7 @@ import pytest
 
 import torchtitan_tp_validate as tpv
 from tests.core.shapes import told
-from torchtitan_tp_validate.releases import read_plan, torchtitan_0_2, torchtitan_0_3
+from torchtitan_tp_validate.releases import line_of, read_plan, torchtitan_0_2, torchtitan_0_3
 
 
 def config(n_heads: Any = 8, n_kv_heads: Any = 2, n_layers: Any = 2, **more: Any) -> Any:
@@ -29,6 +29,23 @@ def test_a_model_and_its_config_give_the_same_plan_in_the_words_of_the_line() ->
     assert plan.how_to_change == torchtitan_0_2.HOW_TO_CHANGE
     assert read_plan(config(build=print)).how_to_change == torchtitan_0_3.HOW_TO_CHANGE
     assert read_plan(config()).model == "this model"
+
+
+@pytest.mark.parametrize("width", [{"head_dim": 4}, {"dim": 32}])
+def test_ranks_can_share_kv_heads_of_a_known_width(width: dict[str, int]) -> None:
+    plan = read_plan(config(model_type="qwen3", **width))
+    assert told(plan.with_kv_replication().dims, 2)[1:] == [
+        "TP002 n_kv_heads 2: shared, in all 2 layers",
+        "TP014 kv_projection_rows 8: even, in all 2 layers",
+    ]
+    assert plan.how_to_replicate == "--replicate-kv-heads, or install(replicate_kv_heads=True)"
+    assert read_plan(config(model_type="qwen3")).shared_kv == ()
+
+
+@pytest.mark.parametrize("more", [{}, {"build": print}])
+def test_a_model_is_of_the_line_whose_config_it_has(more: dict[str, Any]) -> None:
+    model = SimpleNamespace(model=SimpleNamespace(config=config(**more)))
+    assert line_of(model) is (torchtitan_0_3 if more else torchtitan_0_2)
 
 
 @pytest.mark.parametrize("heads", [{"n_heads": None}, {"n_kv_heads": None}])
