@@ -83,6 +83,7 @@ class Pipeline:
         from_file: whether a file of the user's own is the schedule.
         overlaps_experts: whether DualPipeV is to overlap the experts' communication, and activations are
             checkpointed, which torchtitan cannot do at once.
+        lacks_cache: whether what runs it writes to a cache that the stages of the installed torch lack.
     """
 
     degree: int = 1
@@ -96,6 +97,7 @@ class Pipeline:
     microbatches: int | None = None
     from_file: bool = False
     overlaps_experts: bool = False
+    lacks_cache: bool = False
 
 
 @dataclass(frozen=True)
@@ -536,6 +538,11 @@ def _compiled(run: Run) -> _Found:
         yield f"{run.pipeline.schedule} meets torch.compile", ""
 
 
+def _cached(run: Run) -> _Found:
+    if run.pipeline.degree > 1 and run.pipeline.lacks_cache:
+        yield "graph_trainer runs the pipeline, and the installed torch has another PipelineStage", ""
+
+
 def _sequence(run: Run) -> _Found:
     degrees = run.degrees
     # With tensor parallelism TP009 asks for the same, times its degree.
@@ -749,6 +756,7 @@ _CONDITIONS: dict[str, Callable[[Run], _Found]] = {
     "PP009": _overlap,
     "PP010": _recomputed,
     "PP011": _compiled,
+    "PP012": _cached,
     "SEQ001": _sequence,
     "CP001": _layers_for_cp,
     "CP002": _attention,

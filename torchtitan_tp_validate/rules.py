@@ -715,6 +715,23 @@ RUN_RULES: dict[str, RunRule] = {
             "(retain_graph); measured on 0.2.2 and 0.3.0",
         ),
         RunRule(
+            code="PP012",
+            about="pipelines of graph_trainer",
+            must="the pipelines of torchtitan's graph_trainer run with a torch whose stages have the cache "
+            "that they write to: 2.13 has it, and 2.15 has not",
+            otherwise=dict.fromkeys(
+                LINES[1:],
+                Otherwise(
+                    "dies in step 1",
+                    "every rank stops in the first forward pass with \"'GraphPipelineStage' object has no "
+                    "attribute 'fwd_cache'\".",
+                ),
+            ),
+            instead="set pipeline_parallel_degree to 1, or take the model from torchtitan.models",
+            source="torchtitan experiments/graph_trainer/graph_pp/runner.py, "
+            "torch/distributed/pipelining/stage.py",
+        ),
+        RunRule(
             code="SEQ001",
             about="sequence of context parallelism",
             must="training.seq_len (main: num_tokens_per_microbatch_per_dp_rank) is a multiple of twice the "

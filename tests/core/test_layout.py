@@ -206,6 +206,10 @@ CASES: dict[str, list[tuple[Run, Run]]] = {
         (run(pipeline=BUBBLE, gives_buffers_away=True), run(pipeline=BUBBLE)),
         (run(OLD, DUAL, gives_buffers_away=True), run(OLD, {"degree": 2}, gives_buffers_away=True)),
     ],
+    "PP012": [
+        (run(pipeline={"degree": 2, "lacks_cache": True}), run(pipeline={"lacks_cache": True})),
+        (run(pipeline={"degree": 2, "lacks_cache": True}), run(pipeline={"degree": 2})),
+    ],
     "SEQ001": [
         (run(cp=2, seq_len=62), run(cp=2, seq_len=64)),
         (run(OLD, seq_len=33), run(SPMD, seq_len=33)),

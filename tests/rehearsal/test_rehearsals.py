@@ -45,6 +45,18 @@ REQUESTS: dict[str, dict[str, dict[str, Any]]] = {
                 *(*TP_2_FLAG, "--parallelism.data_parallel_shard_degree", "1"),
             )
         },
+        "traced pipeline": {
+            "arguments": (
+                *("--module", "graph_trainer.llama3", "--config", "graph_trainer_llama3_debugmodel"),
+                *("--parallelism.pipeline_parallel_degree", "2", "--training.disable_cuda_graphs"),
+                *(
+                    "--parallelism.tensor_parallel_degree",
+                    "1",
+                    "--parallelism.data_parallel_shard_degree",
+                    "1",
+                ),
+            )
+        },
         "own": {"arguments": ("--module", OWN, "--config", "own_8b", *TP_2_FLAG)},
         "own square": {"model": OWN, "flavor": "8B-square", "degrees": TP_2},
         "own shared": {"model": OWN, "flavor": "small-shared", "degrees": TP_2},
@@ -151,6 +163,13 @@ def test_what_is_traced_to_a_graph_is_equal_to_one_process(rehearse: Rehearse) -
     """What modules compute is not known then: they are called with tensors without values."""
     seen = rehearse("traced")
     assert (seen.outcome, seen.degrees) == ("equal", {"tp": 2}), whole_text(seen)
+
+
+@pytest.mark.requires(torchtitan="0.3")
+def test_pipelines_that_are_traced_die_and_are_refused(rehearse: Rehearse) -> None:
+    seen = rehearse("traced pipeline")
+    assert (seen.outcome, "PP012" in seen.verdict) == ("dies", True), whole_text(seen)
+    assert seen.ends[0]["error"] == "AttributeError: 'GraphPipelineStage' object has no attribute 'fwd_cache'"
 
 
 @pytest.mark.requires(torchtitan="0.3")

@@ -129,9 +129,17 @@ def in_run(config: Any, run: Any) -> Any:
     return InRun(config, run) if _is_tree(config) else config
 
 
+_GRAPH_PP = "torchtitan.experiments.graph_trainer.graph_pp"
+_WRITES = Source("experiments/graph_trainer/graph_pp/runner.py", "stage.fwd_cache[mb_index] =")
+_STAGE_CACHE = Source("distributed/pipelining/stage.py", "self.fwd_cache", package="torch")
+
+
 def read_run(job: Any, model: RequestedModel, degrees: Degrees, broken: Collection[str]) -> Run:
     """Return what a ``Trainer.Config`` says of its run as a whole; see `releases.base.Release`."""
     pipeline = runs.read_pipeline(job.parallelism, is_supported=model.has_pipelines)
+    splits_by = getattr(getattr(job, "model_spec", None), "pipelining_fn", None)
+    if getattr(splits_by, "__module__", "").startswith(_GRAPH_PP):
+        pipeline = replace(pipeline, lacks_cache=_WRITES.is_installed and not _STAGE_CACHE.is_installed)
     config = model.config
     classes = _class_names(config)
     # Its sharding does not ask whether it is off.

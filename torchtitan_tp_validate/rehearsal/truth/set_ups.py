@@ -62,6 +62,7 @@ _LOUD = frozenset(RUN_RULES) - {
     "CP004",
     "PP010",
     "PP011",
+    "PP012",
 }
 """The rules whose breach torchtitan's set-up itself ends: not what warns, trains wrong or dies in a step."""
 
