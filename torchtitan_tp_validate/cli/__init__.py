@@ -39,7 +39,7 @@ examples:
 Exit status: 0 all fits, 1 something does not, 2 bad usage or input that cannot be judged.
 """
 USAGE = 2
-_COLLECTED_AFTER = (100_000, 50)
+_COLLECTED_AFTER = (1_000_000, 50)
 """Objects more than before, and such collections, after which garbage is looked for."""
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
