@@ -20,9 +20,9 @@ from torch import nn
 from torchtitan_tp_validate.kv_replication import transformers_backend
 from torchtitan_tp_validate.kv_replication.gather import SharesKVHeads
 from torchtitan_tp_validate.models import sharing_kv_heads
-from torchtitan_tp_validate.releases import bridging_config
 from torchtitan_tp_validate.releases.base import RequestedModel
 from torchtitan_tp_validate.releases.kv_replication import (
+    bridging_config,
     class_name,
     raise_if_foreign,
     raise_if_untried,

@@ -27,9 +27,10 @@ from torchtitan.protocols.model import ModelConfigConverter
 from torchtitan_tp_validate.degrees import Degrees, degrees_of_job
 from torchtitan_tp_validate.kv_replication import transformers_backend
 from torchtitan_tp_validate.kv_replication.linears import TorchLinear, gathering
-from torchtitan_tp_validate.releases import bridging_config, line_of
+from torchtitan_tp_validate.releases import line_of
 from torchtitan_tp_validate.releases.base import RequestedModel
 from torchtitan_tp_validate.releases.kv_replication import (
+    bridging_config,
     class_name,
     problem_with_attention,
     projections,

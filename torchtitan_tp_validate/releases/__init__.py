@@ -82,20 +82,13 @@ def line_of(job_or_model: Any) -> Release:
     """
     from torchtitan_tp_validate.releases import torchtitan_transformers
 
-    config = bridging_config(job_or_model)
+    config = torchtitan_transformers.find_config(job_or_model)
     if config is not None:
         return torchtitan_transformers.line_of_config(config)
     for release in releases():
         if release.is_job(job_or_model) or release.find_config(job_or_model) is not None:
             return release
     raise PlanError(f"{_describe(job_or_model)} is neither a job nor a model of a torchtitan that is known.")
-
-
-def bridging_config(model_or_config: Any) -> Any | None:
-    """Return the config of a model of torchtitan's transformers backend, or None for any other model."""
-    from torchtitan_tp_validate.releases import torchtitan_transformers
-
-    return torchtitan_transformers.find_config(model_or_config)
 
 
 def kv_replication_of(release: Release) -> KVReplication:

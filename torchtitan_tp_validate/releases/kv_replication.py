@@ -42,11 +42,18 @@ def class_name(value: Any) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
+def bridging_config(model_or_config: Any) -> Any | None:
+    """Return the config of the transformers backend's ``HFTransformerModel``, or it, or None for neither."""
+    inner = getattr(model_or_config, "model", None)
+    config = getattr(inner, "config", model_or_config)
+    return config if hasattr(config, "_tt_to_hf_attribute_map") else None
+
+
 def supports_args(args: Any) -> bool:
     """Return whether these are the model args of a torchtitan 0.2.x model that it can be had with.
 
     deepseek_v3 has no key-value heads of its own, gpt_oss shards another way, and the transformers backend's
-    are no such args (`releases.bridging_config`).
+    are no such args (`bridging_config`).
     """
     return class_name(args).startswith(_MODELS_0_2)
 

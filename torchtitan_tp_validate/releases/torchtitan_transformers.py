@@ -15,17 +15,14 @@ from torchtitan_tp_validate.errors import PlanError
 from torchtitan_tp_validate.plan import Plan, PlanBuilder
 from torchtitan_tp_validate.releases import torchtitan_0_2, torchtitan_0_3
 from torchtitan_tp_validate.releases.base import Release
+from torchtitan_tp_validate.releases.kv_replication import bridging_config
 from torchtitan_tp_validate.releases.reading import attention_heads, positive_int, share_kv_heads
 from torchtitan_tp_validate.rules import Line
 
 _HOW_TO_REPLICATE = "--replicate-kv-heads, or install(replicate_kv_heads=True)"
 
 
-def find_config(model_or_config: Any) -> Any | None:
-    """Return the bridging config of ``HFTransformerModel``, or the config itself, or None for neither."""
-    inner = getattr(model_or_config, "model", None)
-    config = getattr(inner, "config", model_or_config)
-    return config if hasattr(config, "_tt_to_hf_attribute_map") else None
+find_config = bridging_config
 
 
 def line_of_config(config: Any) -> Release:
