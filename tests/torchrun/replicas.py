@@ -40,6 +40,7 @@ def main(how: str) -> None:
         print(f"rank {rank}: {error}", flush=True)
     tpv.uninstall()
     assert OptimizersContainer.step is original
+    dist.barrier()  # or else one takes the connections away that another is still using
     dist.destroy_process_group()
 
 

@@ -55,16 +55,6 @@ REASONS = (
         lambda layout: layout.degrees["cp"] > 1 and "llama" not in layout.model,
         "mat1 and mat2 shapes cannot be multiplied",
     ),
-    Reason(
-        _NOT_REHEARSED,
-        "0.3",
-        "full_dtensor searches for minutes how to redistribute what three axes have cut",
-        lambda layout: (
-            layout.backend == "full_dtensor"
-            and all(layout.degrees[axis] > 1 for axis in ("tp", "ep", "dp_replicate"))
-        ),
-        "^$",
-    ),
 )
 
 
