@@ -57,7 +57,7 @@ def main(texts: list[str]) -> None:
         tiny.initialize(model, torch.device("cpu"))
         # Main's loss passes one sequence at a time through the model.
         passes: list[Any] = []
-        model.register_forward_pre_hook(lambda *_, passes=passes: passes.append(_))
+        model.register_forward_pre_hook(lambda module, _, passes=passes: passes.append(module))
         tokens = torch.zeros(2, tiny.seq_len, dtype=torch.long)
         with context():
             with _Gathers(weight.numel()) as forward:
