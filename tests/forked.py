@@ -15,6 +15,7 @@ import functools
 import gc
 import importlib
 import json
+import multiprocessing
 import os
 import runpy
 import signal
@@ -25,6 +26,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -250,19 +252,22 @@ def _as_agent(module: str, arguments: Sequence[str], nproc: int) -> None:
     from torch.distributed import run
 
     config_from_args = run.config_from_args
+    # As `Children` has it: the agent's store looks up names under a lock, with which no rank is to be forked.
+    all_forked = multiprocessing.get_context("fork").Barrier(nproc, timeout=60)
 
     def forking(args: Any) -> tuple[Any, Callable[..., None], list[Any]]:
         config, _, _ = config_from_args(args)
         config.start_method = "fork"
-        return config, _as_rank, [module, list(arguments)]
+        return config, _as_rank, [module, list(arguments), all_forked]
 
     run.config_from_args = forking
     options = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(nproc)]
     run.main([*options, "-m", module, *arguments])
 
 
-def _as_rank(module: str, arguments: Sequence[str]) -> None:
+def _as_rank(module: str, arguments: Sequence[str], all_forked: Barrier) -> None:
     _die_with_parent()
+    all_forked.wait()
     # The agent's would raise here.
     for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(one, signal.SIG_DFL)

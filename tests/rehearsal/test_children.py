@@ -1,7 +1,8 @@
-"""When ranks are taken to hang."""
+"""When ranks begin, and when they are taken to hang."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,25 @@ def _ends(out: Path, second: Callable[[], None]) -> list[str]:
         (out / f"run-rank{rank}.json").touch()
 
     return [end.how for end in Children(out, PATIENCE_SECONDS).run("run", 2, run)]
+
+
+def test_no_rank_begins_before_the_last_is_forked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fork, forked = os.fork, []
+
+    def slow_fork() -> int:
+        time.sleep(0.2)
+        pid = fork()
+        forked.append(time.monotonic())
+        return pid
+
+    def run(rank: int, enter: Callable[[str], None]) -> None:
+        (tmp_path / f"run-rank{rank}.json").write_text(str(time.monotonic()), encoding="utf-8")
+
+    monkeypatch.setattr(os, "fork", slow_fork)
+    ends = Children(tmp_path, PATIENCE_SECONDS).run("run", 3, run)
+    assert [end.how for end in ends] == ["ended"] * 3
+    began = [float((tmp_path / f"run-rank{rank}.json").read_text(encoding="utf-8")) for rank in range(3)]
+    assert min(began) > max(forked)
 
 
 def test_a_rank_that_computes_for_longer_than_the_patience_is_waited_for(tmp_path: Path) -> None:

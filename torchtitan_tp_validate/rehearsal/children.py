@@ -83,7 +83,18 @@ class Children:
         }
         # Or else torchtitan's own collections copy all that is imported into every rank, which takes seconds.
         gc.freeze()
-        pids = [self._fork(files[rank], rank, environment, function) for rank in range(ranks)]
+        # The store looks up the name of whoever connects, under a lock of libc. Were a rank forked meanwhile,
+        # it would have the lock taken, and wait for ever as it connects itself: all begin after the last.
+        begin, all_forked = os.pipe()
+
+        def after_the_last(rank: int, enter: Callable[[str], None]) -> None:
+            os.close(all_forked)
+            os.read(begin, 1)
+            function(rank, enter)
+
+        pids = [self._fork(files[rank], rank, environment, after_the_last) for rank in range(ranks)]
+        os.close(all_forked)
+        os.close(begin)
         try:
             how = self._wait(files, pids)
         finally:
