@@ -24,6 +24,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
+from tests.torchrun.ending import end_rank
 from torchtitan_tp_validate import repairs
 
 HEAD_DIM, DIM = 16, 64
@@ -87,7 +88,7 @@ def main(out: Path, layouts: Sequence[str]) -> None:
             # In one piece: the ranks share a stream.
             print(f"rank {dist.get_rank()}: {state} {layout} {seen}\n", end="", flush=True)
             dist.barrier()
-    dist.destroy_process_group()
+    end_rank()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torchtitan.components.optimizer import OptimizersContainer
 
 import torchtitan_tp_validate as tpv
+from tests.torchrun.ending import end_rank
 from torchtitan_tp_validate.errors import ReplicaError
 
 
@@ -40,8 +41,7 @@ def main(how: str) -> None:
         print(f"rank {rank}: {error}", flush=True)
     tpv.uninstall()
     assert OptimizersContainer.step is original
-    dist.barrier()  # or else one takes the connections away that another is still using
-    dist.destroy_process_group()
+    end_rank()
 
 
 if __name__ == "__main__":

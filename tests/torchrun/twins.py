@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from tests.torchrun.ending import end_rank
 from torchtitan_tp_validate.rehearsal import parallelize
 from torchtitan_tp_validate.rehearsal.cases import SEED, Case
 from torchtitan_tp_validate.rehearsal.models import installed_line
@@ -138,7 +139,7 @@ def main(pairs: Sequence[str]) -> None:
     join_process_group(LINE)
     for pair in pairs:
         print(f"rank {dist.get_rank()}: {pair}: {compare(*pair.split(':'))}", flush=True)
-    dist.destroy_process_group()
+    end_rank()
 
 
 def compare(precision: str, backend: str | None = None) -> str:
